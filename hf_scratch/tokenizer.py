@@ -1,0 +1,169 @@
+"""Byte-level BPE on one's own text, and the only two ways by which text becomes token ids: plain and chat.
+
+Control tokens come from the chat template and the training code alone: whatever a document, a user or a model writes
+is encoded as ordinary text, `<|im_end|>` included. Any Unicode string decodes to itself.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+END_OF_TEXT = "<|endoftext|>"
+PAD = "<|pad|>"
+IM_START = "<|im_start|>"
+IM_END = "<|im_end|>"
+SPECIAL_TOKENS = (END_OF_TEXT, PAD, IM_START, IM_END)
+MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
+CHAT_TEMPLATE = (Path(__file__).parent / "chat_template.jinja").read_text(encoding="utf-8")
+
+# Qwen2's pattern. llama.cpp knows it by the name `qwen2`; a pattern that it does not know cannot be exported to it.
+QWEN2_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+Message = dict[str, str]
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, *, show_progress: bool = True) -> PreTrainedTokenizerFast:
+    """Learn `vocab_size - 260` merges on texts and return the tokenizer with special tokens and chat template.
+
+    No normaliser: text comes back as it was written. Ids 0 to 3 are the special tokens.
+
+    Raises:
+        ValueError: The vocabulary is smaller than all bytes and special tokens, or larger than the text can fill.
+    """
+    if vocab_size < MIN_VOCAB_SIZE:
+        raise ValueError(
+            f"vocab_size={vocab_size} cannot hold the 256 bytes and {len(SPECIAL_TOKENS)} special tokens; "
+            f"use at least {MIN_VOCAB_SIZE}."
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN2_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=show_progress,
+    )
+    tokenizer.train_from_iterator(texts, trainer=trainer)
+    if (found := tokenizer.get_vocab_size()) < vocab_size:
+        raise ValueError(
+            f"vocab_size={vocab_size} is more than this text can fill: it has pairs for {found} tokens only; "
+            f"use vocab_size={found} or less, or give more text."
+        )
+    return wrap_tokenizer(tokenizer)
+
+
+def wrap_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """Give a trained backend its special tokens and the chat template, as `from_pretrained` will find them.
+
+    The document separator is also the first token of a text (bos), because that is what pretraining showed the model
+    before every document. Padding is on the left, as generation needs it; trainers pad for themselves.
+    """
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        pad_token=PAD,
+        extra_special_tokens=[IM_START, IM_END],
+        chat_template=CHAT_TEMPLATE,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Encode texts as plain text: a control token's spelling inside them becomes ordinary tokens.
+
+    Raises:
+        ValueError: A text holds half of a surrogate pair, as a broken `\\ud83d` in JSON gives; UTF-8 cannot write it.
+    """
+    if not texts:
+        return []
+    _refuse_surrogates(texts)
+    return tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, return_attention_mask=False)[
+        "input_ids"
+    ]
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    """Encode a conversation up to the place where the assistant's next answer begins."""
+    return _apply_template(tokenizer, messages, add_generation_prompt=True)
+
+
+def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
+    """Encode a conversation and mark what the assistant says.
+
+    `apply_chat_template` cannot give a mask and keep control tokens out of the content at once, so the spans are found
+    by rendering: an answer is what a turn adds to the prompt before it, up to its last end token.
+
+    Returns:
+        Token ids, and a mask of the same length: 1 for the tokens of answers and the token that ends each.
+
+    Raises:
+        ValueError: The template refuses the conversation; or it renders a conversation differently once another turn
+            follows, so that no span can be told; or it has no `{% generation %}` markers, which other tools need.
+    """
+    if not re.search(r"{%-?\+?\s*generation\b", tokenizer.chat_template or ""):
+        raise ValueError(
+            "the tokenizer's chat template has no {% generation %} markers around the assistant's answer; "
+            "add them, or use the template of hf_scratch (hf_scratch.tokenizer.CHAT_TEMPLATE)."
+        )
+    if messages and messages[0].get("role") == "assistant":
+        raise ValueError("a conversation begins with a system or user message, this one with an answer to nothing.")
+    ids = _apply_template(tokenizer, messages)
+    mask = [0] * len(ids)
+    for turn, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = encode_prompt(tokenizer, messages[:turn])
+        after = _apply_template(tokenizer, messages[: turn + 1])
+        # An answer that begins with a line break joins the one before it: its first token is the prompt's last.
+        start = len(before) if after[: len(before)] == before else len(before) - 1
+        if ids[: len(after)] != after or after[:start] != before[:start]:
+            raise ValueError(
+                f"the chat template changes earlier text when turn {turn + 1} is added; "
+                "the assistant's tokens cannot be told from the rest. Use a template that only appends."
+            )
+        end = len(after) - after[::-1].index(_end_of_turn(tokenizer, after[len(before) :]))
+        mask[start:end] = [1] * (end - start)
+    return ids, mask
+
+
+def _apply_template(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **kwargs: Any) -> list[int]:
+    _refuse_surrogates([str(message.get("content")) for message in messages])
+    try:
+        return tokenizer.apply_chat_template(list(messages), sanitize_control_tokens=True, **kwargs)["input_ids"]
+    except TemplateError as error:
+        raise ValueError(f"the chat template refuses this conversation: {error}.") from None
+
+
+def _refuse_surrogates(texts: Sequence[str]) -> None:
+    for number, text in enumerate(texts, start=1):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"text {number} holds {text[error.start]!r} at character {error.start}, which is half of a surrogate "
+                "pair; replace it, for example with text.encode('utf-8', 'replace').decode()."
+            ) from None
+
+
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase, answer: list[int]) -> int:
+    """The last special token of an answer; content cannot hold one."""
+    special = set(tokenizer.all_special_ids)
+    found = [token for token in answer if token in special]
+    if not found:
+        raise ValueError("the chat template ends an answer without a special token; the model would never stop.")
+    return found[-1]
