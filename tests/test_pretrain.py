@@ -1,0 +1,228 @@
+"""The pretraining loop: it learns, its batch can be cut in any way, and no interruption changes where it ends."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from training.checkpoint import list_checkpoints
+from training.data.batches import PackedDocuments, Windows, load_shards
+from training.prepare_data import main as prepare_data
+from training.pretrain import PretrainConfig, Trainer, build_model
+from training.pretrain import main as pretrain
+from training.train_tokenizer import main as train_tokenizer
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "context_length": 128,
+    "batch_rows": 4,
+    "max_steps": 12,
+    "learning_rate": 0.01,
+    "warmup_steps": 2,
+    "log_steps": 3,
+    "eval_steps": 6,
+    "save_steps": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    size = ["--num_stories", "200"]
+    train_tokenizer(["--output_dir", str(folder / "tokenizer"), "--vocab_size", "400", *size])
+    prepare_data(["--output_dir", str(folder / "data"), "--tokenizer", str(folder / "tokenizer"), *size])
+    return folder
+
+
+def arguments(corpus: Path, output_dir: Path, **changes: Any) -> list[str]:
+    settings = SIZES | changes
+    inputs = [
+        "--data",
+        str(corpus / "data"),
+        "--tokenizer",
+        str(corpus / "tokenizer"),
+        "--output_dir",
+        str(output_dir),
+    ]
+    return inputs + [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+
+
+def trainer(corpus: Path, folder: Path, **changes: Any) -> Trainer:
+    config = PretrainConfig(
+        data=str(corpus / "data"),
+        tokenizer=str(corpus / "tokenizer"),
+        output_dir=str(folder),
+        **(SIZES | changes),
+    )
+    shards, held_out = (load_shards(corpus / "data", split) for split in ("train", "val"))
+    tokenizer = AutoTokenizer.from_pretrained(corpus / "tokenizer")
+    return Trainer(config, Accelerator(cpu=True), folder, build_model(config, shards.vocab_size, tokenizer), held_out)
+
+
+def rows(corpus: Path, packed: bool) -> PackedDocuments | Windows:
+    return (PackedDocuments if packed else Windows)(load_shards(corpus / "data", "train"), 128, 0)
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights_hash(folder: Path) -> str:
+    return hashlib.sha256((folder / "model" / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_it_learns_and_leaves_a_model_that_loads(corpus: Path, tmp_path: Path, optimizer: str) -> None:
+    pretrain(arguments(corpus, tmp_path, optimizer=optimizer, max_steps=40, pack_documents=True, eval_steps=20))
+    lines = metrics(tmp_path)
+    assert set(lines[0]) == {
+        "step", "tokens", "time_s", "train_loss", "val_loss", "val_bpb", "lr", "grad_norm", "tokens_per_s",
+    }  # fmt: skip
+    assert lines[0]["step"] == 3 and lines[-1]["step"] == 40
+    evaluated = [line for line in lines if line["val_bpb"] is not None]
+    assert [line["step"] for line in evaluated] == [20, 40]
+    assert lines[0]["train_loss"] > lines[-1]["train_loss"] + 1 and evaluated[0]["val_bpb"] > evaluated[1]["val_bpb"]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert model.config.use_cache and model.generation_config.pad_token_id == tokenizer.pad_token_id
+    assert model.generation_config.eos_token_id == [0, 3]
+    record = json.loads((tmp_path / "stage.json").read_text())
+    assert record["status"] == "done" and record["metrics"]["val_bpb"] == lines[-1]["val_bpb"]
+    assert record["metrics"]["parameters"] == model.num_parameters()
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_accumulation_does_not_change_loss_or_gradient(corpus: Path, tmp_path: Path, packed: bool) -> None:
+    """8 rows at once, 2 x 4, 8 x 1 and 3 + 3 + 2; packed rows have different numbers of counted tokens."""
+    gradients, losses = [], []
+    for micro in (0, 4, 1, 3):
+        run = trainer(corpus, tmp_path, batch_rows=8, micro_batch_rows=micro, max_grad_norm=1e9, learning_rate=0.0)
+        captured: list[torch.Tensor] = []
+        run.optimizers[0].register_step_pre_hook(
+            lambda *_, run=run, captured=captured: captured.extend(p.grad.clone() for p in run.model.parameters())
+        )
+        loss, tokens, _ = run.train_step(rows(corpus, packed))
+        gradients.append(captured)
+        losses.append((loss, tokens))
+    for loss, tokens in losses[1:]:
+        assert tokens == losses[0][1] and loss == pytest.approx(losses[0][0], abs=1e-6)
+    for other in gradients[1:]:
+        for one, two in zip(gradients[0], other, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+
+
+def test_a_step_without_finite_loss_never_reaches_the_weights(corpus: Path, tmp_path: Path) -> None:
+    run = trainer(corpus, tmp_path)
+    before = {name: param.detach().clone() for name, param in run.model.named_parameters()}
+    hook = run.unwrapped.lm_head.register_forward_hook(lambda module, inputs, output: output * float("nan"))
+    run.train_step(rows(corpus, True))
+    run.train_step(rows(corpus, True))
+    assert run.progress.skipped_steps == 2
+    for name, param in run.model.named_parameters():
+        assert torch.equal(param.detach(), before[name])
+    with pytest.raises(ValueError, match="no finite loss.*lower learning_rate"):
+        run.train_step(rows(corpus, True))
+    hook.remove()
+    run.train_step(rows(corpus, True))
+    assert run.bad_steps == 0 and run.progress.skipped_steps == 3
+
+
+def test_interrupted_runs_end_bit_for_bit_where_an_undisturbed_one_ends(corpus: Path, tmp_path: Path) -> None:
+    pretrain(arguments(corpus, tmp_path / "whole", optimizer="muon"))
+    for stop_after in (5, 9):
+        folder = tmp_path / f"stopped-{stop_after}"
+        script = (
+            "import os, sys\n"
+            "from training import pretrain\n"
+            "step = pretrain.Trainer.train_step\n"
+            "def dies(self, rows):\n"
+            f"    if self.progress.step == {stop_after}: os.kill(os.getpid(), 9)\n"
+            "    return step(self, rows)\n"
+            "pretrain.Trainer.train_step = dies\n"
+            "pretrain.main(sys.argv[1:])\n"
+        )
+        command = arguments(corpus, folder, optimizer="muon")
+        died = subprocess.run([sys.executable, "-c", script, *command], capture_output=True, env=one_thread())
+        assert died.returncode == -signal.SIGKILL, died.stderr
+        subprocess.run([sys.executable, "-m", "training.pretrain", *command], check=True, env=one_thread())
+        assert weights_hash(folder) == weights_hash(tmp_path / "whole")
+        ours, whole = metrics(folder), metrics(tmp_path / "whole")
+        timeless = [{k: v for k, v in line.items() if k not in ("time_s", "tokens_per_s")} for line in ours]
+        assert timeless == [{k: v for k, v in line.items() if k not in ("time_s", "tokens_per_s")} for line in whole]
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_where_an_undisturbed_run_ends(corpus: Path, tmp_path: Path) -> None:
+    """Real processes, SIGKILL or SIGTERM at a random time, until one gets through."""
+    changes = {"max_steps": 300, "save_steps": 10, "eval_steps": 50, "pack_documents": True}
+    command = [sys.executable, "-m", "training.pretrain"]
+    subprocess.run([*command, *arguments(corpus, tmp_path / "whole", **changes)], check=True, env=one_thread())
+    moments = random.Random(0)
+    kills = 0
+    while True:
+        process = subprocess.Popen(
+            [*command, *arguments(corpus, tmp_path / "killed", **changes)],
+            env=one_thread(),
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        wait_for_progress(process, tmp_path / "killed")
+        time.sleep(moments.uniform(0.0, 0.6))
+        if process.poll() is not None or kills == 6:
+            assert process.wait() == 0
+            break
+        process.send_signal(moments.choice([signal.SIGKILL, signal.SIGTERM]))
+        process.wait()
+        kills += 1
+    assert kills >= 2
+    assert weights_hash(tmp_path / "killed") == weights_hash(tmp_path / "whole")
+
+
+def wait_for_progress(process: subprocess.Popen[bytes], folder: Path) -> None:
+    """Return when the process has written a checkpoint of its own, or has ended."""
+    known = {path.name for path in list_checkpoints(folder / "checkpoints")}
+    while process.poll() is None:
+        if {path.name for path in list_checkpoints(folder / "checkpoints")} - known:
+            return
+        time.sleep(0.05)
+
+
+def one_thread() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_attention_heads": 5}, "does not divide hidden_size"),
+        ({"context_length": 10_000_000}, "context_length=10000000 is longer than half"),
+        ({"learning_rte": 1}, "did you mean 'learning_rate'"),
+        ({"optimizer": "sgd"}, "invalid choice"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        pretrain(arguments(corpus, tmp_path, **changes))
+    assert message in str(exit_.value) + capsys.readouterr().err
+
+
+def test_without_shards_the_command_to_make_them_is_named(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="run `python -m training.prepare_data` first"):
+        pretrain(
+            ["--data", str(tmp_path), "--tokenizer", str(corpus / "tokenizer"), "--output_dir", str(tmp_path / "run")]
+        )

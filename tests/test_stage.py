@@ -1,0 +1,170 @@
+"""The frame of every stage: typos are errors, finished work is skipped, and a write is whole or did not happen."""
+
+import json
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.checkpoint import find_damage, list_checkpoints, load_latest, save_checkpoint
+from training.stage import atomic_folder, command, hash_input, open_stage, parse_config, read_json
+
+
+@dataclass(kw_only=True)
+class Settings:
+    output_dir: str = field(metadata={"help": "Folder."})
+    learning_rate: float = field(default=0.1, metadata={"help": "Rate."})
+    files: list[str] = field(default_factory=list, metadata={"help": "Files."})
+    pack: bool = field(default=False, metadata={"help": "Pack."})
+
+
+def test_yaml_gives_defaults_and_the_command_line_wins(tmp_path: Path) -> None:
+    recipe = tmp_path / "stage.yaml"
+    recipe.write_text("learning_rate: 3e-4\npack: true\n")  # PyYAML reads 3e-4 as a string
+    config = parse_config(Settings, ["--config", str(recipe), "--output_dir", "x"])
+    assert config == Settings(output_dir="x", learning_rate=3e-4, pack=True)
+    assert (
+        parse_config(Settings, ["--config", str(recipe), "--output_dir", "x", "--learning_rate", "1"]).learning_rate
+        == 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("learning_rte: 0.5", "'learning_rte' is not a setting of this stage; did you mean 'learning_rate'"),
+        ("- a\n- b", "must hold `key: value` lines"),
+        ("a: [", "is not YAML"),
+    ],
+)
+def test_mistakes_in_yaml_are_errors(tmp_path: Path, content: str, message: str) -> None:
+    recipe = tmp_path / "stage.yaml"
+    recipe.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        parse_config(Settings, ["--config", str(recipe), "--output_dir", "x"])
+
+
+def test_mistakes_on_the_command_line_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--learning_rte does not exist; did you mean 'learning_rate'"):
+        parse_config(Settings, ["--output_dir", "x", "--learning_rte", "1"])
+    with pytest.raises(ValueError, match="cannot be read"):
+        parse_config(Settings, ["--config", str(tmp_path / "none.yaml")])
+
+
+def test_a_users_mistake_is_one_sentence_without_a_stack() -> None:
+    @command
+    def main(argv: object = None) -> None:
+        raise ValueError("got 3, want 4; give 4.")
+
+    with pytest.raises(SystemExit, match="got 3, want 4; give 4.") as exit_:
+        main()
+    assert exit_.value.__cause__ is None
+
+
+def test_a_finished_stage_is_skipped_until_settings_or_inputs_change(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("one")
+    folder = str(tmp_path / "stage")
+
+    def run(rate: float) -> bool:
+        stage = open_stage("s", Settings(output_dir=folder, learning_rate=rate), {"files": [str(text)]}, folder)
+        if not stage.done:
+            (stage.folder / "result").write_text(text.read_text())
+            stage.finish({"loss": 1.0})
+        return stage.done
+
+    assert [run(0.1), run(0.1)] == [False, True]
+    text.write_text("two")
+    assert [run(0.1), run(0.1)] == [False, True]
+    assert (tmp_path / "stage.previous" / "result").read_text() == "one"
+    assert [run(0.2), run(0.2)] == [False, True]
+    record = read_json(Path(folder) / "stage.json")
+    assert record["status"] == "done" and record["metrics"] == {"loss": 1.0}
+    assert record["config"] == {"learning_rate": 0.2, "pack": False}
+    assert record["versions"]["torch"] == torch.__version__
+
+
+def test_an_unfinished_stage_goes_on_in_its_folder(tmp_path: Path) -> None:
+    folder = str(tmp_path / "stage")
+    first = open_stage("s", Settings(output_dir=folder), {}, folder)
+    (first.folder / "checkpoint").write_text("half")
+    again = open_stage("s", Settings(output_dir=folder), {}, folder)
+    assert not again.done and (again.folder / "checkpoint").read_text() == "half"
+
+
+def test_the_hash_of_an_input_follows_names_and_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("1")
+    before = hash_input(str(tmp_path))
+    (tmp_path / "stage.json").write_text("{}")  # the record of the stage before holds times
+    assert hash_input(str(tmp_path)) == before
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert hash_input(str(tmp_path)) != before
+    assert hash_input("user/name") == hash_input("user/name") != hash_input("user/other")
+
+
+def test_a_folder_that_could_not_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    with atomic_folder(path) as folder:
+        (folder / "weights").write_text("old")
+    with pytest.raises(OSError, match="could not be written"), atomic_folder(path) as folder:
+        (folder / "weights").write_text("new")
+        raise RuntimeError("no space left on device")
+    assert (path / "weights").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def save(folder: Path, step: int, keep: int = 2) -> Path:
+    return save_checkpoint(folder, step, {"w": torch.full((4,), float(step))}, {"step": step}, keep)
+
+
+def test_only_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
+    for step in (5, 10, 100, 1000):
+        save(tmp_path, step)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000100", "step-00001000"]
+    found = load_latest(tmp_path)
+    assert found is not None and found[1] == {"step": 1000} and found[0]["w"].tolist() == [1000.0] * 4
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.pt", "manifest.json"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "remove"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, damage: str
+) -> None:
+    save(tmp_path, 1)
+    file = save(tmp_path, 2) / name
+    content = file.read_bytes()
+    if damage == "remove":
+        file.unlink()
+    elif damage == "cut":
+        file.write_bytes(content[: len(content) // 2])
+    else:
+        file.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+    if name == "manifest.json" and damage == "flip":
+        assert find_damage(file.parent) or json.loads(content) == json.loads(file.read_bytes())
+        return
+    found = load_latest(tmp_path)
+    assert found is not None and found[1] == {"step": 1}
+    assert "step-00000002" in capsys.readouterr().out
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path) -> None:
+    """A process that may write no file over 64 kB (as if the disk was full) fails with a sentence."""
+    script = textwrap.dedent(
+        """
+        import resource, sys, torch
+        from pathlib import Path
+        from training.checkpoint import save_checkpoint
+        folder = Path(sys.argv[1])
+        save_checkpoint(folder, 1, {"w": torch.ones(10)}, {"step": 1}, keep=2)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
+        save_checkpoint(folder, 2, {"w": torch.ones(100_000)}, {"step": 2}, keep=2)
+        """
+    )
+    result = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)
+    assert result.returncode == 1 and "OSError" in result.stderr and "could not be written" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+    assert load_latest(tmp_path) is not None

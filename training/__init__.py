@@ -1,0 +1,1 @@
+"""The way from raw text to an aligned, released model: one stage a file, run from a clone of the repository."""

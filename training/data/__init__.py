@@ -1,0 +1,1 @@
+"""The embedded corpus: a small procedural world of children's stories, told from a grammar."""

@@ -1,0 +1,98 @@
+"""AdamW with decay on matrices only, Muon for the matrices by option, and the learning rate as a function of the step.
+
+The step size of Muon is scaled to AdamW's, so one learning rate and one weight decay serve both.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+Schedule = Literal["cosine", "wsd"]
+
+
+def learning_rate(
+    step: int, max_steps: int, peak: float, warmup_steps: int, schedule: Schedule, decay: float
+) -> float:
+    """Return the learning rate of a step, counted from 0.
+
+    Linear warmup; then `cosine` falls to 0 over the whole run (arXiv:1608.03983), and `wsd` stays at its peak and
+    falls linearly to 0 in the last `decay` share of the steps (warmup-stable-decay, arXiv:2404.06395).
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    if schedule == "cosine":
+        return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, max_steps - warmup_steps)))
+    return peak * min(1.0, (max_steps - step) / max(1, round(decay * max_steps)))
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose matrix updates are made orthogonal by Newton-Schulz iterations (Jordan et al. 2024).
+
+    torch.optim.Muon iterates in bfloat16 and one matrix at a time. This one iterates in float32 where bfloat16 would
+    be emulated, and on all matrices of a shape at once, because small models have many small matrices. The update is
+    scaled by 0.2 sqrt(max(rows, columns)), which gives it AdamW's root mean square (arXiv:2502.16982).
+    """
+
+    COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+    ITERATIONS = 5
+
+    def __init__(self, params: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every matrix that has a gradient."""
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+            for param in group["params"]:
+                if param.grad is not None:
+                    by_shape.setdefault(param.shape, []).append(param)
+            for shape, params in by_shape.items():
+                self._step_matrices(params, group, scale=0.2 * max(shape) ** 0.5)
+
+    def _step_matrices(self, params: list[nn.Parameter], group: dict[str, Any], scale: float) -> None:
+        gradients = [param.grad for param in params]
+        momenta = [self.state[param].setdefault("momentum", torch.zeros_like(param)) for param in params]
+        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        # Nesterov: look one step ahead.
+        updates = orthogonalize(torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"])))
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(params, list(updates.to(params[0].dtype).unbind()), alpha=-group["lr"] * scale)
+
+
+def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
+    """Replace the singular values of each matrix of (n, rows, columns) by values near 1, keeping its vectors."""
+    a, b, c = Muon.COEFFICIENTS
+    x = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.float32)
+    if tall := x.shape[-2] > x.shape[-1]:
+        x = x.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(Muon.ITERATIONS):
+        gram = x @ x.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return x.mT if tall else x
+
+
+def build_optimizers(
+    model: nn.Module, name: Literal["adamw", "muon"], lr: float, weight_decay: float, betas: tuple[float, float]
+) -> list[torch.optim.Optimizer]:
+    """Return AdamW, or Muon for the layers' matrices and AdamW for the rest.
+
+    Weight decay falls on matrices, embedding included, and not on norms and biases.
+    """
+    named = [(key, param) for key, param in model.named_parameters() if param.requires_grad]
+    vectors = [param for _, param in named if param.ndim < 2]
+    in_layers = [param for key, param in named if param.ndim == 2 and ".layers." in key]
+    others = [param for key, param in named if param.ndim >= 2 and not (param.ndim == 2 and ".layers." in key)]
+    assert len(vectors) + len(in_layers) + len(others) == len(named)
+    decayed = others if name == "muon" else others + in_layers
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    fused = all(param.device.type in ("cuda", "cpu") for _, param in named)
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)]
+    if name == "muon":
+        optimizers.append(Muon(in_layers, lr=lr, weight_decay=weight_decay))
+    return optimizers

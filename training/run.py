@@ -1,0 +1,91 @@
+"""Run a recipe from raw text to a release folder: tokenizer, data, pretrain, sft, dpo, eval, release, in this order.
+
+    python -m training.run training/recipes/quickstart
+    python -m training.run training/recipes/shakespeare --files tinyshakespeare.txt
+
+Each stage is one command, which is printed and can be run by hand. A stage without a YAML file in the recipe is left
+out; one whose settings and inputs did not change is skipped; one that was interrupted goes on where it was.
+"""
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from training.stage import command, read_json
+
+ALIGNED = ("pretrain", "sft", "dpo")  # the stages that make a model, each from the one before
+
+
+@dataclass
+class Step:
+    """One stage of the pipeline: its name, which is also its folder and its YAML, its module and its inputs."""
+
+    name: str
+    module: str
+    inputs: list[str]
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the pipeline."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path, help="folder with one YAML file for each stage")
+    parser.add_argument("--output_dir", type=Path, help="folder of the run; default runs/NAME_OF_THE_RECIPE")
+    parser.add_argument("--files", nargs="+", default=[], help="text files or globs to learn from")
+    args = parser.parse_args(argv)
+    if not args.recipe.is_dir():
+        known = sorted(path.name for path in (Path(__file__).parent / "recipes").iterdir())
+        raise ValueError(f"{args.recipe} is not a recipe folder; there are {', '.join(known)} in training/recipes.")
+    run = args.output_dir or Path("runs") / args.recipe.name
+    plan = steps(args.recipe, run, args.files)
+    started = time.time()
+    for number, step in enumerate(plan, start=1):
+        run_step(step, args.recipe, run, title=f"[{number}/{len(plan)}] {step.name}")
+    print(f"\nAll {len(plan)} stages are done, {time.time() - started:.0f} s in this call.")
+
+
+def steps(recipe: Path, run: Path, files: list[str]) -> list[Step]:
+    """Return the recipe's stages with the inputs that each takes from the ones before."""
+    present = {path.stem for path in recipe.glob("*.yaml")}
+    models = {name: str(run / name / "model") for name in ALIGNED if name in present}
+    text = ["--files", *files] if files else []
+    tokenizer, data = str(run / "tokenizer"), str(run / "data")
+    all_steps = [
+        Step("tokenizer", "training.train_tokenizer", text),
+        Step("data", "training.prepare_data", ["--tokenizer", tokenizer, *text]),
+        Step("pretrain", "training.pretrain", ["--data", data, "--tokenizer", tokenizer]),
+        Step("sft", "training.sft", ["--model", str(run / "pretrain/model")]),
+        Step("dpo", "training.dpo", ["--model", str(run / "sft/model")]),
+        Step("eval", "training.eval_model", ["--data", data, "--models", *(f"{k}={v}" for k, v in models.items())]),
+        Step("release", "training.release", ["--run", str(run)]),
+    ]
+    unknown = present - {step.name for step in all_steps}
+    if unknown:
+        raise ValueError(
+            f"{recipe} holds {', '.join(sorted(unknown))}.yaml, which is no stage; "
+            f"the stages are {', '.join(step.name for step in all_steps)}."
+        )
+    return [step for step in all_steps if step.name in present]
+
+
+def run_step(step: Step, recipe: Path, run: Path, title: str) -> None:
+    """Run one stage as its own process, so that it is the command that a user would type."""
+    config, output = str(recipe / f"{step.name}.yaml"), str(run / step.name)
+    line = [sys.executable, "-m", step.module, "--config", config, "--output_dir", output, *step.inputs]
+    print(f"\n{title}\n$ {shlex.join(['python', *line[1:]])}", flush=True)
+    result = subprocess.run(line, env=os.environ | {"TOKENIZERS_PARALLELISM": "true"})
+    if result.returncode:
+        print(f"\n{title} did not finish; the same command skips what is done and goes on here.", file=sys.stderr)
+        sys.exit(result.returncode)
+    record = read_json(run / step.name / "stage.json")
+    print(f"{title}: {record.get('seconds', 0):.0f} s")
+
+
+if __name__ == "__main__":
+    main()

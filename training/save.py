@@ -1,0 +1,30 @@
+"""Writing a model so that it loads anywhere: weights, config, code, tokenizer and how to generate with it."""
+
+from pathlib import Path
+
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_scratch.tokenizer import IM_END
+from training.stage import atomic_folder
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+    """Write a folder that `from_pretrained` takes, in one piece.
+
+    The generation config stops at the end of a turn and at the end of a document and is greedy unless asked
+    otherwise; `use_cache`, which trainers switch off, is on again.
+
+    Raises:
+        OSError: It could not be written; what stood there before is untouched.
+    """
+    ends = [tokenizer.eos_token_id]
+    for token in (tokenizer.convert_tokens_to_ids(IM_END), tokenizer.bos_token_id):
+        if token is not None and token != tokenizer.unk_token_id and token not in ends:
+            ends.append(token)
+    model.config.use_cache = True
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, do_sample=False
+    )
+    with atomic_folder(path) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)

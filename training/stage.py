@@ -1,0 +1,236 @@
+"""What all stages share: configuration from YAML and command line, one output folder, one `stage.json`.
+
+A stage is known by a fingerprint of its configuration and of what its inputs contain. Run again with the same
+fingerprint it does nothing or goes on where it was; with another one the old output is moved aside and it starts anew.
+"""
+
+import difflib
+import functools
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from trl import TrlParser
+
+Config = TypeVar("Config")
+
+PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "trl", "peft", "datasets", "safetensors")
+
+
+def parse_config(config_class: type[Config], argv: Sequence[str] | None = None, description: str = "") -> Config:
+    """Read `--config FILE.yaml` and `--name value` options into the dataclass; the command line wins.
+
+    Raises:
+        ValueError: A key that the dataclass does not have, a value of the wrong type, or no such file.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    known = [f.name for f in fields(config_class)]  # type: ignore[arg-type]
+    if "--config" in argv[:-1]:
+        _check_yaml(Path(argv[argv.index("--config") + 1]), known)
+    parser = TrlParser([config_class], description=description, allow_abbrev=False)
+    for option in argv:
+        name = option.removeprefix("--").split("=")[0]
+        if option.startswith("--") and name not in {*known, "config", "help"} and not name.startswith("no_"):
+            raise ValueError(f"option --{name} does not exist{_suggest(name, known)}")
+    (config,) = parser.parse_args_and_config(argv)
+    return config
+
+
+def _check_yaml(path: Path, known: list[str]) -> None:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ValueError(f"the recipe {path} cannot be read ({error.strerror}); check the path.") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"the recipe {path} is not YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"the recipe {path} must hold `key: value` lines.")
+    for key in content:
+        if key not in known:
+            raise ValueError(f"{path}: {key!r} is not a setting of this stage{_suggest(str(key), known)}")
+
+
+def _suggest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(sorted(known))}."
+
+
+def command(main: Callable[..., None]) -> Callable[..., None]:
+    """Turn a user's mistake into one sentence on stderr and exit status 1; `python -X dev` shows the stack."""
+
+    @functools.wraps(main)
+    def wrapper(argv: Sequence[str] | None = None) -> None:
+        try:
+            main(argv)
+        except (ValueError, OSError) as error:
+            if sys.flags.dev_mode:
+                raise
+            sys.exit(f"{main.__module__.rsplit('.', 1)[-1]}: {error}")
+        except KeyboardInterrupt:
+            sys.exit("stopped; the same command goes on from the last checkpoint.")
+
+    return wrapper
+
+
+@dataclass
+class Stage:
+    """One run of one stage in one folder; `open_stage` makes it."""
+
+    name: str
+    folder: Path
+    record: dict[str, Any]
+    done: bool
+    started: float = field(default_factory=time.time)
+
+    def finish(self, metrics: dict[str, Any]) -> None:
+        """Write the record with its metrics; from now on the stage is skipped until something changes."""
+        seconds = self.record.get("seconds", 0.0) + time.time() - self.started
+        self.record |= {"status": "done", "seconds": round(seconds, 2), "metrics": metrics}
+        write_json(self.folder / "stage.json", self.record)
+
+
+def open_stage(name: str, config: Any, inputs: Mapping[str, str | Sequence[str] | None], output_dir: str) -> Stage:
+    """Open the stage's folder: skip, resume or start anew, and say which.
+
+    Args:
+        config: The stage's dataclass; `output_dir` and the inputs' paths do not count for the fingerprint.
+        inputs: For each field of the config that names an input, a file, a folder or a Hub id, or a list of them.
+        output_dir: Folder of the stage.
+    """
+    folder = Path(output_dir)
+    settings = {k: v for k, v in asdict(config).items() if k != "output_dir" and k not in inputs}
+    hashes = {key: hash_input(value) for key, value in inputs.items() if value}
+    fingerprint = hash_text(json.dumps([name, settings, hashes], sort_keys=True, default=str))
+    old = read_json(folder / "stage.json")
+    if old and old["fingerprint"] == fingerprint:
+        state = "nothing has changed, skipped" if old["status"] == "done" else "goes on where it was"
+        print(f"{name}: {state} ({folder})", flush=True)
+        return Stage(name, folder, old, old["status"] == "done")
+    if old:
+        aside = folder.with_name(folder.name + ".previous")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        print(f"{name}: its settings or inputs changed; the old output is now {aside}", flush=True)
+    record = {
+        "stage": name,
+        "status": "running",
+        "fingerprint": fingerprint,
+        "config": settings,
+        "inputs": {key: {"path": inputs[key], "sha256": sha} for key, sha in hashes.items()},
+        **environment(),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "stage.json", record)
+    return Stage(name, folder, record, done=False)
+
+
+def environment() -> dict[str, Any]:
+    """Commit of the code, versions of the packages and the machine, for the record of a run."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    machine = {"system": platform.system(), "machine": platform.machine(), "cpus": os.cpu_count()}
+    return {"commit": _git_commit(), "versions": versions, "machine": machine}
+
+
+def _git_commit() -> str | None:
+    root = Path(__file__).parent.parent
+    try:
+        run = functools.partial(subprocess.run, cwd=root, capture_output=True, text=True, check=True)
+        dirty = "-dirty" if run(["git", "status", "--porcelain"]).stdout.strip() else ""
+        return run(["git", "rev-parse", "HEAD"]).stdout.strip() + dirty
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def hash_text(text: str) -> str:
+    """Return the hex SHA-256 of a string."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """Return the hex SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_input(value: str | Sequence[str]) -> str:
+    """Hash what a path contains: a file's bytes, or a folder's files by name. A Hub id hashes as its own text."""
+    if not isinstance(value, str):
+        return hash_text(json.dumps([hash_input(item) for item in value]))
+    path = Path(value)
+    if path.is_file():
+        return hash_file(path)
+    if not path.is_dir():
+        return hash_text(value)
+    files = sorted(p for p in path.rglob("*") if p.is_file() and p.name != "stage.json")
+    return hash_text(json.dumps([(str(p.relative_to(path)), hash_file(p)) for p in files]))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file, empty if there is no such file or it was cut off while being written."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON so that the file is either the old one or the new one, whatever happens meanwhile."""
+    beside = path.with_name(path.name + ".tmp")
+    with beside.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2, default=str)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Give a folder beside `path` to write into, and rename it to `path` when all of it is on the disk.
+
+    Raises:
+        OSError: Something could not be written, a full disk for example; what stood at `path` before is untouched.
+    """
+    beside = path.with_name(path.name + ".tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+        for file in [*beside.rglob("*"), beside]:
+            _fsync(file)
+    except Exception as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        # Each library has its own exception for a write that failed: OSError, SafetensorError, RuntimeError.
+        raise OSError(f"{path} could not be written ({error}); free some space or choose another folder.") from error
+    old = path.with_name(path.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.rename(old)
+    beside.rename(path)
+    _fsync(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
