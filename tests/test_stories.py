@@ -1,0 +1,280 @@
+"""Tests of the story world: what is told is consistent, the checker knows right from wrong, the splits are apart.
+
+Every generated story must pass its own check, and every kind of damage to it must fail.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from training.data import world
+from training.data.stories import (
+    SHAPES,
+    Request,
+    Split,
+    Story,
+    check,
+    conversations,
+    count_requests,
+    documents,
+    names_for,
+    preferences,
+    prompts,
+    questions,
+    split_of,
+    stories,
+)
+
+SPLITS: tuple[Split, ...] = get_args(Split)
+seeds = st.integers(0, 2**32)
+told = st.builds(lambda split, seed: next(stories(split, seed)), st.sampled_from(SPLITS), seeds)
+CONTROL = re.compile(r"<\||\|>|\[INST|</?s>|<[a-z_]+>")
+
+
+@pytest.fixture(scope="module")
+def many() -> list[Story]:
+    return list(islice(stories("train", 7), 20_000))
+
+
+def count(word: str | None, text: str) -> int:
+    return len(re.findall(rf"\b{word}\b", text))
+
+
+def key(request: Request) -> tuple[str | None, ...]:
+    return request.kind, request.item, request.place, request.problem
+
+
+@settings(max_examples=100, deadline=None)
+@given(told)
+def test_a_story_does_what_it_was_asked(story: Story) -> None:
+    found = check(story.request, story.text)
+    assert found.followed, (found, story.text)
+    assert found.happy == story.happy, story.text
+    assert 50 <= len(story.text.split()) <= 110
+    assert story.request.name in names_for(story.request.kind)
+
+
+@settings(max_examples=100, deadline=None)
+@given(told)
+def test_words_agree(story: Story) -> None:
+    words = set(re.findall(r"[a-z]+", story.text.lower()))
+    others = {"he", "him", "his"} if story.request.name in world.GIRLS else {"she", "her", "hers"}
+    assert not words & others, story.text
+    for article, sound in re.findall(r"\b([Aa]n?) ([a-z])", story.text):
+        assert (article.lower() == "an") == (sound in "aeiou"), story.text
+    assert not re.search(r"[{}]|  |\b(\w+) \1\b|[a-z]\n|[.] [a-z]", story.text.split("\n\n")[-1]), story.text
+
+
+@settings(max_examples=100, deadline=None)
+@given(told)
+def test_names_and_things_are_repeated(story: Story) -> None:
+    asked, text = story.request, story.text
+    assert count(asked.name, text) >= 3 and count(asked.item, text) >= 3 and count(asked.place, text) >= 2, text
+    assert count(asked.kind, text) >= 1 and count(story.helper, text) >= 2, text
+    assert not asked.adjective or count(f"{asked.adjective} {asked.item}", text) >= 1, text
+    assert (world.ABILITY_OF[story.helper] == world.PROBLEMS[asked.problem].ability) == story.able
+    assert story.able or not story.happy
+
+
+@settings(max_examples=100, deadline=None)
+@given(told, told)
+def test_another_request_is_not_followed(story: Story, other: Story) -> None:
+    if story.request != other.request:
+        assert not check(other.request, story.text).followed
+    for field in ("kind", "name", "item", "place", "problem"):
+        if getattr(story.request, field) != getattr(other.request, field):
+            swapped = replace(story.request, **{field: getattr(other.request, field)})
+            assert not check(swapped, story.text).followed, (field, story.text)
+
+
+@settings(max_examples=100, deadline=None)
+@given(told, st.data())
+def test_damage_is_seen(story: Story, data: st.DataObject) -> None:
+    asked, text = story.request, story.text
+
+    def put(old: str, new: str, times: int = 0) -> str:
+        return re.sub(rf"\b{old}\b", new, text, count=times)
+
+    def one_of(words: object, but: str) -> str:
+        return data.draw(st.sampled_from([word for word in list(words) if word != but]))  # type: ignore[call-overload]
+
+    assert asked.name and asked.place
+    for times in (0, 1):
+        assert not check(asked, put(asked.item, one_of(world.ITEMS, asked.item), times)).item
+        assert not check(asked, put(asked.place, one_of(world.PLACES, asked.place), times)).place
+        assert not check(asked, put(asked.kind, one_of(world.KINDS, asked.kind), times)).hero
+        assert not check(asked, put(asked.name, one_of(world.NAMES, asked.name), times)).complete
+    assert not check(asked, put(asked.name, one_of(world.NAMES, asked.name))).hero
+    if asked.adjective:
+        look = one_of(world.ADJECTIVES, asked.adjective)
+        assert not check(asked, put(f"{asked.adjective} {asked.item}", f"{look} {asked.item}", 1)).item
+    sentences = re.split(r"(?<=\.) ", text)
+    for cut in (" ".join(sentences[:-1]), text[: len(text) // 2], text[:-1], ""):
+        assert not check(asked, cut).complete and not check(asked, cut).happy, cut
+
+
+@settings(max_examples=100, deadline=None)
+@given(told)
+def test_a_mixed_ending_is_not_happy(story: Story) -> None:
+    asked = story.request
+    glad = f"{asked.name} smiled and took the {asked.item} home."
+    sad = f"{asked.name} cried and never saw the {asked.item} again."
+    assert not check(asked, f"{story.text} {sad}").happy
+    assert check(asked, f"{story.text} {glad}").happy == story.happy
+    assert check(asked, f"  {story.text}\n") == check(asked, story.text)
+    assert not check(asked, story.text.lower()).complete
+
+
+@settings(max_examples=100, deadline=None)
+@given(told)
+def test_open_requests_take_any_name_and_place(story: Story) -> None:
+    loose = replace(story.request, name=None, place=None)
+    assert check(loose, story.text).followed
+    for other in {"Tom", "Zoe"} - {story.request.name}:
+        assert not check(loose, story.text.replace(str(story.request.name), str(other), 1)).followed
+
+
+def facts_in(text: str) -> set[str]:
+    known = {*world.NAMES, *world.KINDS, *world.ITEMS, *world.PLACES}
+    return known & set(re.findall(r"\w+", text))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.sampled_from(SPLITS), seeds)
+def test_a_preferred_story_is_the_one_asked_for(split: Split, seed: int) -> None:
+    pair = next(preferences(split, seed))
+    asked, chosen, rejected = (pair[side][-1]["content"] for side in ("prompt", "chosen", "rejected"))
+    assert [turn["role"] for turn in (pair["prompt"][-1], *pair["chosen"], *pair["rejected"])] == [
+        "user", "assistant", "assistant"
+    ]  # fmt: skip
+    mood = check(next(stories("train", 0)).request, rejected).happy
+    assert facts_in(asked) <= facts_in(chosen)
+    assert mood or facts_in(asked) <= facts_in(rejected)
+
+
+def test_pairs_are_told_apart_and_of_one_length() -> None:
+    pairs = list(islice(preferences("train", 3), 800))
+    chosen, rejected = ([pair[side][0]["content"] for pair in pairs] for side in ("chosen", "rejected"))
+    anything = next(stories("train", 0)).request
+    assert all(check(anything, text).happy for text in chosen)
+    off_topic = sum(check(anything, text).happy for text in rejected) / len(rejected)
+    assert 0.16 < off_topic < 0.24
+    assert abs(sum(map(len, chosen)) / sum(map(len, rejected)) - 1) < 0.02
+    words = [sum(len(text.split()) for text in side) for side in (chosen, rejected)]
+    assert abs(words[0] / words[1] - 1) < 0.02
+
+
+def test_conversations_are_well_formed_and_true() -> None:
+    talks = [talk["messages"] for talk in islice(conversations("train", 5), 800)]
+    turns = [[turn for turn in talk if turn["role"] != "system"] for talk in talks]
+    for talk in turns:
+        assert [turn["role"] for turn in talk] == ["user", "assistant"] * (len(talk) // 2)
+    assert 0.2 < sum(talk[0]["role"] == "system" for talk in talks) / len(talks) < 0.3
+    assert 0.45 < sum(len(talk) > 2 for talk in turns) / len(turns) < 0.55
+    anything = next(stories("train", 0)).request
+    happy = [check(anything, talk[1]["content"]).happy for talk in turns]
+    assert 0.45 < sum(happy) / len(happy) < 0.55
+    for first, talk in zip(happy, turns, strict=True):
+        if len(talk) == 4 and talk[2]["content"] in world.AGAIN:
+            assert check(anything, talk[3]["content"]).happy != first
+
+
+@settings(max_examples=100, deadline=None)
+@given(told)
+def test_answers_are_in_the_story(story: Story) -> None:
+    answers = dict(questions(story))
+    assert len(answers) >= 8
+    assert str(story.request.place) in answers["Where did it happen?"]
+    assert answers[f"Was {story.request.name} happy at the end?"].startswith("Yes" if story.happy else "No")
+    for answer in answers.values():
+        known = {*world.NAMES, *world.KINDS, *world.ITEMS, *world.PLACES, *world.HELPERS}
+        assert {word for word in re.findall(r"\w+", answer) if word in known} <= set(re.findall(r"\w+", story.text))
+
+
+def test_instructions_say_what_they_ask_for() -> None:
+    asked = list(islice(prompts("test", 1), 800))
+    for request, messages in asked:
+        text = messages[0]["content"]
+        assert len(messages) == 1 and messages[0]["role"] == "user"
+        for word in (request.kind, request.name, request.item, request.adjective, request.place):
+            assert not word or count(word, text) >= 1, (word, text)
+        assert request.name or not any(count(name, text) for name in world.NAMES)
+        assert request.place or not any(count(place, text) for place in world.PLACES)
+    assert 0.1 < sum(request.name is None for request, _ in asked) / 800 < 0.2
+    assert 0.1 < sum(request.place is None for request, _ in asked) / 800 < 0.2
+    assert len(world.ABOUT) + len(world.ABOUT_PLACED) >= 12
+
+
+def test_splits_share_no_combination(many: list[Story]) -> None:
+    trained = {key(story.request) for story in many}
+    tested = {key(story.request) for story in islice(stories("test", 7), 800)}
+    assert not trained & tested
+    for split in SPLITS:
+        for story in islice(stories(split, 1), 100):
+            asked = story.request
+            assert split_of(asked.kind, asked.item, str(asked.place), asked.problem) == split
+        for asked, _ in islice(prompts(split, 1), 100):
+            assert split_of(asked.kind, asked.item, asked.place or "", asked.problem) == split
+
+
+def test_the_streams_depend_on_split_and_seed_only() -> None:
+    program = (
+        "from itertools import islice; from hashlib import sha256; from training.data.stories import *\n"
+        "streams = [list(islice(f(s, 11), 30)) for f in (documents, conversations, preferences, prompts, stories)"
+        " for s in ('train', 'dev', 'test')]\n"
+        "import sys; sys.stdout.write(sha256(repr(streams).encode()).hexdigest())"
+    )
+    root = Path(__file__).resolve().parent.parent
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", program], cwd=root, env={**os.environ, "PYTHONHASHSEED": hashing},
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for hashing in ("1", "2")
+    }  # fmt: skip
+    assert len(digests) == 1
+    assert list(islice(documents("train", 1), 5)) == list(islice(documents("train", 1), 5))
+    assert next(documents("train", 1)) != next(documents("train", 2))
+
+
+def test_statistics(many: list[Story]) -> None:
+    texts = [story.text for story in many]
+    assert len(set(texts)) > 0.999 * len(texts)
+    assert count_requests() >= 100_000_000
+    assert 0.48 < sum(story.happy for story in many) / len(many) < 0.52
+    shapes = Counter(story.shape for story in many)
+    assert set(shapes) == set(SHAPES) and len(shapes) >= 5 and min(shapes.values()) > 0.12 * len(many)
+    words = [len(text.split()) for text in texts]
+    assert 70 < sum(words) / len(words) < 80 and min(words) >= 50 and max(words) <= 110
+    assert sum('"' in text for text in texts) > 0.7 * len(texts)
+    lengths = [[len(story.text) for story in many if story.happy == mood] for mood in (True, False)]
+    means = [sum(side) / len(side) for side in lengths]
+    assert abs(means[0] / means[1] - 1) < 0.03
+    assert not any(CONTROL.search(text) for text in texts)
+
+
+def test_the_world_is_rich_and_its_words_are_apart() -> None:
+    assert len(world.KINDS) >= 28 and len(world.NAMES) >= 48 and len(world.ITEMS) >= 40 and len(world.PLACES) >= 24
+    assert len(world.PROBLEMS) >= 20 and len(world.ENDINGS) >= 20
+    assert Counter(end.happy for end in world.ENDINGS) == {True: 13, False: 13}
+    groups = (world.KINDS, map(str.lower, world.NAMES), world.ITEMS, world.PLACES, world.HELPERS, world.ADJECTIVES)
+    words = [word for group in groups for word in group]
+    assert len(words) == len(set(words))
+    for problem in world.PROBLEMS.values():
+        assert len(problem.items) >= 3 and len(problem.places) >= 5 and problem.ability in world.ABILITIES
+
+
+def test_no_control_token_is_spelled_in_chats() -> None:
+    for split in SPLITS:
+        for stream in (conversations(split, 2), preferences(split, 2)):
+            assert not any(CONTROL.search(repr(talk)) for talk in islice(stream, 60))

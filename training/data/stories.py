@@ -1,0 +1,416 @@
+"""Stories, conversations, preference pairs and prompts told from the story world, and the checker that scores them.
+
+Every generator is an endless stream that depends on its split and seed alone. The splits share no combination of
+hero kind, thing, place and problem, so what is measured on the test split was never told in training.
+"""
+
+import hashlib
+import random
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from training.data import world
+
+Split = Literal["train", "dev", "test"]
+Message = dict[str, str]
+Slots = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What an instruction asks for; name and place are None where it leaves them open, adjective may be empty."""
+
+    kind: str
+    name: str | None
+    item: str
+    adjective: str
+    place: str | None
+    problem: str
+
+
+@dataclass(frozen=True)
+class Story:
+    """A told story: its facts, who came to help and whether that worked, its shape, its end and its text."""
+
+    request: Request
+    helper: str
+    able: bool
+    happy: bool
+    shape: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a completion got right of a request."""
+
+    hero: bool
+    item: bool
+    place: bool
+    problem: bool
+    complete: bool
+    happy: bool
+
+    @property
+    def followed(self) -> bool:
+        """Returns whether everything asked for is there, whatever the mood of the ending."""
+        return self.hero and self.item and self.place and self.problem and self.complete
+
+
+# ---- facts ----
+
+
+def split_of(kind: str, item: str, place: str, problem: str) -> Split:
+    """Returns the one split that tells of this combination: 90 in 100 train, 5 dev, 5 test."""
+    digest = hashlib.sha256(f"{kind}|{item}|{place}|{problem}".encode()).digest()
+    slot = int.from_bytes(digest[:8], "big") % 100
+    return "train" if slot < 90 else "dev" if slot < 95 else "test"
+
+
+def names_for(kind: str) -> Sequence[str]:
+    """Returns the names a hero of this kind can have."""
+    if kind in world.SHE_KINDS:
+        return world.GIRLS
+    return world.BOYS if kind in world.HE_KINDS else world.NAMES
+
+
+def count_requests() -> int:
+    """Returns how many full requests there are; each tells at least one story that no other request tells."""
+    heroes = sum(len(names_for(kind)) for kind in world.KINDS)
+    things = sum(len(problem.items) * len(problem.places) for problem in world.PROBLEMS.values())
+    return heroes * things * (len(world.ADJECTIVES) + 1)
+
+
+def _draw(rng: random.Random, split: Split, *, placed: bool = True) -> Request:
+    """Returns random full facts of the split; without a place the facts left over must be of the split as well."""
+    while True:
+        kind, problem = rng.choice(world.KINDS), rng.choice(list(world.PROBLEMS))
+        item, place = rng.choice(world.PROBLEMS[problem].items), rng.choice(world.PROBLEMS[problem].places)
+        if split_of(kind, item, place, problem) == split and (placed or split_of(kind, item, "", problem) == split):
+            adjective = rng.choice(world.ADJECTIVES) if rng.random() < 0.75 else ""
+            return Request(kind, rng.choice(names_for(kind)), item, adjective, place, problem)
+
+
+def with_article(words: str) -> str:
+    """Returns the words with a or an before them."""
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def _thing(request: Request) -> str:
+    return f"{request.adjective} {request.item}".strip()
+
+
+def _at(place: str) -> str:
+    return f"{world.PLACES[place]} the {place}"
+
+
+def _hero(request: Request) -> str:
+    """Returns the hero and the mishap as an instruction names them: a fox named Pip who lost a red kite."""
+    named = f" named {request.name}" if request.name else ""
+    thing = _thing(request)
+    clause = world.PROBLEMS[request.problem].asked.format(a=with_article(thing), thing=thing)
+    return f"{with_article(request.kind)}{named} {clause}"
+
+
+def _about(request: Request) -> str:
+    return f"{_hero(request)} {_at(request.place)}" if request.place else _hero(request)
+
+
+# ---- telling ----
+
+
+def _slots(request: Request, helper: str) -> Slots:
+    """Returns the words that fill the templates; request must be full."""
+    assert request.name and request.place
+    boy = request.name in world.BOYS
+    ability = world.PROBLEMS[request.problem].ability
+    return {
+        "name": request.name, "kind": request.kind, "a_kind": with_article(request.kind), "about": _about(request),
+        "he": "he" if boy else "she", "his": "his" if boy else "her",
+        "noun": request.item, "full": _thing(request), "a_full": with_article(_thing(request)),
+        "place": request.place, "at": _at(request.place), "helper": helper, "a_helper": with_article(helper),
+        "can": world.ABILITIES[ability][0], "own": world.ABILITIES[world.ABILITY_OF[helper]][0],
+    }  # fmt: skip
+
+
+def _say(rng: random.Random, templates: Sequence[str], slots: Slots) -> str:
+    """Returns one of the templates, filled, as a sentence with a capital."""
+    text = rng.choice(templates).format_map(slots)
+    return text[0].upper() + text[1:]
+
+
+def _mishap(rng: random.Random, problem: str, slots: Slots, leads: Sequence[str]) -> str:
+    """Returns the sentence that tells the mishap."""
+    it = rng.choice(("the {noun}", "the {full}", "{his} {noun}")).format_map(slots)
+    clause = world.PROBLEMS[problem].told.format(name=slots["name"], it=it)
+    lead = rng.choice(leads)
+    if lead[-1] in "!?":
+        clause = clause[0].upper() + clause[1:]
+    return f"{lead} {clause}."
+
+
+def _outcome(rng: random.Random, story: Story, slots: Slots) -> list[str]:
+    """Returns what came of the helper's visit, up to the ending."""
+    problem = world.PROBLEMS[story.request.problem]
+    if story.able:
+        act, worked = rng.choice(problem.acts)
+        failed = rng.choice(world.FAIL_SPOILED if problem.damage else world.FAIL_GONE)
+        done = f"The {{helper}} {act} and {worked}." if story.happy else f"The {{helper}} {act}, {failed}."
+        lines = [_say(rng, world.OFFER, slots), done.format_map(slots)]
+    else:
+        lines = [_say(rng, world.REFUSE, slots), _say(rng, world.NO_ONE, slots)]
+    if rng.random() < (0.2 if story.happy else 0.45):  # unlike, so that happy and unhappy stories are of one length
+        lines.append(_say(rng, world.THANKS if story.happy else world.SORRY, slots))
+    return lines
+
+
+def _ending(rng: random.Random, story: Story, slots: Slots) -> str:
+    fits = ("any", "spoiled" if world.PROBLEMS[story.request.problem].damage else "gone")
+    return _say(rng, [end.text for end in world.ENDINGS if end.happy == story.happy and end.on in fits], slots)
+
+
+def _call_and_meet(rng: random.Random, slots: Slots) -> list[str]:
+    """Returns the hero's call and the helper's coming; one of them names the place again."""
+    if rng.random() < 0.5:
+        return [_say(rng, world.CRY_HERE, slots), _say(rng, world.ARRIVE, slots)]
+    return _ask_one_here(rng, slots)
+
+
+def _ask_one_here(rng: random.Random, slots: Slots) -> list[str]:
+    """Returns the hero's words and the helper's coming at the place."""
+    return [_say(rng, world.CRY, slots), _say(rng, world.ARRIVE_HERE, slots)]
+
+
+def _plain(rng: random.Random, problem: str, slots: Slots) -> list[str]:
+    start = [_say(rng, part, slots) for part in (world.OPEN, world.OWN, world.GO)]
+    return [*start, _mishap(rng, problem, slots, world.LEADS), *_call_and_meet(rng, slots)]
+
+
+def _title(rng: random.Random, problem: str, slots: Slots) -> list[str]:
+    title = _say(rng, world.TITLE, slots)
+    start = [f"{title}\n\n{_say(rng, world.OPEN, slots)}", _say(rng, world.COME, slots)]
+    return [*start, _mishap(rng, problem, slots, world.LEADS), *_call_and_meet(rng, slots)]
+
+
+def _dialogue(rng: random.Random, problem: str, slots: Slots) -> list[str]:
+    start = [_say(rng, part, slots) for part in (world.FIRST_WORDS, world.WHO_CALLED)]
+    return [*start, _mishap(rng, problem, slots, world.THIS_HAPPENED), _say(rng, world.ARRIVE_HERE, slots)]
+
+
+def _middle(rng: random.Random, problem: str, slots: Slots) -> list[str]:
+    start = [_say(rng, part, slots) for part in (world.MIDDLE, world.MISSED)]
+    return [*start, _mishap(rng, problem, slots, world.THIS_HAPPENED), *_ask_one_here(rng, slots)]
+
+
+def _tries(rng: random.Random, problem: str, slots: Slots) -> list[str]:
+    start = [_say(rng, part, slots) for part in (world.OPEN, world.COME)]
+    tries = [_say(rng, part, slots) for part in (world.TRY_ONE, world.TRY_TWO, world.TRY_THREE)]
+    return [*start, _mishap(rng, problem, slots, world.LEADS), *tries]
+
+
+def _helper_first(rng: random.Random, problem: str, slots: Slots) -> list[str]:
+    start = [_say(rng, part, slots) for part in (world.HELPER_FIRST, world.HERO_COMES)]
+    return [*start, _mishap(rng, problem, slots, world.LEADS), _say(rng, world.CRY_HERE, slots)]
+
+
+def _frame(rng: random.Random, problem: str, slots: Slots) -> list[str]:
+    start = [_say(rng, part, slots) for part in (world.FRAME, world.GO)]
+    meet = [_say(rng, part, slots) for part in (world.CRY, world.ARRIVE)]
+    return [*start, _mishap(rng, problem, slots, world.LEADS), *meet]
+
+
+SHAPES = {
+    "plain": _plain, "title": _title, "dialogue": _dialogue, "middle": _middle, "tries": _tries,
+    "helper first": _helper_first, "frame": _frame,
+}  # fmt: skip
+
+
+def tell(rng: random.Random, request: Request, *, happy: bool) -> Story:
+    """Returns a story of the full request with the wanted ending, in a random shape."""
+    able = happy or rng.random() < 0.6
+    _, helpers, useless = world.ABILITIES[world.PROBLEMS[request.problem].ability]
+    helper = rng.choice(helpers if able else world.ABILITIES[rng.choice(useless)][1])
+    shape = rng.choice(list(SHAPES))
+    story = Story(request, helper, able, happy, shape, "")
+    slots = _slots(request, helper)
+    lines = SHAPES[shape](rng, request.problem, slots)
+    lines += [*_outcome(rng, story, slots), _ending(rng, story, slots)]
+    return replace(story, text=" ".join(lines))
+
+
+def stories(split: Split, seed: int) -> Iterator[Story]:
+    """Returns the endless stream of the split's stories; half of them end happily."""
+    rng = random.Random(f"stories/{split}/{seed}")
+    while True:
+        yield tell(rng, _draw(rng, split), happy=rng.random() < 0.5)
+
+
+def documents(split: Split, seed: int) -> Iterator[str]:
+    """Returns the endless stream of pretraining texts: plain stories."""
+    for story in stories(split, seed):
+        yield story.text
+
+
+# ---- instructions ----
+
+
+def _ask(rng: random.Random, split: Split) -> tuple[Request, Request, str]:
+    """Returns full facts, what the instruction asks of them, and the instruction."""
+    placed = rng.random() < 0.85
+    facts = _draw(rng, split, placed=placed)
+    asked = replace(facts, name=facts.name if rng.random() < 0.85 else None, place=facts.place if placed else None)
+    if facts.place and placed and rng.random() < 0.2:
+        words = {"hero": _hero(asked), "at": _at(facts.place), "place": facts.place}
+        return facts, asked, rng.choice(world.ABOUT_PLACED).format_map(words)
+    return facts, asked, rng.choice(world.ABOUT).format(about=_about(asked))
+
+
+def _user(text: str) -> Message:
+    return {"role": "user", "content": text}
+
+
+def _assistant(text: str) -> Message:
+    return {"role": "assistant", "content": text}
+
+
+def _system(rng: random.Random) -> list[Message]:
+    """Returns a system message, one time in four."""
+    return [{"role": "system", "content": rng.choice(world.SYSTEM)}] if rng.random() < 0.25 else []
+
+
+def questions(story: Story) -> list[tuple[str, str]]:
+    """Returns what can be asked about the story, each with the true short answer."""
+    facts, slots = story.request, _slots(story.request, story.helper)
+    told = world.PROBLEMS[facts.problem].told.format(name=facts.name, it=f"the {facts.item}")
+    helped = "{a_helper} helped {name}." if story.happy else "{a_helper} came, but could not help."
+    mood = "Yes, {name} was happy." if story.happy else "No, {name} was sad."
+    pairs = [
+        ("Who was the story about?", "It was about {a_kind} named {name}."),
+        ("What did {name} have?", "{name} had {a_full}."),
+        ("What happened to the {noun}?", told + "."),
+        ("Where did it happen?", "It happened {at}."),
+        ("Where was {name}?", "{name} was {at}."),
+        ("Who helped {name}?" if story.happy else "Did someone help {name}?", helped),
+        ("Was {name} happy at the end?", mood),
+        ("What can {a_helper} do?", "{a_helper} can {own}."),
+    ]
+    if facts.adjective in world.COLORS:
+        pairs.append(("What color was the {noun}?", f"The {{noun}} was {facts.adjective}."))
+    filled = [(question.format_map(slots), answer.format_map(slots)) for question, answer in pairs]
+    return [(question, answer[0].upper() + answer[1:]) for question, answer in filled]
+
+
+def _follow_ups(rng: random.Random, split: Split, story: Story) -> list[Message]:
+    """Returns the later turns: questions about the story, its retelling with the other ending, or a new story."""
+    kind = rng.choice(("questions", "questions", "again", "next"))
+    if kind == "questions":
+        pairs = rng.sample(questions(story), rng.randint(1, 3))
+        return [message for ask, answer in pairs for message in (_user(ask), _assistant(answer))]
+    if kind == "again":
+        other = tell(rng, story.request, happy=not story.happy)
+        return [_user(rng.choice(world.AGAIN)), _assistant(other.text)]
+    facts, _, instruction = _ask(rng, split)
+    other = tell(rng, facts, happy=rng.random() < 0.5)
+    return [_user(f"{rng.choice(world.BEFORE_NEXT)} {instruction}"), _assistant(other.text)]
+
+
+def conversations(split: Split, seed: int) -> Iterator[dict[str, list[Message]]]:
+    """Returns the endless stream of conversations for fine-tuning, half of them of more than one turn."""
+    rng = random.Random(f"conversations/{split}/{seed}")
+    while True:
+        facts, _, instruction = _ask(rng, split)
+        story = tell(rng, facts, happy=rng.random() < 0.5)
+        messages = [*_system(rng), _user(instruction), _assistant(story.text)]
+        if rng.random() < 0.5:
+            messages += _follow_ups(rng, split, story)
+        yield {"messages": messages}
+
+
+def preferences(split: Split, seed: int) -> Iterator[dict[str, list[Message]]]:
+    """Returns the endless stream of pairs: chosen tells what was asked and ends happily; rejected ends unhappily,
+    or (one in five) happily tells of something else."""
+    rng = random.Random(f"preferences/{split}/{seed}")
+    while True:
+        facts, asked, instruction = _ask(rng, split)
+        chosen, rejected = tell(rng, facts, happy=True), tell(rng, facts, happy=False)
+        if rng.random() < 0.2:
+            rejected = tell(rng, _draw(rng, split), happy=True)
+            while check(asked, rejected.text).followed:
+                rejected = tell(rng, _draw(rng, split), happy=True)
+        prompt = [*_system(rng), _user(instruction)]
+        yield {"prompt": prompt, "chosen": [_assistant(chosen.text)], "rejected": [_assistant(rejected.text)]}
+
+
+def prompts(split: Split, seed: int) -> Iterator[tuple[Request, list[Message]]]:
+    """Returns the endless stream of single-turn instructions for evaluation, each with what it asks for."""
+    rng = random.Random(f"prompts/{split}/{seed}")
+    while True:
+        _, asked, instruction = _ask(rng, split)
+        yield asked, [_user(instruction)]
+
+
+# ---- checking ----
+
+
+def _either(words: Sequence[str]) -> str:
+    return f"(?:{'|'.join(words)})"
+
+
+_WORD = {
+    "name": "(?P<name>[A-Z][a-z]+)", "he": "(?:he|she)", "his": "(?:his|her)", "noun": _either(list(world.ITEMS)),
+    "full": f"(?:{_either(world.ADJECTIVES)} )?{_either(list(world.ITEMS))}", "helper": _either(world.HELPERS),
+}  # fmt: skip
+_SENTENCE_END = re.compile(r'(?<=[.!?"])\s+')
+_ENDINGS = [(end.happy, re.compile(end.text.format_map(_WORD).replace(".", "[.]"))) for end in world.ENDINGS]
+_MISHAP_THING = r"\b(?:the|his|her|a|an) [\w ]+?"
+_MISHAPS = {
+    key: re.compile(problem.told.format(name="[a-z]", it=_MISHAP_THING) + r"\b")
+    for key, problem in world.PROBLEMS.items()
+}
+_GLOOM = re.compile(_either(world.GLOOM), re.IGNORECASE)
+_CAPITAL_INSIDE = re.compile(r"(?<=[a-z,;:] )[A-Z][a-z]+")
+
+
+def _found(words: Iterable[str], text: str) -> set[str]:
+    """Returns which of the words stand in the text."""
+    return set(words) & set(re.findall(r"[a-z]+", text.lower()))
+
+
+def _as_ending(sentence: str) -> tuple[bool, str] | None:
+    """Returns whether the sentence ends a story happily, and the name in it; None where it is no ending."""
+    for happy, pattern in _ENDINGS:
+        if match := pattern.fullmatch(sentence):
+            return happy, match["name"]
+    return None
+
+
+def _one_hero(text: str, name: str) -> bool:
+    """Returns whether the text names this hero and no other."""
+    named = _found(map(str.lower, world.NAMES), text)
+    return named == {name.lower()} and set(_CAPITAL_INSIDE.findall(text)) <= {name}
+
+
+def _right_item(request: Request, text: str) -> bool:
+    """Returns whether the thing is the one asked for, of the asked look, and the only thing."""
+    looks = set(re.findall(rf"\b({'|'.join(world.ADJECTIVES)}) {request.item}\b", text.lower()))
+    looks_right = looks == {request.adjective} if request.adjective else True
+    return looks_right and _found(world.ITEMS, text) == {request.item}
+
+
+def check(request: Request, completion: str) -> Check:
+    """Returns which parts of the request the completion fulfils, and whether its ending is a happy one."""
+    text = completion.strip()
+    *before, last = [_as_ending(sentence) for sentence in _SENTENCE_END.split(text)]
+    ends_well = last is not None and all(ending is None or ending[0] for ending in (*before, last))
+    name = request.name or (last[1] if last else None)
+    places = _found(world.PLACES, text)
+    return Check(
+        hero=_found(world.KINDS, text) == {request.kind} and bool(name and re.search(rf"\b{name}\b", text)),
+        item=_right_item(request, text),
+        place=places == {request.place} if request.place else len(places) <= 1,
+        problem={key for key, pattern in _MISHAPS.items() if pattern.search(text.lower())} == {request.problem},
+        complete=last is not None and last[1] == name and _one_hero(text, last[1]),
+        happy=ends_well and not _GLOOM.search(text),
+    )
