@@ -247,10 +247,22 @@ def stories(split: Split, seed: int) -> Iterator[Story]:
         yield tell(rng, _draw(rng, split), happy=rng.random() < 0.5)
 
 
+def introduce(rng: random.Random, story: Story) -> str:
+    """Returns a few lines about the story's hero, thing and place, without what happens to them."""
+    slots = _slots(story.request, story.helper)
+    habits = rng.sample(world.HABITS, rng.randint(3, 5))
+    return " ".join(line.format_map(slots) for line in [rng.choice(world.MEET), *habits])
+
+
 def documents(split: Split, seed: int) -> Iterator[str]:
-    """Returns the endless stream of pretraining texts: plain stories."""
+    """Returns the endless stream of pretraining texts: half of them stories, half short introductions.
+
+    An introduction repeats few facts often. A small model learns there to carry a name on, which it does hundreds of
+    steps later from stories alone.
+    """
+    rng = random.Random(f"introductions/{split}/{seed}")
     for story in stories(split, seed):
-        yield story.text
+        yield introduce(rng, story) if rng.random() < 0.5 else story.text
 
 
 # ---- instructions ----

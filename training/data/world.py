@@ -344,6 +344,16 @@ TRY_THREE = (
     "Last of all {name} met {a_helper} {at}.", "Then {name} asked {a_helper} {at}.",
     "The third time {name} met {a_helper} {at}.", "Last {name} asked {a_helper} who lived {at}.",
 )
+MEET = (
+    "This is {name} the {kind}.", "Do you know {name} the {kind}?", "I know {a_kind} named {name}.",
+    "Here comes {name} the {kind}.", "There is {a_kind} named {name}.", "Look, there is {name} the {kind}!",
+)
+HABITS = (
+    "{name} has {a_full}.", "The {full} belongs to {name}.", "The {kind} likes the {noun} very much.",
+    "The {kind} likes to play {at}.", "One can often see {name} {at}.", "{name} the {kind} lives near the {place}.",
+    "Every day the {kind} takes the {full} to the {place}.", "At night {name} keeps the {noun} close.",
+    '"Good morning, {name}!" say all who are {at}.', "{name} the {kind} is happy {at}.",
+)
 HELPER_FIRST = (
     "{a_helper} lived {at}.", "There was {a_helper} {at} who could {own}.", "Once {a_helper} lived {at}.",
     "{a_helper} had a home {at}.", "Everyone {at} knew {a_helper} who could {own}.", "{a_helper} sat {at} one day.",

@@ -1,0 +1,190 @@
+"""The model card of a release: front matter for the Hub, and what a reader needs to use and to judge the model.
+
+Every number comes from the run's own records; the caller gives them, and nothing here is measured or guessed.
+"""
+
+import html
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from .verify import Check
+
+TRAINING = {
+    "pretrain": "pretraining on text",
+    "sft": "supervised fine-tuning on conversations",
+    "dpo": "direct preference optimization",
+}
+# The settings that say most, in this order, of those that a stage has; the rest is in the training record.
+SETTINGS = (
+    "optimizer", "learning_rate", "schedule", "weight_decay", "batch_rows", "batch_size", "context_length",
+    "max_length", "beta", "loss_type", "lora_r",
+)  # fmt: skip
+SIZES = {
+    "num_hidden_layers": "Layers",
+    "hidden_size": "Hidden size",
+    "intermediate_size": "Intermediate size (SwiGLU)",
+    "num_attention_heads": "Attention heads",
+    "num_key_value_heads": "Key/value heads",
+    "head_dim": "Head size",
+    "max_position_embeddings": "Context, tokens",
+    "vocab_size": "Vocabulary, tokens",
+    "tie_word_embeddings": "Embedding shared with the LM head",
+}
+
+
+@dataclass(kw_only=True)
+class CardFacts:
+    """What a card is written from."""
+
+    title: str
+    repo_id: str
+    license: str
+    language: str
+    about_data: str  # sentences on the text
+    config: dict[str, Any]  # content of config.json
+    parameters: int
+    records: dict[str, dict[str, Any]]  # content of stage.json for each stage of the run, in order
+    results: str  # Markdown: table of results and how they were measured
+    example: str  # a prompt
+    answer: str  # the model's greedy answer to it
+    checks: Sequence[Check]
+
+    @property
+    def chats(self) -> bool:
+        """Whether the model was trained on conversations."""
+        return "sft" in self.records
+
+
+def make_card(facts: CardFacts) -> ModelCard:
+    """Return the card, whose front matter the Hub takes."""
+    for_chat: dict[str, Any] = {}
+    if facts.chats:
+        for_chat["widget"] = [{"messages": [{"role": "user", "content": facts.example}]}]
+    metadata = ModelCardData(
+        language=facts.language,
+        license=facts.license,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["custom_code", "scratch", *(["conversational"] if facts.chats else [])],
+        **for_chat,
+    )
+    sections = {
+        "How to use it": _usage(facts),
+        "Results": facts.results,
+        "The model": _table(["", ""], [[SIZES[key], facts.config[key]] for key in SIZES]),
+        "Training data": facts.about_data,
+        "Training procedure": _procedure(facts.records),
+        "Intended use and limits": LIMITS,
+        "How it was verified": _verification(facts.checks),
+        "Environment": _environment(facts.records),
+    }
+    body = "\n\n".join(f"## {title}\n\n{text.strip()}" for title, text in sections.items())
+    return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n# {facts.title}\n\n{_introduction(facts)}\n\n{body}\n")
+
+
+def _introduction(facts: CardFacts) -> str:
+    steps = [name for stage, name in TRAINING.items() if stage in facts.records]
+    return (
+        f"A decoder language model with {facts.parameters:,} parameters, trained from random weights: "
+        f"{', then '.join(steps)}. Architecture and code are those of `hf_scratch`; the code comes with the weights."
+    )
+
+
+LOAD = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+name = "{repo_id}"  # or the folder that holds this file
+tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True)
+
+"""
+CHAT = """\
+messages = [{{"role": "user", "content": {example}}}]
+prompt = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, sanitize_control_tokens=True, return_tensors="pt"
+)
+output = model.generate(**prompt, max_new_tokens=256)
+print(tokenizer.decode(output[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True))
+```
+
+It prints
+
+> {answer}
+
+`sanitize_control_tokens=True` keeps the spelling of a control token in a message plain text, so that nobody can write
+a system turn into a conversation. """
+CONTINUE = """\
+inputs = tokenizer(tokenizer.bos_token + "The", return_tensors="pt")
+output = model.generate(**inputs, max_new_tokens=100, do_sample=True)
+print(tokenizer.decode(output[0], skip_special_tokens=True))
+```
+
+The model continues a text; it was not trained to chat. """
+REMOTE_CODE = "`trust_remote_code=True` runs the two Python files of this repository."
+LIMITS = """\
+A small model for learning, experiments and tests. It knows the world of its training data and nothing else: do not
+ask it for facts, and do not rely on its answers. It was not tested for safety, bias, or languages other than that of
+its data.
+"""
+
+
+def _usage(facts: CardFacts) -> str:
+    if facts.chats:
+        answer = html.escape(facts.answer.strip(), quote=False).replace("\n", "\n> ")
+        run = CHAT.format(example=json.dumps(facts.example), answer=answer)
+    else:
+        run = CONTINUE
+    return LOAD.format(repo_id=facts.repo_id) + run + REMOTE_CODE
+
+
+def _procedure(records: dict[str, dict[str, Any]]) -> str:
+    rows = []
+    for stage, name in TRAINING.items():
+        if stage in records:
+            config, metrics = records[stage]["config"], records[stage]["metrics"]
+            settings = ", ".join(f"{key} {_short(config[key])}" for key in SETTINGS if config.get(key))
+            steps = metrics.get("step", metrics.get("steps"))
+            rows.append([stage, name, f"{steps:,}", settings, _minutes(records[stage]["seconds"])])
+    table = _table(["stage", "what", "steps", "settings", "time"], rows)
+    return f"{table}\n\nAll settings, losses and hashes of the inputs are in `training_record/`, a folder a stage."
+
+
+def _verification(checks: Sequence[Check]) -> str:
+    lines = [f"- {check.name}{f': {check.detail}' if check.detail else ''}" for check in checks]
+    return (
+        "Before this folder was put in place it was loaded in a clean process: no network, an empty cache, and no way "
+        "to import the package that trained it. What the trained model gave, this folder gave. "
+        "What was checked:\n\n" + "\n".join(lines)
+    )
+
+
+def _environment(records: dict[str, dict[str, Any]]) -> str:
+    last = list(records.values())[-1]
+    versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
+    machine, total = last["machine"], sum(record.get("seconds", 0) for record in records.values())
+    return (
+        f"- Versions: {versions}\n- Machine: {machine['system']} {machine['machine']}, {machine['cpus']} CPU cores\n"
+        f"- Time of all stages: {_minutes(total)}\n- Commit of the code: {last['commit'] or 'unknown'}"
+    )
+
+
+def _table(header: list[str], rows: list[list[Any]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(_short(cell) for cell in line)} |" for line in lines)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return " + ".join(map(str, value))
+    return f"{value:,}" if isinstance(value, int) and value >= 10_000 else str(value)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"

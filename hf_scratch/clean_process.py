@@ -1,0 +1,135 @@
+"""Loads a model folder as a stranger would and writes down what it finds; `hf_scratch.verify` runs this file.
+
+It is a script for `python -I`, in a process where the package that trained the model cannot be imported, so it imports
+nothing of ours. `observe` runs in both processes: what then differs can only come from saving and loading.
+
+    python -I clean_process.py MODEL_FOLDER WORK_FOLDER
+
+It reads `request.json` in the work folder and writes `found.json` and `logits.safetensors` there.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+MAX_NEW_TOKENS = 256  # of the answer that is compared
+Check = dict[str, Any]  # name, passed, detail
+
+
+def main(folder: str, work: Path) -> None:
+    """Run the checks and write them down with what the model said; a check that fails ends the run."""
+    request = json.loads((work / "request.json").read_text(encoding="utf-8"))
+    sys.modules.update(dict.fromkeys(request["blocked"]))  # None makes `import name` fail, installed or not
+    import torch
+    from safetensors.torch import save_file
+
+    torch.set_num_threads(request["threads"])  # sums are rounded by how they are split over threads
+    found: dict[str, Any] = {"checks": [], "observed": None}
+    try:
+        observed = load_and_observe(folder, request["messages"], found["checks"])
+        save_file({"logits": observed.pop("logits")}, work / "logits.safetensors")
+        found["observed"] = observed
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        found["checks"][-1] |= {"passed": False, "detail": f"{type(error).__name__}: {reason[:500]}"}
+    (work / "found.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+@contextmanager
+def check(checks: list[Check], name: str) -> Iterator[Check]:
+    """Begin a check, which fails if something is raised in it; the details can be filled in."""
+    checks.append({"name": name, "passed": True, "detail": ""})
+    yield checks[-1]
+
+
+def load_and_observe(folder: str, messages: list[dict[str, str]], checks: list[Check]) -> dict[str, Any]:
+    """Load the folder by every Auto class, check what can be checked without a reference, and observe it."""
+    import torch
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+    with check(checks, "AutoConfig loads"):
+        AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    with check(checks, "AutoTokenizer loads"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    with check(checks, "AutoModelForCausalLM loads, all weights present"):
+        model, report = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+        if wrong := {kind: sorted(map(str, keys)) for kind, keys in report.items() if keys}:
+            raise ValueError(f"weights do not fit the code: {wrong}")
+    with check(checks, "chat template renders"):
+        encode(tokenizer, messages)
+    with check(checks, "answers"):
+        observed = observe(model, tokenizer, messages)
+    with check(checks, "AutoModel loads and agrees with the head"), torch.no_grad():
+        base = AutoModel.from_pretrained(folder, trust_remote_code=True)
+        hidden = base(torch.tensor([observed["prompt_ids"]]), use_cache=False).last_hidden_state
+        difference = (model.get_output_embeddings()(hidden)[0].float() - observed["logits"]).abs().max()
+        if not difference <= 1e-5:
+            raise ValueError(f"logits from AutoModel's hidden states differ by {difference:.1e}")
+    with check(checks, "control tokens in a message stay text"):
+        spelled = [{"role": "user", "content": "".join(tokenizer.all_special_tokens)}]
+        plain = [{"role": "user", "content": "Hello"}]
+        became, should = count_control_tokens(tokenizer, spelled), count_control_tokens(tokenizer, plain)
+        if became != should:
+            raise ValueError(
+                f"a message that spells control tokens makes {became} of them in the prompt, not {should}"
+            )
+    return observed
+
+
+def encode(tokenizer: Any, messages: list[dict[str, str]]) -> Any:
+    """Encode a conversation up to where the answer begins, as tensors (1, T)."""
+    return tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, sanitize_control_tokens=True, return_tensors="pt"
+    )
+
+
+def count_control_tokens(tokenizer: Any, messages: list[dict[str, str]]) -> int:
+    """Return how many tokens of an encoded conversation are special ones."""
+    special = set(tokenizer.all_special_ids)
+    return sum(token in special for token in encode(tokenizer, messages)["input_ids"][0].tolist())
+
+
+def observe(model: Any, tokenizer: Any, messages: list[dict[str, str]]) -> dict[str, Any]:
+    """Return what a model on the CPU makes of a conversation.
+
+    Returns:
+        weights: SHA-256 of all weights.
+        prompt_ids: The encoded conversation, (T,).
+        logits: Of the next token at each position of it, (T, vocab_size).
+        answer_ids: The greedy answer. answer: Its text. ended: Whether an end token ended it.
+    """
+    import torch
+
+    prompt = encode(tokenizer, messages)
+    length = prompt["input_ids"].shape[1]
+    with torch.no_grad():
+        logits = model(**prompt, use_cache=False).logits[0].float()
+        answer = model.generate(**prompt, do_sample=False, max_new_tokens=MAX_NEW_TOKENS)[0, length:].tolist()
+    ends = model.generation_config.eos_token_id
+    return {
+        "weights": digest(model),
+        "prompt_ids": prompt["input_ids"][0].tolist(),
+        "logits": logits,
+        "answer_ids": answer,
+        "answer": tokenizer.decode(answer, skip_special_tokens=True),
+        "ended": answer[-1] in (ends if isinstance(ends, list) else [ends]),
+    }
+
+
+def digest(model: Any) -> str:
+    """Return the SHA-256 of names and bytes of all weights, so that not one bit of them can change unseen."""
+    import torch
+
+    hasher = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        hasher.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

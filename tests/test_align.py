@@ -1,0 +1,279 @@
+"""What SFT and DPO share: the model they start from, the order of rows, guards, resuming and what is written."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import trl
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from hf_scratch import ScratchForCausalLM
+from hf_scratch.tokenizer import CHAT_TEMPLATE
+from training import dpo, sft
+from training.align import AlignConfig, last_checkpoint, load_model, row_order, training_arguments
+from training.hardware import has_native_bf16
+from training.save import save_model
+from training.stage import read_json
+
+ROOT = Path(__file__).parent.parent
+STAGES = {"sft": sft, "dpo": dpo}
+
+
+@pytest.fixture
+def base(
+    make_model: Callable[..., ScratchForCausalLM], tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> str:
+    """Folder of an untrained model whose tokenizer ends documents, as after pretraining."""
+    save_model(make_model(initializer_range=0.02, bos_token_id=0), tiny_tokenizer, tmp_path / "base")
+    return str(tmp_path / "base")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> dict[str, str]:
+    """Eight rows for each stage."""
+    rows: dict[str, list] = {"sft": [], "dpo": []}
+    for i in range(8):
+        prompt = {"role": "user", "content": f"kite {i}"}
+        said, unsaid = ({"role": "assistant", "content": text} for text in (f"red fox {i}", f"sad owl {i}"))
+        rows["sft"].append({"messages": [prompt, said]})
+        rows["dpo"].append({"prompt": [prompt], "chosen": [said], "rejected": [unsaid]})
+    for name, content in rows.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+    return {name: str(tmp_path / f"{name}.jsonl") for name in rows}
+
+
+def arguments(base: str, data: str, output: Path, **settings: Any) -> list[str]:
+    common = {"max_length": 64, "batch_size": 4, "micro_batch_size": 2, "learning_rate": 0.003, "log_steps": 2}
+    options = {"model": base, "data": data, "output_dir": output, **common, **settings}
+    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
+
+
+def config(base: str, **settings: Any) -> AlignConfig:
+    return AlignConfig(model=base, output_dir="runs/x", **{"max_length": 64, **settings})
+
+
+# ---- what it starts from ----
+
+
+def test_a_turn_ends_as_the_template_ends_it(base: str) -> None:
+    model, tokenizer = load_model(config(base))
+    assert tokenizer.eos_token == "<|im_end|>" and tokenizer.padding_side == "left"
+    assert model.config.eos_token_id == tokenizer.eos_token_id
+    assert model.dtype == torch.float32
+
+
+def test_our_tokens_get_our_template(base: str) -> None:
+    (Path(base) / "chat_template.jinja").unlink()
+    assert load_model(config(base))[1].chat_template == CHAT_TEMPLATE
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_length": 129}, "max_length=129 is longer than the context of .*; use at most 128"),
+        ({"model": "nobody/nothing"}, "nobody/nothing is not a model's folder, nor a Hub id"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused(base: str, settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_model(config(**{"base": settings.pop("model", base), **settings}))
+
+
+def test_a_model_without_chat_tokens_needs_a_template(base: str) -> None:
+    (Path(base) / "chat_template.jinja").unlink()
+    path = Path(base) / "tokenizer.json"
+    path.write_text(path.read_text().replace("<|im_start|>", "<|other|>"))
+    settings = Path(base) / "tokenizer_config.json"
+    settings.write_text(settings.read_text().replace("<|im_start|>", "<|other|>"))
+    with pytest.raises(
+        ValueError, match="has no chat template, and not the tokens"
+    ):
+        load_model(config(base))
+
+
+def test_a_batch_must_be_a_multiple_of_what_is_held_at_once(base: str) -> None:
+    with pytest.raises(ValueError, match="batch_size=32 is not a multiple of micro_batch_size=5 times 1 processes"):
+        training_arguments(config(base, micro_batch_size=5))
+
+
+@pytest.mark.parametrize("trl_config", [trl.SFTConfig, trl.DPOConfig])
+def test_the_defaults_of_trl_that_hurt_are_set(base: str, trl_config: type) -> None:
+    args = trl_config(**training_arguments(config(base)))
+    assert args.bf16 == has_native_bf16() and args.use_cpu == (not torch.cuda.is_available())
+    assert args.activation_checkpointing is False and args.gradient_checkpointing is False
+    assert (
+        trl_config(**training_arguments(config(base, activation_checkpointing=True))).activation_checkpointing is True
+    )
+
+
+# ---- the order of rows ----
+
+
+@given(
+    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=60),
+    num_rows=st.integers(1, 200),
+    batch_size=st.integers(1, 9),
+    seed=st.integers(0, 9),
+)
+def test_every_row_is_seen_equally_often(lengths: list[int], num_rows: int, batch_size: int, seed: int) -> None:
+    order = row_order(np.array(lengths), num_rows, batch_size, seed)
+    counts = np.bincount(order, minlength=len(lengths))
+    assert counts.sum() == num_rows and counts.max() - counts.min() <= 1
+    assert (order == row_order(np.array(lengths), num_rows, batch_size, seed)).all()
+
+
+def test_rows_of_a_batch_are_alike_and_batches_are_mixed() -> None:
+    lengths = np.random.default_rng(0).integers(1, 1000, 3200)
+    batches = lengths[row_order(lengths, 3200, 32, seed=0)].reshape(-1, 32)
+    assert batches.max(axis=1).sum() * 32 < 1.05 * lengths.sum()
+    assert abs(np.corrcoef(batches[:-1].mean(axis=1), batches[1:].mean(axis=1))[0, 1]) < 0.3
+
+
+# ---- what comes out ----
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo"])
+def test_what_a_run_leaves(name: str, base: str, data: dict[str, str], tmp_path: Path, capsys: Any) -> None:
+    output = tmp_path / "run"
+    line = arguments(base, data[name], output, epochs=2.5, eval_examples=2, eval_steps=2, save_steps=2)
+    STAGES[name].main(line)
+    assert sorted(path.name for path in output.iterdir()) == ["metrics.jsonl", "model", "stage.json"]
+
+    model = AutoModelForCausalLM.from_pretrained(output / "model")
+    assert isinstance(model, ScratchForCausalLM) and model.config.use_cache and model.dtype == torch.float32
+    assert model.generation_config.eos_token_id == [3, 0] and model.generation_config.pad_token_id == 1
+    assert model.generation_config.do_sample is False
+    tokenizer = AutoTokenizer.from_pretrained(output / "model")
+    assert (tokenizer.eos_token, tokenizer.padding_side) == ("<|im_end|>", "left")
+    assert tokenizer.chat_template == CHAT_TEMPLATE
+    assert {path.name for path in (output / "model").glob("*.py")} == {
+        "configuration_scratch.py",
+        "modeling_scratch.py",
+    }
+
+    lines = [json.loads(text) for text in (output / "metrics.jsonl").read_text().splitlines()]
+    # 6 rows, 2.5 epochs, batches of 4; each evaluation has its line, and the last step is logged whatever its number.
+    assert [entry["step"] for entry in lines if entry["loss"] is not None] == [1, 2, 4]
+    assert [entry["step"] for entry in lines if entry["eval_loss"] is not None][0] == 2
+    assert lines[-1]["eval_loss"] is not None and lines[-1]["epoch"] == pytest.approx(16 / 6, abs=1e-3)
+    assert all(entry.keys() >= {"step", "epoch", "loss", "eval_loss", "lr", "grad_norm"} for entry in lines)
+    metrics = read_json(output / "stage.json")["metrics"]
+    assert (metrics["rows"], metrics["truncated"], metrics["dropped"], metrics["steps"]) == (6, 0, 0, 4)
+
+    capsys.readouterr()
+    STAGES[name].main(line)
+    assert "nothing has changed, skipped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo"])
+def test_a_stock_model_is_trained_as_ours(
+    name: str, data: dict[str, str], tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    llama = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=320,
+            hidden_size=32,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=64,
+        )
+    )
+    llama.save_pretrained(tmp_path / "llama")
+    tokenizer = AutoTokenizer.from_pretrained(save_tokenizer(tiny_tokenizer, tmp_path / "llama"))
+    assert tokenizer.chat_template is None and tokenizer.pad_token is None
+    STAGES[name].main(arguments(str(tmp_path / "llama"), data[name], tmp_path / "run", max_steps=2))
+    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
+    assert isinstance(trained, LlamaForCausalLM) and trained.generation_config.eos_token_id == [3, 0]
+    assert AutoTokenizer.from_pretrained(tmp_path / "run" / "model").chat_template == CHAT_TEMPLATE
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, path: Path) -> Path:
+    """Save a tokenizer as a stock base model has it: no template, no padding token."""
+    tokenizer.save_pretrained(path)
+    (path / "chat_template.jinja").unlink()
+    settings = json.loads((path / "tokenizer_config.json").read_text())
+    del settings["pad_token"]
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
+    return path
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(base: str, data: dict[str, str], tmp_path: Path) -> None:
+    line = arguments(base, data["sft"], tmp_path / "run", max_steps=20, log_steps=1, learning_rate=1e30)
+    with pytest.raises(SystemExit, match="the loss is nan at step .*; lower learning_rate=1e\\+30"):
+        sft.main(line)
+    assert not (tmp_path / "run" / "model").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sft", "dpo"])
+def test_lora_trains_an_adapter_and_merges_it(name: str, base: str, data: dict[str, str], tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    STAGES[name].main(arguments(base, data[name], tmp_path / "run", epochs=10, lora_r=2))
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["loss"] < json.loads(lines[0])["loss"]
+    untrained = AutoModelForCausalLM.from_pretrained(base)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "run" / "adapter")
+    ids = torch.arange(40).view(2, 20)
+    with torch.no_grad():
+        torch.testing.assert_close(adapted(ids).logits, merged(ids).logits, rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(untrained(ids).logits, merged(ids).logits, atol=1e-2)
+    assert torch.equal(untrained.get_input_embeddings().weight, merged.get_input_embeddings().weight)
+
+
+# ---- resuming ----
+
+
+def test_a_checkpoint_that_was_cut_off_is_not_used(tmp_path: Path) -> None:
+    assert last_checkpoint(tmp_path) is None
+    for step in (9, 10, 100):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / "checkpoint-9" / "trainer_state.json").touch()
+    (tmp_path / "checkpoint-10" / "trainer_state.json").touch()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert not (tmp_path / "checkpoint-100").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sft", "dpo"])
+def test_killed_and_started_again_it_ends_where_it_would_have(
+    name: str, base: str, data: dict[str, str], tmp_path: Path
+) -> None:
+    settings = {"max_steps": 60, "save_steps": 10, "learning_rate": 0.0003}
+    STAGES[name].main(arguments(base, data[name], tmp_path / "undisturbed", **settings))
+
+    output = tmp_path / "killed"
+    line = [sys.executable, "-m", f"training.{name}", *arguments(base, data[name], output, **settings)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(line, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 180
+    while not list((output / "checkpoints").glob("checkpoint-?0/trainer_state.json")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (output / "model").exists()
+    again = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert "goes on from step " in again.stdout
+
+    weights, undisturbed = (
+        load_file(path / "model" / "model.safetensors") for path in (output, tmp_path / "undisturbed")
+    )
+    for key, value in undisturbed.items():
+        torch.testing.assert_close(weights[key], value, rtol=0, atol=0)
+    assert (output / "metrics.jsonl").read_text() == (tmp_path / "undisturbed" / "metrics.jsonl").read_text()

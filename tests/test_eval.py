@@ -1,0 +1,201 @@
+"""The numbers of an evaluation: bits per byte, intervals, scores, and the files that a run of the stage leaves."""
+
+import itertools
+import json
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_run import make_base, make_tokenizer_and_data
+from transformers import AutoTokenizer
+
+from hf_scratch import ScratchForCausalLM
+from training import eval_model
+from training.bits_per_byte import bits_per_byte
+from training.data.stories import Story, check, prompts, stories
+from training.eval_model import Answer, EvalConfig, answer, read_answer, score, wilson
+
+CONTEXT, STRIDE = 16, 4
+LENGTHS = (0, 1, 5, 15, 16, 17, 20, 33, 50)  # tokens of documents: none, shorter, equal to and longer than the context
+
+
+@pytest.fixture(scope="module")
+def stream() -> tuple[np.ndarray, np.ndarray]:
+    """Documents of LENGTHS random tokens as the stage `data` stores them, and their starts."""
+    rng = np.random.default_rng(0)
+    tokens = np.concatenate([np.concatenate([[0], rng.integers(4, 320, n)]) for n in LENGTHS] + [[0]])
+    starts = np.cumsum([0, *(n + 1 for n in LENGTHS[:-1])])
+    return tokens.astype(np.uint16), starts
+
+
+@torch.no_grad()
+def naive_nats(model: ScratchForCausalLM, document: list[int]) -> float:
+    """Score each token of a document (separator first) in a forward pass of its own."""
+    nats, end = 0.0, CONTEXT
+    for position in range(1, len(document)):
+        if position > end:
+            end = min(end + STRIDE, len(document) - 1)
+        window = document[max(0, end - CONTEXT) : position]
+        nats -= model(torch.tensor([window])).logits[0, -1].double().log_softmax(-1)[document[position]].item()
+    return nats
+
+
+def test_bits_per_byte_equals_one_token_at_a_time(
+    tiny_model: ScratchForCausalLM, stream: tuple[np.ndarray, np.ndarray]
+) -> None:
+    tokens, starts = stream
+    documents = [tokens[start : start + n + 1].tolist() for start, n in zip(starts, LENGTHS, strict=True)]
+    expected = sum(naive_nats(tiny_model, document) for document in documents)
+    for batch_tokens in (1, 40, 8192):
+        found = bits_per_byte(tiny_model, tokens, starts, 1000, CONTEXT, "cpu", batch_tokens, STRIDE)
+        assert found.tokens == sum(LENGTHS)
+        assert found.nats_per_token == pytest.approx(expected / sum(LENGTHS), rel=1e-5)
+        assert found.bits_per_byte == pytest.approx(expected / math.log(2) / 1000, rel=1e-5)
+
+
+def test_a_uniform_model_needs_the_bits_of_its_vocabulary(
+    make_model: Callable[..., ScratchForCausalLM], stream: tuple[np.ndarray, np.ndarray]
+) -> None:
+    model = make_model().train()
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    found = bits_per_byte(model, *stream, num_bytes=500, context=CONTEXT, device="cpu")
+    assert found.bits_per_byte == pytest.approx(math.log2(320) * sum(LENGTHS) / 500, rel=1e-6)
+    assert model.training
+
+
+def test_a_stride_that_leaves_tokens_out_is_refused(
+    tiny_model: ScratchForCausalLM, stream: tuple[np.ndarray, np.ndarray]
+) -> None:
+    with pytest.raises(ValueError, match="stride=17 must be between 1 and the context of 16"):
+        bits_per_byte(tiny_model, *stream, num_bytes=500, context=CONTEXT, device="cpu", stride=17)
+
+
+@pytest.mark.parametrize(
+    ("count", "n", "low", "high"),
+    # R. G. Newcombe, Statistics in Medicine 17, 1998, p. 861, table I, method 3.
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_interval_is_the_published_one(count: int, n: int, low: float, high: float) -> None:
+    assert wilson(count, n) == pytest.approx((low, high), abs=5e-5)
+    assert wilson(n - count, n) == pytest.approx((1 - high, 1 - low), abs=5e-5)
+
+
+def test_right_answers_score_100_percent_and_wrong_ones_0() -> None:
+    told = list(itertools.islice(stories("test", 0), 40))
+    others = told[1:] + told[:1]
+
+    def scored(answers: list[Story]) -> dict:
+        checks = [check(asked.request, said.text) for asked, said in zip(told, answers, strict=True)]
+        return score(checks, [Answer(said.text, 100, ended=True) for said in answers]) | preference(checks)
+
+    right, wrong = scored(told), scored(others)
+    happy = sum(story.happy for story in told)
+    assert (right["followed"]["rate"], right["ended"]["rate"], right["tokens"]["mean"]) == (1, 1, 100)
+    assert right["happy"]["count"] == right["happy_of_followed"]["count"] == happy and 0 < happy < 40
+    assert wrong["followed"]["rate"] == wrong["followed_sampled"]["rate"] == 0 and wrong["happy_of_followed"]["rate"] is None
+    assert wrong["happy"]["count"] == happy
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with two models."""
+    run = tmp_path_factory.mktemp("run")
+    make_tokenizer_and_data(run)
+    make_base(run, "base")
+    make_base(run, "other", seed=1)
+    return run
+
+
+def evaluate(run: Path, output: Path, *names: str) -> dict:
+    models = [f"{name}={run / name / 'model'}" for name in names]
+    small = ["--num_prompts", "5", "--max_new_tokens", "12", "--num_samples", "2"]
+    eval_model.main(["--output_dir", str(output), "--data", str(run / "data"), "--models", *models, *small])
+    return json.loads((output / "results.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_evaluation_writes_numbers_report_and_picture(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = evaluate(run, tmp_path / "eval", "base", "other")
+    assert list(results["models"]) == ["base", "other"]
+    for measured in results["models"].values():
+        assert measured["text"]["documents"] == 6
+        assert measured["stories"]["followed"]["n"] == 5
+        assert measured["stories"]["parts"].keys() == {"hero", "item", "place", "problem", "complete"}
+    logged = json.loads((run / "base/metrics.jsonl").read_text().splitlines()[-1])
+    assert results["models"]["base"]["text"]["bits_per_byte"] == pytest.approx(logged["val_bpb"], rel=1e-6)
+    report = (tmp_path / "eval/report.md").read_text()
+    assert f"{logged['val_bpb']:.4f}" in report and "0.0 % (0.0 to 43.4)" in report
+    assert results["samples"][1]["prompt"] in report
+    assert (tmp_path / "eval/loss.png").read_bytes().startswith(b"\x89PNG")
+
+    capsys.readouterr()
+    evaluate(run, tmp_path / "eval", "base", "other")
+    assert "nothing has changed, skipped" in capsys.readouterr().out
+
+
+def test_a_model_of_other_text_is_asked_no_stories(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    rng = random.Random(0)
+    text.write_text(" ".join("".join(rng.choices("abcdefgh", k=rng.randint(2, 8))) for _ in range(5000)))
+    make_tokenizer_and_data(tmp_path, "--files", str(text))
+    make_base(tmp_path)
+    results = evaluate(tmp_path, tmp_path / "eval", "pretrain")
+    assert results["prompts"] is None and "stories" not in results["models"]["pretrain"]
+    assert "Instruction" not in (tmp_path / "eval/report.md").read_text()
+
+
+def test_answers_do_not_depend_on_the_batch(run: Path) -> None:
+    folder = run / "base/model"
+    model, tokenizer = ScratchForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    for parameter in model.parameters():  # away from the start, where all logits are about alike
+        torch.nn.init.normal_(parameter, std=0.3)
+    asked = list(itertools.islice(prompts("dev", 0), 4))
+    alone, together = (
+        answer(
+            model, tokenizer, asked, EvalConfig(output_dir="", models=[], data="", max_new_tokens=16, batch_size=size)
+        )
+        for size in (1, 4)
+    )
+    assert alone == together
+    assert len({said.text for said in alone}) > 1
+
+
+def test_an_answer_is_what_comes_before_the_end_token(run: Path) -> None:
+    folder = run / "base/model"
+    model, tokenizer = ScratchForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    words = tokenizer("A fox.")["input_ids"]
+    end, separator, pad, start = tokenizer.convert_tokens_to_ids(
+        ["<|im_end|>", "<|endoftext|>", "<|pad|>", "<|im_start|>"]
+    )
+    n = len(words)
+    assert read_answer(tokenizer, [*words, end, pad, pad], model) == Answer("A fox.", n + 1, ended=True)
+    assert read_answer(tokenizer, [*words, separator, *words], model) == Answer("A fox.", n + 1, ended=True)
+    assert read_answer(tokenizer, [*words, start], model) == Answer("A fox.<|im_start|>", n + 1, ended=False)
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        (["runs/a/model"], "is not a new NAME=FOLDER"),
+        (["sft="], "is not a new NAME=FOLDER"),
+        (["sft=nowhere"], "nowhere holds no model"),
+    ],
+)
+def test_wrong_models_are_named(models: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=message):
+        eval_model.main(["--output_dir", str(tmp_path), "--data", "data", "--models", *models])
+
+
+def test_shards_of_another_tokenizer_are_refused(run: Path, tmp_path: Path) -> None:
+    make_tokenizer_and_data(tmp_path)
+    meta = json.loads((tmp_path / "data/meta.json").read_text())
+    (tmp_path / "data/meta.json").write_text(json.dumps(meta | {"vocab_size": 321}))
+    with pytest.raises(SystemExit, match="321 token ids, the model 320"):
+        model = f"base={run / 'base/model'}"
+        eval_model.main(["--output_dir", f"{tmp_path}/eval", "--data", f"{tmp_path}/data", "--models", model])

@@ -1,0 +1,144 @@
+"""The arrows between the parts hold: training -> hf_scratch -> third party, and the Space imports nothing of ours.
+
+Imports are read from the source, those inside functions too; what an import loads is seen in a new process.
+"""
+
+import ast
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from transformers.dynamic_module_utils import get_relative_imports
+
+ROOT = Path(__file__).parent.parent
+PARTS = ("hf_scratch", "training", "spaces_app", "tests")
+MAY_IMPORT = {
+    "hf_scratch": {"hf_scratch"},
+    "training": {"training", "hf_scratch"},
+    "spaces_app": set(),
+    "tests": {"training", "hf_scratch"},
+}
+FILES = [path for part in PARTS for path in sorted((ROOT / part).rglob("*.py"))]
+MODEL_FILES = [path for path in FILES if path.parent.name == "model"]
+
+every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+def read(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(path: Path) -> list[ast.Import | ast.ImportFrom]:
+    return [node for node in ast.walk(read(path)) if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
+def absolute_imports(path: Path) -> set[str]:
+    """Return the top-level names that a file imports by `import name` or `from name import ...`."""
+    names = set()
+    for node in imports(path):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif node.level == 0:
+            names.add(str(node.module).split(".")[0])
+    return names
+
+
+def third_parties(part: str) -> set[str]:
+    files = [path for path in FILES if path.relative_to(ROOT).parts[0] == part]
+    own = {part, *(path.stem for path in files)}
+    return set().union(*(absolute_imports(path) for path in files)) - sys.stdlib_module_names - own
+
+
+def run_python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+# ---- who imports whom ----
+
+
+@every_file
+def test_imports_follow_the_arrows(path: Path) -> None:
+    part = path.relative_to(ROOT).parts[0]
+    assert absolute_imports(path) & set(PARTS) <= MAY_IMPORT[part]
+
+
+@every_file
+def test_relative_imports_stay_inside_the_library(path: Path) -> None:
+    levels = [node.level for node in imports(path) if isinstance(node, ast.ImportFrom) and node.level]
+    if path.relative_to(ROOT).parts[0] == "hf_scratch":
+        assert set(levels) <= {1}
+    else:
+        assert not levels, "a script is run by its file or by `python -m`: import it by its full name"
+
+
+def test_the_library_imports_its_declared_dependencies_only() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[^\w]", requirement)[0] for requirement in project["dependencies"]}
+    assert third_parties("hf_scratch") <= declared
+
+
+def test_the_space_imports_what_its_requirements_name() -> None:
+    lines = (ROOT / "spaces_app" / "requirements.txt").read_text().splitlines()
+    declared = {re.split(r"[^\w]", line)[0] for line in lines if line[:1].isalpha()}
+    assert third_parties("spaces_app") <= declared
+
+
+@pytest.mark.parametrize("path", MODEL_FILES, ids=lambda path: path.name)
+def test_model_files_import_third_parties_and_each_other_in_the_form_that_the_hub_reads(path: Path) -> None:
+    assert "hf_scratch" not in absolute_imports(path)
+    siblings = {node.module for node in imports(path) if isinstance(node, ast.ImportFrom) and node.level}
+    assert siblings <= {file.stem for file in MODEL_FILES}
+    # What transformers finds with its own reading is what it copies beside the weights.
+    assert siblings == set(get_relative_imports(path))
+
+
+# ---- what an import loads ----
+
+
+def test_importing_the_library_loads_nothing_heavy() -> None:
+    loaded = json.loads(run_python("import json, sys, hf_scratch; print(json.dumps(list(sys.modules)))"))
+    assert not {"torch", "transformers", "tokenizers", "trl", "datasets", "accelerate", "peft", "gradio"} & set(loaded)
+
+
+@pytest.mark.slow
+def test_every_module_imports_and_no_training_library_comes_along() -> None:
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES if path.parts[-2] != "tests"]
+    library = [name.removesuffix(".__init__") for name in names if name.startswith("hf_scratch")]
+    code = f"import importlib, json, sys; [importlib.import_module(name) for name in {library}]"
+    loaded = json.loads(run_python(code + "; from hf_scratch import *; print(json.dumps(list(sys.modules)))"))
+    assert set(library) <= set(loaded)
+    assert not {"trl", "datasets", "peft", "gradio"} & set(loaded)  # transformers itself loads accelerate
+
+
+def test_an_unknown_public_name_is_an_attribute_error() -> None:
+    import hf_scratch
+
+    with pytest.raises(AttributeError, match="'hf_scratch' has no attribute 'ScratchModle'"):
+        hf_scratch.ScratchModle  # noqa: B018
+
+
+# ---- files ----
+
+
+@every_file
+def test_each_file_says_what_it_is_for_and_is_read_in_one_sitting(path: Path) -> None:
+    docstring = ast.get_docstring(read(path))
+    assert docstring and docstring[0].isupper() and docstring.split("\n\n")[0].rstrip().endswith((".", ":"))
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 450
+
+
+def test_the_model_is_read_in_one_sitting() -> None:
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in MODEL_FILES) <= 600
+
+
+@pytest.mark.parametrize("part", ["training", "spaces_app", "tests"])
+def test_no_script_hides_an_installed_package(part: str) -> None:
+    # A script's folder comes first on sys.path: `training/datasets.py` would replace the library.
+    ours = {path.stem for path in (ROOT / part).glob("*.py")} | {path.name for path in (ROOT / part).iterdir()}
+    installed = set(importlib.metadata.packages_distributions()) | set(sys.stdlib_module_names)
+    assert not ours & (installed - {"__init__"})
