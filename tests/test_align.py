@@ -97,9 +97,7 @@ def test_a_model_without_chat_tokens_needs_a_template(base: str) -> None:
     path.write_text(path.read_text().replace("<|im_start|>", "<|other|>"))
     settings = Path(base) / "tokenizer_config.json"
     settings.write_text(settings.read_text().replace("<|im_start|>", "<|other|>"))
-    with pytest.raises(
-        ValueError, match="has no chat template, and not the tokens"
-    ):
+    with pytest.raises(ValueError, match="has no chat template, and not the tokens"):
         load_model(config(base))
 
 

@@ -17,7 +17,7 @@ from hf_scratch import ScratchForCausalLM
 from training import eval_model
 from training.bits_per_byte import bits_per_byte
 from training.data.stories import Story, check, prompts, stories
-from training.eval_model import Answer, EvalConfig, answer, read_answer, score, wilson
+from training.eval_model import Answer, EvalConfig, answer, preference, read_answer, score, wilson
 
 CONTEXT, STRIDE = 16, 4
 LENGTHS = (0, 1, 5, 15, 16, 17, 20, 33, 50)  # tokens of documents: none, shorter, equal to and longer than the context
@@ -97,7 +97,10 @@ def test_right_answers_score_100_percent_and_wrong_ones_0() -> None:
     happy = sum(story.happy for story in told)
     assert (right["followed"]["rate"], right["ended"]["rate"], right["tokens"]["mean"]) == (1, 1, 100)
     assert right["happy"]["count"] == right["happy_of_followed"]["count"] == happy and 0 < happy < 40
-    assert wrong["followed"]["rate"] == wrong["followed_sampled"]["rate"] == 0 and wrong["happy_of_followed"]["rate"] is None
+    assert (
+        wrong["followed"]["rate"] == wrong["followed_sampled"]["rate"] == 0
+        and wrong["happy_of_followed"]["rate"] is None
+    )
     assert wrong["happy"]["count"] == happy
 
 
@@ -157,13 +160,24 @@ def test_answers_do_not_depend_on_the_batch(run: Path) -> None:
         torch.nn.init.normal_(parameter, std=0.3)
     asked = list(itertools.islice(prompts("dev", 0), 4))
     alone, together = (
-        answer(
-            model, tokenizer, asked, EvalConfig(output_dir="", models=[], data="", max_new_tokens=16, batch_size=size)
-        )
-        for size in (1, 4)
+        answer(model, tokenizer, asked, small_config(batch_size=size), sampled=False) for size in (1, 4)
     )
     assert alone == together
     assert len({said.text for said in alone}) > 1
+
+
+def test_sampled_answers_vary_and_come_again_with_their_seed(run: Path) -> None:
+    folder = run / "base/model"
+    model, tokenizer = ScratchForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    asked = list(itertools.islice(prompts("dev", 0), 1)) * 4
+    first, again, other = (
+        answer(model, tokenizer, asked, small_config(seed=seed), sampled=True) for seed in (0, 0, 1)
+    )
+    assert first == again != other and len({said.text for said in first}) > 1
+
+
+def small_config(**changes: int) -> EvalConfig:
+    return EvalConfig(output_dir="", models=[], data="", max_new_tokens=16, **changes)
 
 
 def test_an_answer_is_what_comes_before_the_end_token(run: Path) -> None:

@@ -295,7 +295,7 @@ def running(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         )
     try:
         while not answers(port):
-            assert process.poll() is None and time.monotonic() < started + 180, (folder / "log").read_text()
+            assert process.poll() is None and time.monotonic() < started + 300, (folder / "log").read_text()
             time.sleep(0.1)
         print(f"\nthe app was ready after {time.monotonic() - started:.1f} s")
         yield Running(f"http://127.0.0.1:{port}", process.pid, folder / "outside")

@@ -4,6 +4,7 @@ Every generated story must pass its own check, and every kind of damage to it mu
 """
 
 import os
+import random
 import re
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from training.data.stories import (
     conversations,
     count_requests,
     documents,
+    introduce,
     names_for,
     preferences,
     prompts,
@@ -245,6 +247,20 @@ def test_the_streams_depend_on_split_and_seed_only() -> None:
     assert len(digests) == 1
     assert list(islice(documents("train", 1), 5)) == list(islice(documents("train", 1), 5))
     assert next(documents("train", 1)) != next(documents("train", 2))
+
+
+@given(told)
+def test_an_introduction_repeats_the_facts_and_tells_no_mishap(story: Story) -> None:
+    text = introduce(random.Random(0), story)
+    assert count(story.request.name, text) >= 1 and count(story.request.kind, text) >= 1
+    assert not check(story.request, text).problem
+    assert {word for word in world.NAMES if count(word, text)} == {story.request.name}
+
+
+def test_documents_are_stories_and_introductions_half_and_half() -> None:
+    texts = list(islice(documents("train", 3), 1000))
+    told = {story.text for story in islice(stories("train", 3), 1000)}
+    assert 430 < sum(text in told for text in texts) < 570
 
 
 def test_statistics(many: list[Story]) -> None:

@@ -44,6 +44,7 @@ class EvalConfig:
         default="test", metadata={"help": "Split of the prompts; dev is for tuning."}
     )
     seed: int = field(default=0, metadata={"help": "Seed of the prompts."})
+    temperature: float = field(default=0.7, metadata={"help": "Of the sampled answers; the greedy ones have none."})
     max_new_tokens: int = field(default=256, metadata={"help": "Longest answer in tokens, within the context."})
     batch_size: int = field(default=256, metadata={"help": "Prompts answered at once."})
     num_samples: int = field(default=3, metadata={"help": "Prompts whose answers the report shows."})
@@ -100,7 +101,7 @@ def evaluate(config: EvalConfig, models: dict[str, str]) -> dict[str, Any]:
     results: dict[str, Any] = {"models": {}, "prompts": None, "samples": []}
     if asked:
         results["prompts"] = {"count": len(asked)} | {
-            k: getattr(config, k) for k in ("split", "seed", "max_new_tokens")
+            k: getattr(config, k) for k in ("split", "seed", "temperature", "max_new_tokens")
         }
         results["samples"] = [
             {"prompt": messages[-1]["content"], "answers": {}} for _, messages in asked[: config.num_samples]
@@ -159,7 +160,7 @@ def answer(
     *,
     sampled: bool,
 ) -> list[Answer]:
-    """Answer the prompts greedily or by the model's own probabilities (temperature 1), up to an end token.
+    """Answer the prompts greedily or sampled, up to an end token.
 
     Raises:
         ValueError: A prompt fills the model's context.
@@ -171,15 +172,13 @@ def answer(
             f"the longest prompt has {max(map(len, encoded))} tokens and the model's context "
             f"{model.config.max_position_embeddings}; there is no room for an answer. Train with a longer context."
         )
-    how = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0} if sampled else {"do_sample": False}
+    how = {"do_sample": True, "temperature": config.temperature, "top_k": 0, "top_p": 1.0} if sampled else {"do_sample": False}
     torch.manual_seed(config.seed)
     answers = []
     for i in range(0, len(encoded), config.batch_size):
         inputs = tokenizer.pad({"input_ids": encoded[i : i + config.batch_size]}, return_tensors="pt")
         length = inputs["input_ids"].shape[1]
-        output = model.generate(
-            **inputs.to(model.device), **how, max_new_tokens=min(config.max_new_tokens, room)
-        )
+        output = model.generate(**inputs.to(model.device), **how, max_new_tokens=min(config.max_new_tokens, room))
         answers += [read_answer(tokenizer, ids, model) for ids in output[:, length:].tolist()]
     return answers
 

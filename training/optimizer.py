@@ -46,15 +46,15 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every matrix that has a gradient."""
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+            by_shape: dict[torch.Size, list[torch.Tensor]] = {}
             for param in group["params"]:
                 if param.grad is not None:
                     by_shape.setdefault(param.shape, []).append(param)
             for shape, params in by_shape.items():
                 self._step_matrices(params, group, scale=0.2 * max(shape) ** 0.5)
 
-    def _step_matrices(self, params: list[nn.Parameter], group: dict[str, Any], scale: float) -> None:
-        gradients = [param.grad for param in params]
+    def _step_matrices(self, params: list[torch.Tensor], group: dict[str, Any], scale: float) -> None:
+        gradients = [param.grad for param in params if param.grad is not None]
         momenta = [self.state[param].setdefault("momentum", torch.zeros_like(param)) for param in params]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         # Nesterov: look one step ahead.

@@ -106,7 +106,8 @@ def procedure(results: dict[str, Any]) -> str:
             f"- Prompts: {asked['count']} single-turn instructions of the `{asked['split']}` split of the stories, "
             f"seed {asked['seed']}. They share no combination of hero, thing, place and mishap with the training "
             "data. Every model gets the same chat prompts.",
-            f"- Answers: greedy, or where it says sampled, drawn at temperature 1 with seed {asked['seed']}; at most "
+            f"- Answers: greedy, or where it says sampled, drawn at temperature {asked['temperature']} with "
+            f"seed {asked['seed']}; at most "
             f"{asked['max_new_tokens']} tokens, prompt and answer within the context.",
             "- In parentheses: 95 % intervals, Wilson's for rates and the normal approximation for the mean length.",
         ]

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from training.stage import command, read_json
 
-ALIGNED = ("pretrain", "sft", "dpo")  # the stages that make a model, each from the one before
+MODELS = {"base": "pretrain", "sft": "sft", "dpo": "dpo"}  # what a model is called, and the stage that makes it
 
 
 @dataclass
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def steps(recipe: Path, run: Path, files: list[str]) -> list[Step]:
     """Return the recipe's stages with the inputs that each takes from the ones before."""
     present = {path.stem for path in recipe.glob("*.yaml")}
-    models = {name: str(run / name / "model") for name in ALIGNED if name in present}
+    models = [f"{name}={run / stage / 'model'}" for name, stage in MODELS.items() if stage in present]
     text = ["--files", *files] if files else []
     tokenizer, data = str(run / "tokenizer"), str(run / "data")
     all_steps = [
@@ -62,7 +62,7 @@ def steps(recipe: Path, run: Path, files: list[str]) -> list[Step]:
         Step("pretrain", "training.pretrain", ["--data", data, "--tokenizer", tokenizer]),
         Step("sft", "training.sft", ["--model", str(run / "pretrain/model")]),
         Step("dpo", "training.dpo", ["--model", str(run / "sft/model")]),
-        Step("eval", "training.eval_model", ["--data", data, "--models", *(f"{k}={v}" for k, v in models.items())]),
+        Step("eval", "training.eval_model", ["--data", data, "--models", *models]),
         Step("release", "training.release", ["--run", str(run)]),
     ]
     unknown = present - {step.name for step in all_steps}

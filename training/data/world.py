@@ -349,9 +349,9 @@ MEET = (
     "Here comes {name} the {kind}.", "There is {a_kind} named {name}.", "Look, there is {name} the {kind}!",
 )
 HABITS = (
-    "{name} has {a_full}.", "The {full} belongs to {name}.", "The {kind} likes the {noun} very much.",
+    "{name} has {a_full}.", "The {full} belongs to {name}.", "The {kind} likes the {full} very much.",
     "The {kind} likes to play {at}.", "One can often see {name} {at}.", "{name} the {kind} lives near the {place}.",
-    "Every day the {kind} takes the {full} to the {place}.", "At night {name} keeps the {noun} close.",
+    "Every day the {kind} takes the {full} to the {place}.", "At night {name} keeps the {full} close.",
     '"Good morning, {name}!" say all who are {at}.', "{name} the {kind} is happy {at}.",
 )
 HELPER_FIRST = (
