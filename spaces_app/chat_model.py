@@ -123,7 +123,7 @@ def read_card(path: str | None, fallback: str) -> tuple[str, Sequence[str]]:
     data = card.data.to_dict()
     titles = [line[2:].strip() for line in card.text.splitlines() if line.startswith("# ")]
     name = data.get("model_name") or (titles + [fallback])[0]
-    prompts = [item["text"] for item in data.get("widget", []) if "text" in item]
+    prompts = [item["text"] if "text" in item else item["messages"][-1]["content"] for item in data.get("widget", [])]
     return name, prompts or EXAMPLES
 
 

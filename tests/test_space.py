@@ -64,7 +64,7 @@ def release(
     )  # fmt: skip
     model.save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
-    card = {"model_name": "Tiny teller", "widget": [{"text": EXAMPLE}]}
+    card = {"model_name": "Tiny teller", "widget": [{"messages": [{"role": "user", "content": EXAMPLE}]}]}
     (folder / "README.md").write_text(f"---\n{yaml.safe_dump(card)}---\n# Another title\n")
     return folder
 
@@ -112,6 +112,8 @@ def test_card_without_metadata_gives_its_title(chat_model: ModuleType, tmp_path:
     card.write_text("# Stories\n\nText.\n")
     assert chat_model.read_card(str(card), "folder") == ("Stories", chat_model.EXAMPLES)
     assert chat_model.read_card(None, "folder")[0] == "folder"
+    card.write_text("---\nwidget:\n- text: Hello\n---\n")
+    assert chat_model.read_card(str(card), "folder") == ("folder", ["Hello"])
 
 
 @pytest.mark.parametrize("model_id", ["", "no_such_folder/model/here", "without_template"])
