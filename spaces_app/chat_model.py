@@ -105,7 +105,7 @@ def load_bot(model_id: str, revision: str | None) -> Bot:
     if not tokenizer.chat_template:
         raise ValueError(f"MODEL_ID={model_id} has no chat template; give a model that was trained to chat.")
     model.eval().to("cuda" if on_gpu else "cpu")
-    name, examples = read_card(card_file, fallback=model_id.rstrip("/").rsplit("/", 1)[-1])
+    name, examples = read_card(card_file, fallback=Path(model_id).resolve().name)
     context = model.config.get_text_config().max_position_embeddings
     defaults = take_sampling(model, context)
     about = (

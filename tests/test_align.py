@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -258,12 +257,14 @@ def test_killed_and_started_again_it_ends_where_it_would_have(
     line = [sys.executable, "-m", f"training.{name}", *arguments(base, data[name], output, **settings)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(line, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 180
-    while not list((output / "checkpoints").glob("checkpoint-?0/trainer_state.json")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    try:
+        deadline = time.monotonic() + 600
+        while not list((output / "checkpoints").glob("checkpoint-?0/trainer_state.json")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        process.kill()
+        process.wait()
     assert not (output / "model").exists()
     again = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr

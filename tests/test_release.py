@@ -106,7 +106,6 @@ def test_the_card_s_code_prints_the_card_s_answer(released: Path, run_without_hf
     shown = re.search(r"It prints\n\n(.*?)\n\n`sanitize", text, re.DOTALL)[1]
     as_text = "\n".join(line.removeprefix("> ") for line in shown.splitlines())
     assert printed.strip() == as_text.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&").strip()
-    assert printed.strip()
 
 
 @pytest.mark.slow

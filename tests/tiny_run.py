@@ -14,8 +14,8 @@ def make_tokenizer_and_data(run: Path, *text: str) -> None:
 
 def make_base(run: Path, name: str = "pretrain", seed: int = 0) -> None:
     """Write `run/NAME`, a model after so few steps that it babbles."""
-    sizes = "--hidden_size 32 --num_hidden_layers 2 --num_attention_heads 2 --context_length 512 --batch_rows 1"
-    steps = f"--max_steps 30 --eval_steps 15 --learning_rate 0.01 --warmup_steps 0 --seed {seed} --pack_documents"
+    sizes = "--hidden_size 32 --num_hidden_layers 2 --num_attention_heads 2 --context_length 512 --batch_rows 4"
+    steps = f"--max_steps 60 --eval_steps 30 --learning_rate 0.01 --warmup_steps 0 --seed {seed} --pack_documents"
     folders = ["--output_dir", f"{run}/{name}", "--data", f"{run}/data", "--tokenizer", f"{run}/tokenizer"]
     pretrain.main([*folders, *sizes.split(), *steps.split()])
 
