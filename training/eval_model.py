@@ -172,7 +172,11 @@ def answer(
             f"the longest prompt has {max(map(len, encoded))} tokens and the model's context "
             f"{model.config.max_position_embeddings}; there is no room for an answer. Train with a longer context."
         )
-    how = {"do_sample": True, "temperature": config.temperature, "top_k": 0, "top_p": 1.0} if sampled else {"do_sample": False}
+    how = (
+        {"do_sample": True, "temperature": config.temperature, "top_k": 0, "top_p": 1.0}
+        if sampled
+        else {"do_sample": False}
+    )
     torch.manual_seed(config.seed)
     answers = []
     for i in range(0, len(encoded), config.batch_size):
