@@ -160,6 +160,7 @@ class Trainer:
         )
         self.model = accelerator.prepare(self.unwrapped)
         self.progress = Progress()
+        self.interval = Interval()
         self.last: dict[str, float] = {}  # newest value of each metric
         self.bad_steps = 0
         self.stop_signal: int | None = None
@@ -174,7 +175,6 @@ class Trainer:
         config, progress = self.config, self.progress
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._remember_signal)
-        interval = Interval()
         with tqdm(total=config.max_steps, initial=progress.step, unit="step", disable=None, dynamic_ncols=True) as bar:
             while progress.step < config.max_steps:
                 started = time.perf_counter()
@@ -182,19 +182,19 @@ class Trainer:
                 loss, tokens, grad_norm = self.train_step(rows)
                 progress.step += 1
                 progress.tokens += tokens
-                interval.add(loss, tokens, time.perf_counter() - started)
+                self.interval.add(loss, tokens, time.perf_counter() - started)
                 progress.time_s += time.perf_counter() - started
                 bar.update()
 
                 last = progress.step == config.max_steps
                 evaluate = last or progress.step % config.eval_steps == 0
                 if evaluate or progress.step % config.log_steps == 0:
-                    self.log(interval, lr, grad_norm, evaluate)
+                    self.log(lr, grad_norm, evaluate)
                     bar.set_postfix_str(
                         f"loss {self.last['train_loss']:.3f} ppl {math.exp(self.last['train_loss']):.1f} "
                         f"{self.last['tokens_per_s']:,.0f} tokens/s"
                     )
-                    interval = Interval()
+                    self.interval = Interval()
                 if last or self.stop_signal or progress.step % config.save_steps == 0:
                     self.save()
                 if self.stop_signal and not last:
@@ -281,8 +281,9 @@ class Trainer:
                 f"{self.folder / 'checkpoints'} is good."
             )
 
-    def log(self, interval: "Interval", lr: float, grad_norm: float, evaluate: bool) -> None:
+    def log(self, lr: float, grad_norm: float, evaluate: bool) -> None:
         """Write a line of metrics.jsonl, with the held-out loss if it is time for it."""
+        interval = self.interval
         line: dict[str, Any] = {
             "step": self.progress.step,
             "tokens": self.progress.tokens,
@@ -325,6 +326,7 @@ class Trainer:
             return
         state = {
             "progress": asdict(self.progress),
+            "interval": asdict(self.interval),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "torch_rng": torch.get_rng_state(),
         }
@@ -340,7 +342,7 @@ class Trainer:
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
             torch.set_rng_state(state["torch_rng"])
-            self.progress = Progress(**state["progress"])
+            self.progress, self.interval = Progress(**state["progress"]), Interval(**state["interval"])
             self.accelerator.print(f"goes on from step {self.progress.step}")
         if self.accelerator.is_main_process:
             cut_metrics(self.folder / METRICS, self.progress.step)
@@ -359,12 +361,13 @@ class Trainer:
         self.stop_signal = number
 
 
+@dataclass
 class Interval:
     """Loss and speed since the last line of the log."""
 
-    def __init__(self) -> None:
-        self.nats = self.seconds = 0.0
-        self.tokens = 0
+    nats: float = 0.0
+    tokens: int = 0
+    seconds: float = 0.0
 
     def add(self, loss: float, tokens: int, seconds: float) -> None:
         """Count one step with its mean loss."""
