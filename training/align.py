@@ -33,9 +33,8 @@ import hf_scratch
 from hf_scratch.tokenizer import CHAT_TEMPLATE, IM_END, IM_START
 from training.hardware import mixed_precision
 from training.save import save_model
-from training.stage import Stage, atomic_folder, open_stage
+from training.stage import METRICS, Stage, atomic_folder, cut_metrics, open_stage
 
-METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 POOL = 50  # batches whose rows are sorted by length together: little padding, and still a random mixture
 
@@ -285,10 +284,7 @@ class MetricsLog(ProgressCallback):
         if not state.is_world_process_zero:
             return
         self.training_bar = tqdm(total=state.max_steps, unit="step", disable=None, dynamic_ncols=True)
-        if self.path.exists():
-            lines = [line for line in self.path.read_text().splitlines() if line.endswith("}")]
-            kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
-            self.path.write_text("".join(line + "\n" for line in kept))
+        cut_metrics(self.path, state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Have the last step logged, whatever its number."""

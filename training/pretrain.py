@@ -32,9 +32,7 @@ from training.data.batches import IGNORE, Batch, PackedDocuments, Shards, Window
 from training.hardware import mixed_precision
 from training.optimizer import build_optimizers, learning_rate
 from training.save import save_model
-from training.stage import command, open_stage, parse_config
-
-METRICS = "metrics.jsonl"
+from training.stage import METRICS, command, cut_metrics, open_stage, parse_config
 
 
 @dataclass(kw_only=True)
@@ -379,16 +377,6 @@ class Interval:
     def mean_loss(self) -> float:
         """Nats a token."""
         return self.nats / self.tokens
-
-
-def cut_metrics(path: Path, step: int) -> None:
-    """Drop the lines of steps that will be trained again."""
-    if not path.exists():
-        return
-    kept = [line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step]
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text("".join(line + "\n" for line in kept))
-    beside.replace(path)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from trl import TrlParser
 
 Config = TypeVar("Config")
 
+METRICS = "metrics.jsonl"  # of every stage that trains: a line a log point
 PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "trl", "peft", "datasets", "safetensors")
 
 
@@ -198,6 +199,16 @@ def write_json(path: Path, content: Any) -> None:
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def cut_metrics(path: Path, step: int) -> None:
+    """Drop the lines of steps that will be trained again."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step]
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text("".join(line + "\n" for line in kept))
     beside.replace(path)
 
 
