@@ -5,7 +5,7 @@ context is read through a sliding window, in which each token is predicted from 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +43,8 @@ def bits_per_byte(
     device: torch.device | str,
     batch_tokens: int = 8192,
     stride: int | None = None,
+    share: tuple[int, int] = (0, 1),
+    add_up: Callable[[torch.Tensor], torch.Tensor] = lambda nats: nats,
 ) -> BitsPerByte:
     """Score documents: the sum over their text tokens of -ln p(token | document so far), in bits for each byte.
 
@@ -56,6 +58,8 @@ def bits_per_byte(
         context: Longest input in tokens.
         batch_tokens: Tokens of a batch, padding included; one window at least. The result does not depend on it.
         stride: How far the window moves on in a document longer than `context`; None means half of it.
+        share: Which part of the batches this process scores, and into how many parts they go.
+        add_up: Sums a tensor over the processes.
 
     Raises:
         ValueError: No text, or a stride that would leave tokens out.
@@ -70,7 +74,13 @@ def bits_per_byte(
         )
     was_training = model.training
     model.eval()
-    nats = sum(_nats(model, tokens, batch, device) for batch in _batches(windows, batch_tokens))
+    batches = list(_batches(windows, batch_tokens))
+    mine = batches[share[0] :: share[1]]
+    scored = torch.tensor(sum(_nats(model, tokens, batch, device) for batch in mine), dtype=torch.float64)
+    if share[0] >= len(batches) % share[1] > 0:
+        # A sharded model computes on all processes at once: who has a batch less reads one that does not count.
+        _nats(model, tokens, batches[0], device)
+    nats = float(add_up(scored))
     model.train(was_training)
     count = sum(window.length - window.seen for window in windows)
     return BitsPerByte(nats / count, nats / math.log(2) / num_bytes, count, num_bytes)

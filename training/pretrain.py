@@ -29,6 +29,7 @@ from hf_scratch import ScratchConfig, ScratchForCausalLM
 from training.bits_per_byte import BitsPerByte, bits_per_byte
 from training.checkpoint import load_latest, save_checkpoint
 from training.data.batches import IGNORE, Batch, PackedDocuments, Shards, Windows, load_shards
+from training.distributed import Parallel, make_accelerator, whole_weights
 from training.hardware import mixed_precision
 from training.optimizer import build_optimizers, learning_rate
 from training.save import save_model
@@ -91,7 +92,7 @@ class Progress:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage."""
     config = parse_config(PretrainConfig, argv, __doc__)
-    accelerator = Accelerator(mixed_precision=mixed_precision())
+    accelerator = make_accelerator(mixed_precision())
     with accelerator.main_process_first():
         inputs = {"data": config.data, "tokenizer": config.tokenizer}
         stage = open_stage("pretrain", config, inputs, config.output_dir)
@@ -109,8 +110,9 @@ def train(config: PretrainConfig, accelerator: Accelerator, folder: Path) -> dic
     trainer = Trainer(config, accelerator, folder, build_model(config, shards.vocab_size, tokenizer), held_out)
     trainer.resume()
     trainer.loop(rows)
+    weights = trainer.weights()
     if accelerator.is_main_process:
-        save_model(trainer.unwrapped, tokenizer, folder / "model")
+        save_model(trainer.unwrapped, tokenizer, folder / "model", weights)
     return trainer.summary()
 
 
@@ -148,7 +150,8 @@ class Trainer:
         held_out: Shards,
     ) -> None:
         self.config, self.accelerator, self.folder, self.held_out = config, accelerator, folder, held_out
-        self.unwrapped = model.to(accelerator.device)
+        self.unwrapped, self.parallel = model, Parallel(accelerator)
+        self.model = self.parallel.wrap(model)
         self.optimizers = build_optimizers(
             self.unwrapped,
             config.optimizer,
@@ -156,7 +159,6 @@ class Trainer:
             config.weight_decay,
             (config.adam_beta1, config.adam_beta2),
         )
-        self.model = accelerator.prepare(self.unwrapped)
         self.progress = Progress()
         self.interval = Interval()
         self.last: dict[str, float] = {}  # newest value of each metric
@@ -164,7 +166,7 @@ class Trainer:
         self.stop_signal: int | None = None
         accelerator.print(
             f"{model.num_parameters():,} parameters ({model.num_parameters(exclude_embeddings=True):,} without "
-            f"embedding), {accelerator.num_processes} x {accelerator.device.type}, "
+            f"embedding), {self.parallel.describe()}, "
             f"{'bfloat16 autocast' if accelerator.mixed_precision == 'bf16' else 'float32'}"
         )
 
@@ -173,7 +175,10 @@ class Trainer:
         config, progress = self.config, self.progress
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._remember_signal)
-        with tqdm(total=config.max_steps, initial=progress.step, unit="step", disable=None, dynamic_ncols=True) as bar:
+        hidden = None if self.accelerator.is_main_process else True
+        with tqdm(
+            total=config.max_steps, initial=progress.step, unit="step", disable=hidden, dynamic_ncols=True
+        ) as bar:
             while progress.step < config.max_steps:
                 started = time.perf_counter()
                 lr = self.set_learning_rate()
@@ -193,9 +198,10 @@ class Trainer:
                         f"{self.last['tokens_per_s']:,.0f} tokens/s"
                     )
                     self.interval = Interval()
-                if last or self.stop_signal or progress.step % config.save_steps == 0:
+                stop = self.parallel.any(self.stop_signal is not None)
+                if last or stop or progress.step % config.save_steps == 0:
                     self.save()
-                if self.stop_signal and not last:
+                if stop and not last:
                     sys.exit(f"stopped after step {progress.step}; the same command goes on from there.")
 
     def set_learning_rate(self) -> float:
@@ -223,15 +229,15 @@ class Trainer:
         self.model.zero_grad(set_to_none=True)
         micro_batches = self.micro_batches(rows)
         counted = torch.tensor(sum(int((b["labels"] != IGNORE).sum()) for b in micro_batches))
-        total = int(self.accelerator.reduce(counted.to(self.accelerator.device), "sum"))
+        total = int(self.parallel.sum(counted))
         loss = torch.zeros((), device=self.accelerator.device)
         for i, batch in enumerate(micro_batches):
             if i == len(micro_batches) - 1:
                 loss += self.backward(batch, total)
             else:
-                with self.accelerator.no_sync(self.model):
+                with self.parallel.no_sync(self.model):
                     loss += self.backward(batch, total)
-        grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+        grad_norm = self.parallel.clip_grad_norm(self.model, self.config.max_grad_norm)
         mean_loss = float(self.accelerator.reduce(loss, "mean"))
         if math.isfinite(mean_loss) and math.isfinite(grad_norm):
             for optimizer in self.optimizers:
@@ -247,8 +253,8 @@ class Trainer:
         with self.accelerator.autocast():
             # use_cache=False: with a cache, packed documents would not be told apart.
             loss = self.model(**batch, shift_labels=batch["labels"], num_items_in_batch=total, use_cache=False).loss
-        # DDP takes the mean over processes where the sum is wanted.
-        loss = loss * self.accelerator.num_processes
+        # DDP and FSDP2 take the mean over processes where the sum is wanted.
+        loss = loss * self.parallel.data_count
         self.accelerator.backward(loss)
         return loss.detach()
 
@@ -256,9 +262,7 @@ class Trainer:
         """Return this process's share of the step's rows, in pieces that it can hold at once."""
         config = self.config
         first = self.progress.step * config.batch_rows
-        mine = np.arange(first, first + config.batch_rows)[
-            self.accelerator.process_index :: self.accelerator.num_processes
-        ]
+        mine = np.arange(first, first + config.batch_rows)[self.parallel.data_index :: self.parallel.data_count]
         size = config.micro_batch_rows or len(mine)
         return [rows.batch(mine[i : i + size]) for i in range(0, len(mine), size)]
 
@@ -271,7 +275,7 @@ class Trainer:
         self.bad_steps += 1
         self.progress.skipped_steps += 1
         step = self.progress.step
-        tqdm.write(f"step {step}: loss {loss}, gradient norm {grad_norm}; the step is skipped")
+        self.say(f"step {step}: loss {loss}, gradient norm {grad_norm}; the step is skipped")
         if self.bad_steps == 3:
             raise ValueError(
                 f"steps {step - 2} to {step} had no finite loss (rows up to {(step + 1) * self.config.batch_rows}); "
@@ -296,7 +300,7 @@ class Trainer:
         if evaluate:
             held_out = self.evaluate()
             line |= {"val_loss": held_out.nats_per_token, "val_bpb": held_out.bits_per_byte}
-            tqdm.write(
+            self.say(
                 f"step {self.progress.step}: train loss {interval.mean_loss:.4f}, "
                 f"held-out loss {held_out.nats_per_token:.4f}, {held_out.bits_per_byte:.4f} bits per byte, "
                 f"{self.progress.time_s:.0f} s"
@@ -306,29 +310,43 @@ class Trainer:
             with (self.folder / METRICS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
+    def say(self, line: str) -> None:
+        """Print a line above the progress bar, once."""
+        if self.accelerator.is_main_process:
+            tqdm.write(line)
+
     def evaluate(self) -> BitsPerByte:
         """Return loss and bits per byte on all of the held-out text."""
         held_out = self.held_out
-        return bits_per_byte(
-            self.unwrapped,
-            held_out.tokens,
-            held_out.starts,
-            held_out.num_bytes,
-            self.config.context_length,
-            self.accelerator.device,
-        )
+        with whole_weights(self.model):
+            return bits_per_byte(
+                self.unwrapped,
+                held_out.tokens,
+                held_out.starts,
+                held_out.num_bytes,
+                self.config.context_length,
+                self.accelerator.device,
+                share=(self.parallel.data_index, self.parallel.data_count),
+                add_up=self.parallel.sum,
+            )
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Return the whole weights by name, the tied LM head once; empty on all but the main process."""
+        named = {name: param.detach() for name, param in self.unwrapped.named_parameters()}
+        return self.parallel.gather(named) or {}
 
     def save(self) -> None:
         """Write a checkpoint of everything that the run depends on."""
+        weights = self.weights()
+        optimizers = self.parallel.gather([optimizer.state_dict() for optimizer in self.optimizers])
         if not self.accelerator.is_main_process:
             return
         state = {
             "progress": asdict(self.progress),
             "interval": asdict(self.interval),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "optimizers": optimizers,
             "torch_rng": torch.get_rng_state(),
         }
-        weights = {name: param.detach() for name, param in self.unwrapped.named_parameters()}
         save_checkpoint(self.folder / "checkpoints", self.progress.step, weights, state, self.config.keep_checkpoints)
 
     def resume(self) -> None:
@@ -336,9 +354,9 @@ class Trainer:
         found = load_latest(self.folder / "checkpoints")
         if found is not None:
             weights, state = found
-            self.unwrapped.load_state_dict(weights, strict=False)  # the tied LM head is not in the file
+            self.parallel.load_weights(self.unwrapped, weights)
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
+                self.parallel.load_optimizer(optimizer, saved)
             torch.set_rng_state(state["torch_rng"])
             self.progress, self.interval = Progress(**state["progress"]), Interval(**state["interval"])
             self.accelerator.print(f"goes on from step {self.progress.step}")
@@ -354,7 +372,8 @@ class Trainer:
         return sizes | asdict(self.progress) | {key: self.last[key] for key in ("train_loss", "val_loss", "val_bpb")}
 
     def _remember_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.stop_signal is not None:
+        # A launcher passes on a signal that its processes got as well: the second one is no second wish.
+        if self.stop_signal is not None and self.accelerator.num_processes == 1:
             raise KeyboardInterrupt
         self.stop_signal = number
 
