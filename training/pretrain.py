@@ -28,12 +28,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from hf_scratch import ScratchConfig, ScratchForCausalLM
 from training.bits_per_byte import BitsPerByte, bits_per_byte
 from training.checkpoint import load_latest, save_checkpoint
-from training.data.batches import IGNORE, Batch, PackedDocuments, Shards, Windows, load_shards
+from training.data.batches import IGNORE, Ahead, Batch, PackedDocuments, Shards, Windows, load_shards
 from training.distributed import Parallel, make_accelerator, whole_weights
+from training.flops import flops_per_token, peak_flops, utilisation
 from training.hardware import mixed_precision
 from training.optimizer import build_optimizers, learning_rate
 from training.save import save_model
 from training.stage import METRICS, command, cut_metrics, open_stage, parse_config
+from training.tracker import start_tracker, tracker_options
 
 
 @dataclass(kw_only=True)
@@ -72,6 +74,9 @@ class PretrainConfig:
     max_grad_norm: float = field(default=1.0, metadata={"help": "Clip the gradient to this length."})
     seed: int = field(default=0, metadata={"help": "Seed of the weights and of the order of rows."})
 
+    tracker: Literal["none", "tensorboard", "trackio", "wandb"] = field(
+        default="none", metadata={"help": "Where the metrics are shown, besides metrics.jsonl; none needs no account."}
+    )
     log_steps: int = field(default=20, metadata={"help": "Steps between lines of metrics.jsonl."})
     eval_steps: int = field(default=200, metadata={"help": "Steps between evaluations on the held-out text."})
     save_steps: int = field(default=500, metadata={"help": "Steps between checkpoints."})
@@ -92,12 +97,15 @@ class Progress:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage."""
     config = parse_config(PretrainConfig, argv, __doc__)
-    accelerator = make_accelerator(mixed_precision())
+    accelerator = make_accelerator(mixed_precision(), **tracker_options(config.tracker, config.output_dir))
     with accelerator.main_process_first():
-        inputs = {"data": config.data, "tokenizer": config.tokenizer}
+        # Where a run is shown does not make it another run.
+        inputs = {"data": config.data, "tokenizer": config.tokenizer, "tracker": None}
         stage = open_stage("pretrain", config, inputs, config.output_dir)
     if not stage.done:
+        start_tracker(accelerator, config)
         metrics = train(config, accelerator, stage.folder)
+        accelerator.end_training()
         if accelerator.is_main_process:
             stage.finish(metrics)
 
@@ -119,22 +127,24 @@ def train(config: PretrainConfig, accelerator: Accelerator, folder: Path) -> dic
 def build_model(config: PretrainConfig, vocab_size: int, tokenizer: PreTrainedTokenizerBase) -> ScratchForCausalLM:
     """Return the model with initial weights from the seed."""
     set_seed(config.seed)
-    return ScratchForCausalLM(
-        ScratchConfig(
-            vocab_size=vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_hidden_layers,
-            num_attention_heads=config.num_attention_heads,
-            num_key_value_heads=config.num_key_value_heads,
-            max_position_embeddings=config.context_length,
-            tie_word_embeddings=config.tie_word_embeddings,
-            attention_dropout=config.attention_dropout,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
+    special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    return ScratchForCausalLM(model_config(config, vocab_size, **special))
+
+
+def model_config(config: PretrainConfig, vocab_size: int, **special_tokens: int | None) -> ScratchConfig:
+    """Return the sizes of the model that the settings ask for."""
+    return ScratchConfig(
+        vocab_size=vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        max_position_embeddings=config.context_length,
+        tie_word_embeddings=config.tie_word_embeddings,
+        attention_dropout=config.attention_dropout,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        **special_tokens,
     )
 
 
@@ -159,6 +169,7 @@ class Trainer:
             config.weight_decay,
             (config.adam_beta1, config.adam_beta2),
         )
+        self.ahead = Ahead() if accelerator.device.type == "cuda" else None
         self.progress = Progress()
         self.interval = Interval()
         self.last: dict[str, float] = {}  # newest value of each metric
@@ -196,6 +207,7 @@ class Trainer:
                     bar.set_postfix_str(
                         f"loss {self.last['train_loss']:.3f} ppl {math.exp(self.last['train_loss']):.1f} "
                         f"{self.last['tokens_per_s']:,.0f} tokens/s"
+                        + (f" {self.last['mfu']:.1%} MFU" if "mfu" in self.last else "")
                     )
                     self.interval = Interval()
                 stop = self.parallel.any(self.stop_signal is not None)
@@ -264,7 +276,10 @@ class Trainer:
         first = self.progress.step * config.batch_rows
         mine = np.arange(first, first + config.batch_rows)[self.parallel.data_index :: self.parallel.data_count]
         size = config.micro_batch_rows or len(mine)
-        return [rows.batch(mine[i : i + size]) for i in range(0, len(mine), size)]
+        pieces = [mine[i : i + size] for i in range(0, len(mine), size)]
+        if self.ahead is None:
+            return [rows.batch(piece) for piece in pieces]
+        return self.ahead(rows, pieces, [piece + config.batch_rows for piece in pieces])
 
     def refuse_step(self, loss: float, grad_norm: float) -> None:
         """Count a step whose loss or gradient is not finite; it never reaches the weights.
@@ -297,6 +312,8 @@ class Trainer:
             "grad_norm": grad_norm,
             "tokens_per_s": interval.tokens / interval.seconds,
         }
+        if (mfu := self.utilisation(line["tokens_per_s"])) is not None:
+            line["mfu"] = mfu
         if evaluate:
             held_out = self.evaluate()
             line |= {"val_loss": held_out.nats_per_token, "val_bpb": held_out.bits_per_byte}
@@ -309,6 +326,16 @@ class Trainer:
         if self.accelerator.is_main_process:
             with (self.folder / METRICS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+        self.accelerator.log({key: value for key, value in line.items() if value is not None}, step=line["step"])
+
+    def utilisation(self, tokens_per_s: float) -> float | None:
+        """Return model FLOPs utilisation (0 to 1), or None on a device whose peak is not known."""
+        device = self.accelerator.device
+        peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+        if peak is None:
+            return None
+        operations = flops_per_token(self.unwrapped.config, self.config.context_length)
+        return utilisation(tokens_per_s, operations, self.accelerator.num_processes, peak)
 
     def say(self, line: str) -> None:
         """Print a line above the progress bar, once."""
