@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from hf_scratch import ScratchConfig, ScratchForCausalLM
 from training.bits_per_byte import default_batch_tokens
+from training.loss import PretrainingLoss
 
 FLOAT = 4  # bytes of a float32: weights, gradients and optimizer states are never rounded
 
@@ -28,7 +29,7 @@ class Memory:
     gradients: int
     optimizer: int
     activations: int  # of the decoder, forward and backward
-    loss: int  # what logits and their gradient add
+    loss: int  # what LM head and loss add
     evaluation: int  # what a batch of held-out text needs instead of activations and loss
     update: int  # what the optimizer needs instead, to update the weights
     program: int  # interpreter, libraries and what the device takes for itself
@@ -97,22 +98,12 @@ def peak_of_step(config: ScratchConfig, rows: int, context: int, bf16: bool, pac
         inputs = {"position_ids": torch.zeros_like(ids)} if packed else {}
         before = peak.restart()
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            hidden = model.model(input_ids=ids, use_cache=False, **inputs).last_hidden_state
-            # The loss part alone decides what becomes of the hidden states; without it, their sum goes back.
-            result = loss_of(model, hidden, ids) if with_loss else hidden.float().sum()
+            if with_loss:
+                result = PretrainingLoss(model)(labels=ids, num_items=ids.numel(), input_ids=ids, **inputs)
+            else:
+                result = model.model(input_ids=ids, use_cache=False, **inputs).last_hidden_state.float().sum()
         result.backward()
         return peak.highest - before
-
-
-def loss_of(model: ScratchForCausalLM, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Compute the loss as training.pretrain does, for its memory: here with logits that exist whole."""
-    return model.loss_function(
-        logits=model.lm_head(hidden),
-        labels=labels,
-        shift_labels=labels,
-        vocab_size=model.config.vocab_size,
-        num_items_in_batch=labels.numel(),
-    )
 
 
 def evaluation_bytes(config: ScratchConfig, context: int) -> int:

@@ -27,7 +27,8 @@ from training.distributed import make_accelerator
 from training.flops import PEAKS, count_parameters, flops_per_token, peak_flops, utilisation
 from training.hardware import has_native_bf16, mixed_precision
 from training.memory import Memory, largest_micro_batch, training_memory
-from training.pretrain import PretrainConfig, Trainer, model_config
+from training.pretrain import Trainer
+from training.pretrain_config import PretrainConfig, model_config
 from training.stage import command, parse_config
 
 # Name on the command line: the key of its peak, and its memory in bytes.

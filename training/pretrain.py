@@ -12,75 +12,34 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
-from hf_scratch import ScratchConfig, ScratchForCausalLM
+from hf_scratch import ScratchForCausalLM
 from training.bits_per_byte import BitsPerByte, bits_per_byte
 from training.checkpoint import load_latest, save_checkpoint
 from training.data.batches import IGNORE, Ahead, Batch, PackedDocuments, Shards, Windows, load_shards
 from training.distributed import Parallel, make_accelerator, whole_weights
 from training.flops import flops_per_token, peak_flops, utilisation
 from training.hardware import mixed_precision
+from training.loss import PretrainingLoss
 from training.optimizer import build_optimizers, learning_rate
+from training.pretrain_config import PretrainConfig, build_model
 from training.save import save_model
 from training.stage import METRICS, command, cut_metrics, open_stage, parse_config
 from training.tracker import start_tracker, tracker_options
 
-
-@dataclass(kw_only=True)
-class PretrainConfig:
-    """Settings of the stage `pretrain`."""
-
-    output_dir: str = field(metadata={"help": "Folder of the run."})
-    data: str = field(metadata={"help": "Folder of token shards, made by training.prepare_data."})
-    tokenizer: str = field(metadata={"help": "Folder or Hub id of the tokenizer that made the shards."})
-
-    hidden_size: int = field(default=768, metadata={"help": "Width of the model."})
-    intermediate_size: int | None = field(default=None, metadata={"help": "Width of SwiGLU; 8/3 hidden if not set."})
-    num_hidden_layers: int = field(default=12, metadata={"help": "Number of decoder layers."})
-    num_attention_heads: int = field(default=12, metadata={"help": "Number of query heads."})
-    num_key_value_heads: int | None = field(default=None, metadata={"help": "Key/value heads; all heads if not set."})
-    tie_word_embeddings: bool = field(default=True, metadata={"help": "Share the embedding with the LM head."})
-    rope_theta: float = field(default=10000.0, metadata={"help": "Base of the rotary frequencies."})
-    attention_dropout: float = field(default=0.0, metadata={"help": "Dropout of attention weights; 0 is none."})
-
-    context_length: int = field(default=1024, metadata={"help": "Tokens of a row, and the model's longest sequence."})
-    batch_rows: int = field(default=512, metadata={"help": "Rows of a step over all processes and accumulation."})
-    micro_batch_rows: int = field(default=0, metadata={"help": "Rows a process holds at once; 0 takes all of a step."})
-    pack_documents: bool = field(
-        default=False, metadata={"help": "Whole documents that do not see each other, not windows of the stream."}
-    )
-    max_steps: int = field(default=1000, metadata={"help": "Optimizer steps."})
-
-    optimizer: Literal["adamw", "muon"] = field(default="adamw", metadata={"help": "muon: for the layers' matrices."})
-    learning_rate: float = field(default=6e-4, metadata={"help": "Peak learning rate."})
-    warmup_steps: int = field(default=100, metadata={"help": "Steps of linear warmup; 0 is none."})
-    schedule: Literal["cosine", "wsd"] = field(default="cosine", metadata={"help": "Fall to 0 after the warmup."})
-    decay_fraction: float = field(default=0.2, metadata={"help": "wsd: share of the steps in which it falls."})
-    weight_decay: float = field(default=0.1, metadata={"help": "On matrices, none on norms; 0 is none."})
-    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW: decay of the mean gradient."})
-    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW: decay of the mean squared gradient."})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Clip the gradient to this length."})
-    seed: int = field(default=0, metadata={"help": "Seed of the weights and of the order of rows."})
-
-    tracker: Literal["none", "tensorboard", "trackio", "wandb"] = field(
-        default="none", metadata={"help": "Where the metrics are shown, besides metrics.jsonl; none needs no account."}
-    )
-    log_steps: int = field(default=20, metadata={"help": "Steps between lines of metrics.jsonl."})
-    eval_steps: int = field(default=200, metadata={"help": "Steps between evaluations on the held-out text."})
-    save_steps: int = field(default=500, metadata={"help": "Steps between checkpoints."})
-    keep_checkpoints: int = field(default=2, metadata={"help": "Checkpoints to keep; older ones are removed."})
+T = TypeVar("T")
 
 
 @dataclass
@@ -91,6 +50,7 @@ class Progress:
     tokens: int = 0  # trained on so far
     time_s: float = 0.0  # in training steps, without evaluation and saving
     skipped_steps: int = 0  # whose loss or gradient was not finite
+    micro_batch_rows: int = 0  # rows a process holds at once; 0 until it is known what fits
 
 
 @command
@@ -99,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse_config(PretrainConfig, argv, __doc__)
     accelerator = make_accelerator(mixed_precision(), **tracker_options(config.tracker, config.output_dir))
     with accelerator.main_process_first():
-        # Where a run is shown does not make it another run.
-        inputs = {"data": config.data, "tokenizer": config.tokenizer, "tracker": None}
+        # Where a run is shown and how its steps are cut does not make it another run.
+        inputs = {"data": config.data, "tokenizer": config.tokenizer, "tracker": None, "micro_batch_rows": None}
         stage = open_stage("pretrain", config, inputs, config.output_dir)
     if not stage.done:
         start_tracker(accelerator, config)
@@ -124,30 +84,6 @@ def train(config: PretrainConfig, accelerator: Accelerator, folder: Path) -> dic
     return trainer.summary()
 
 
-def build_model(config: PretrainConfig, vocab_size: int, tokenizer: PreTrainedTokenizerBase) -> ScratchForCausalLM:
-    """Return the model with initial weights from the seed."""
-    set_seed(config.seed)
-    special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    return ScratchForCausalLM(model_config(config, vocab_size, **special))
-
-
-def model_config(config: PretrainConfig, vocab_size: int, **special_tokens: int | None) -> ScratchConfig:
-    """Return the sizes of the model that the settings ask for."""
-    return ScratchConfig(
-        vocab_size=vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
-        num_key_value_heads=config.num_key_value_heads,
-        max_position_embeddings=config.context_length,
-        tie_word_embeddings=config.tie_word_embeddings,
-        attention_dropout=config.attention_dropout,
-        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-        **special_tokens,
-    )
-
-
 class Trainer:
     """The training loop and the state that goes with it."""
 
@@ -161,7 +97,7 @@ class Trainer:
     ) -> None:
         self.config, self.accelerator, self.folder, self.held_out = config, accelerator, folder, held_out
         self.unwrapped, self.parallel = model, Parallel(accelerator)
-        self.model = self.parallel.wrap(model)
+        self.model = self.parallel.wrap(PretrainingLoss(model))
         self.optimizers = build_optimizers(
             self.unwrapped,
             config.optimizer,
@@ -170,7 +106,7 @@ class Trainer:
             (config.adam_beta1, config.adam_beta2),
         )
         self.ahead = Ahead() if accelerator.device.type == "cuda" else None
-        self.progress = Progress()
+        self.progress = Progress(micro_batch_rows=config.micro_batch_rows)
         self.interval = Interval()
         self.last: dict[str, float] = {}  # newest value of each metric
         self.bad_steps = 0
@@ -186,6 +122,7 @@ class Trainer:
         config, progress = self.config, self.progress
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._remember_signal)
+        self.find_micro_batch(rows)
         hidden = None if self.accelerator.is_main_process else True
         with tqdm(
             total=config.max_steps, initial=progress.step, unit="step", disable=hidden, dynamic_ncols=True
@@ -235,6 +172,24 @@ class Trainer:
     def train_step(self, rows: PackedDocuments | Windows) -> tuple[float, int, float]:
         """Take one optimizer step; return mean loss in nats a token, tokens of the global batch and gradient norm.
 
+        Raises:
+            ValueError: Not even one row fits into memory, or the loss was not finite three times in a row.
+        """
+        alone = self.accelerator.num_processes == 1
+        loss, total = self.halve_until_it_fits(lambda: self.gradients(rows), alone)
+        grad_norm = float(self.parallel.clip_grad_norm(self.model, self.config.max_grad_norm))
+        mean_loss = float(self.accelerator.reduce(loss, "mean"))
+        if math.isfinite(mean_loss) and math.isfinite(grad_norm):
+            for optimizer in self.optimizers:
+                optimizer.step()
+            self.bad_steps = 0
+        else:
+            self.refuse_step(mean_loss, grad_norm)
+        return mean_loss, total, grad_norm
+
+    def gradients(self, rows: PackedDocuments | Windows) -> tuple[torch.Tensor, int]:
+        """Compute the gradient of the step's mean loss; return this process's share of the loss, and the tokens.
+
         The loss is divided by the tokens of the whole step, not of each micro-batch, so accumulation and processes
         do not change it.
         """
@@ -249,22 +204,13 @@ class Trainer:
             else:
                 with self.parallel.no_sync(self.model):
                     loss += self.backward(batch, total)
-        grad_norm = self.parallel.clip_grad_norm(self.model, self.config.max_grad_norm)
-        mean_loss = float(self.accelerator.reduce(loss, "mean"))
-        if math.isfinite(mean_loss) and math.isfinite(grad_norm):
-            for optimizer in self.optimizers:
-                optimizer.step()
-            self.bad_steps = 0
-        else:
-            self.refuse_step(mean_loss, float(grad_norm))
-        return mean_loss, total, float(grad_norm)
+        return loss, total
 
     def backward(self, batch: Batch, total: int) -> torch.Tensor:
         """Add a micro-batch's gradient and return its share of the step's mean loss."""
         batch = {key: tensor.to(self.accelerator.device, non_blocking=True) for key, tensor in batch.items()}
         with self.accelerator.autocast():
-            # use_cache=False: with a cache, packed documents would not be told apart.
-            loss = self.model(**batch, shift_labels=batch["labels"], num_items_in_batch=total, use_cache=False).loss
+            loss = self.model(**batch, num_items=total)
         # DDP and FSDP2 take the mean over processes where the sum is wanted.
         loss = loss * self.parallel.data_count
         self.accelerator.backward(loss)
@@ -272,14 +218,82 @@ class Trainer:
 
     def micro_batches(self, rows: PackedDocuments | Windows) -> list[Batch]:
         """Return this process's share of the step's rows, in pieces that it can hold at once."""
-        config = self.config
-        first = self.progress.step * config.batch_rows
-        mine = np.arange(first, first + config.batch_rows)[self.parallel.data_index :: self.parallel.data_count]
-        size = config.micro_batch_rows or len(mine)
+        mine = self.my_rows()
+        size = self.progress.micro_batch_rows or len(mine)
         pieces = [mine[i : i + size] for i in range(0, len(mine), size)]
         if self.ahead is None:
             return [rows.batch(piece) for piece in pieces]
-        return self.ahead(rows, pieces, [piece + config.batch_rows for piece in pieces])
+        return self.ahead(rows, pieces, [piece + self.config.batch_rows for piece in pieces])
+
+    def my_rows(self) -> np.ndarray:
+        """Return the numbers of this process's rows of the step that comes."""
+        first = self.progress.step * self.config.batch_rows
+        return np.arange(first, first + self.config.batch_rows)[self.parallel.data_index :: self.parallel.data_count]
+
+    def find_micro_batch(self, rows: PackedDocuments | Windows) -> None:
+        """Find the most rows that fit into memory, by trying, unless the settings or a checkpoint say; all
+        processes then take the smallest of theirs.
+
+        The step's accumulation is the rows of a process over the rows that fit.
+        """
+        if self.progress.micro_batch_rows:
+            return
+        if self.parallel.mesh is not None:
+            raise ValueError(
+                "micro_batch_rows is not set, and what fits cannot be tried while a model is sharded; "
+                "`python -m training.plan` says what will fit."
+            )
+        mine = self.my_rows()
+        self.progress.micro_batch_rows = len(mine)
+        tokens = torch.zeros(self.config.context_length, dtype=torch.long, device=self.accelerator.device)
+        # The room that the optimizers' two averages will take after the first step.
+        reserved = [torch.empty_like(param) for param in self.unwrapped.parameters() for _ in range(2)]
+
+        def try_rows() -> None:
+            full = tokens.expand(self.progress.micro_batch_rows, -1)
+            with self.accelerator.autocast():
+                loss = PretrainingLoss(self.unwrapped)(input_ids=full, labels=full, num_items=full.numel())
+            loss.backward()
+
+        self.halve_until_it_fits(try_rows)
+        del reserved
+        self.unwrapped.zero_grad(set_to_none=True)
+        fits = torch.tensor([self.progress.micro_batch_rows], device=self.accelerator.device)
+        self.progress.micro_batch_rows = int(self.accelerator.gather(fits).min())
+
+    def halve_until_it_fits(self, work: Callable[[], T], alone: bool = True) -> T:
+        """Do the work; where memory runs out, halve the micro-batch and do it again from the same random state.
+
+        Not where others wait in the middle of it, which is what `alone` says.
+
+        Raises:
+            ValueError: Not even one row fits.
+        """
+        rng = torch.get_rng_state()
+        while True:
+            try:
+                return work()
+            except (RuntimeError, MemoryError) as error:
+                if not (should_reduce_batch_size(error) or isinstance(error, MemoryError)):
+                    raise
+            # Outside the except clause, whose traceback would keep the tensors of the failed step alive.
+            held = self.progress.micro_batch_rows or len(self.my_rows())
+            if held == 1:
+                raise ValueError(
+                    f"memory runs out at step {self.progress.step} with one row of {self.config.context_length} "
+                    "tokens at once; take a smaller model or context_length."
+                )
+            if not alone:
+                raise ValueError(
+                    f"memory ran out on process {self.accelerator.process_index} at step {self.progress.step} with "
+                    f"{held} rows at once; the same command with --micro_batch_rows {held // 2} goes on from the last "
+                    "checkpoint."
+                )
+            self.progress.micro_batch_rows = held // 2
+            self.model.zero_grad(set_to_none=True)
+            clear_device_cache(garbage_collection=True)
+            torch.set_rng_state(rng)
+            tqdm.write(f"memory ran out with {held} rows at once; going on with {held // 2} of the same batch")
 
     def refuse_step(self, loss: float, grad_norm: float) -> None:
         """Count a step whose loss or gradient is not finite; it never reaches the weights.
@@ -323,6 +337,7 @@ class Trainer:
                 f"{self.progress.time_s:.0f} s"
             )
         self.last |= {key: value for key, value in line.items() if value is not None}
+        self.last |= {"val_step": self.progress.step} if evaluate else {}
         if self.accelerator.is_main_process:
             with (self.folder / METRICS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
@@ -374,7 +389,15 @@ class Trainer:
             "optimizers": optimizers,
             "torch_rng": torch.get_rng_state(),
         }
-        save_checkpoint(self.folder / "checkpoints", self.progress.step, weights, state, self.config.keep_checkpoints)
+        evaluated_now = self.last.get("val_step") == self.progress.step
+        save_checkpoint(
+            self.folder / "checkpoints",
+            self.progress.step,
+            weights,
+            state,
+            self.config.keep_checkpoints,
+            val_loss=self.last["val_loss"] if evaluated_now else None,
+        )
 
     def resume(self) -> None:
         """Load the newest checkpoint, if there is one, and drop the metrics that came after it."""
@@ -386,6 +409,8 @@ class Trainer:
                 self.parallel.load_optimizer(optimizer, saved)
             torch.set_rng_state(state["torch_rng"])
             self.progress, self.interval = Progress(**state["progress"]), Interval(**state["interval"])
+            limits = (self.progress.micro_batch_rows, self.config.micro_batch_rows)
+            self.progress.micro_batch_rows = min((rows for rows in limits if rows), default=0)
             self.accelerator.print(f"goes on from step {self.progress.step}")
         if self.accelerator.is_main_process:
             cut_metrics(self.folder / METRICS, self.progress.step)

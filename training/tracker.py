@@ -6,12 +6,11 @@ TensorBoard (`tensorboard --logdir runs/NAME/pretrain`) and Trackio (`trackio sh
 import importlib.util
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from accelerate import Accelerator
 
-if TYPE_CHECKING:
-    from training.pretrain import PretrainConfig
+from training.pretrain_config import PretrainConfig
 
 PROJECT = "hf_scratch"
 
@@ -29,7 +28,7 @@ def tracker_options(tracker: str, folder: str) -> dict[str, Any]:
     return {"log_with": tracker, "project_dir": folder}
 
 
-def start_tracker(accelerator: Accelerator, config: "PretrainConfig") -> None:
+def start_tracker(accelerator: Accelerator, config: PretrainConfig) -> None:
     """Begin or go on with the run in the tracker, under the name of its folder and with its settings."""
     settings = {key: value for key, value in asdict(config).items() if isinstance(value, bool | int | float | str)}
     run = {"name": "-".join(Path(config.output_dir).parts[-2:]), "resume": "allow"}
