@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_pretrain import arguments, corpus, metrics, one_thread
+from test_pretrain import arguments, corpus, metrics, one_thread, weights_hash
 from transformers import AutoModelForCausalLM
 
 from training.distributed import USE_FSDP, USE_SIZES
@@ -139,3 +139,38 @@ def test_a_checkpoint_of_two_processes_goes_on_on_one_and_on_four(corpus: Path, 
     pretrain(arguments(corpus, tmp_path / "muon-fsdp-to-one", **MUON))
     for folder in tmp_path.iterdir():
         assert_same_run(folder, runs / (folder.name.split("-")[0] + "-one"))
+
+
+STOPS = """
+import os, signal
+from training import pretrain
+
+step = pretrain.Trainer.train_step
+
+def stopped(self, rows):
+    if os.environ["RANK"] == "1" and self.progress.step == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return step(self, rows)
+
+pretrain.Trainer.train_step = stopped
+pretrain.main()
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all_and_the_launched_run_ends_bit_for_bit_as_an_undisturbed_one(
+    corpus: Path, runs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "stops.py").write_text(STOPS)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(LAUNCH / "cpu-2.yaml")]
+    launch += ["--main_process_port", str(free_port())]
+    options = arguments(corpus, tmp_path / "run", **CHANGES)
+    stopped = subprocess.run(
+        [*launch, str(tmp_path / "stops.py"), *options], env=one_thread(), capture_output=True, text=True
+    )
+    assert stopped.returncode != 0 and stopped.stderr.count("stopped after step 2;") == 2, stopped.stderr
+    assert stopped.stdout.count("2 x cpu: 2 data-parallel") == 1
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
+    subprocess.run([*launch, "-m", "training.pretrain", *options], env=one_thread(), check=True)
+    assert weights_hash(tmp_path / "run") == weights_hash(runs / "adamw-ddp")
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]

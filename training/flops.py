@@ -50,3 +50,11 @@ def peak_flops(device_name: str) -> float | None:
 def utilisation(tokens_per_s: float, flops_a_token: int, num_gpus: int, peak: float) -> float:
     """Return model FLOPs utilisation, the share (0 to 1) of the GPUs' peak that the model's own operations take."""
     return tokens_per_s * flops_a_token / (num_gpus * peak)
+
+
+def utilisation_of(
+    device: torch.device, num_devices: int, tokens_per_s: float, config: ScratchConfig, context: int
+) -> float | None:
+    """Return model FLOPs utilisation on such devices, or None where the peak is not known."""
+    peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return None if peak is None else utilisation(tokens_per_s, flops_per_token(config, context), num_devices, peak)

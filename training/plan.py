@@ -24,7 +24,7 @@ import yaml
 from hf_scratch import ScratchConfig, ScratchForCausalLM
 from training.data.batches import Shards, Windows
 from training.distributed import make_accelerator
-from training.flops import PEAKS, count_parameters, flops_per_token, peak_flops, utilisation
+from training.flops import PEAKS, count_parameters, flops_per_token, utilisation_of
 from training.hardware import has_native_bf16, mixed_precision
 from training.memory import Memory, largest_micro_batch, training_memory
 from training.pretrain import Trainer
@@ -148,9 +148,9 @@ def plan_for_this_machine(recipe: Recipe, price: float | None) -> str:
     if not fits:
         return f"here         {memory}"
     speed, how = measure(recipe, fits), "measured"
-    if torch.cuda.is_available() and (peak := peak_flops(torch.cuda.get_device_name())):
-        operations = flops_per_token(recipe.model, recipe.config.context_length)
-        how += f", {utilisation(speed, operations, 1, peak):.1%} of the peak"
+    if torch.cuda.is_available():
+        mfu = utilisation_of(torch.device("cuda"), 1, speed, recipe.model, recipe.config.context_length)
+        how += f", {mfu:.1%} of the peak" if mfu is not None else ""
     return f"here         {memory}\n" + describe_time(recipe.tokens, speed, 1, price, how)
 
 

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
@@ -30,14 +31,14 @@ from training.bits_per_byte import BitsPerByte, bits_per_byte
 from training.checkpoint import load_latest, save_checkpoint
 from training.data.batches import IGNORE, Ahead, Batch, PackedDocuments, Shards, Windows, load_shards
 from training.distributed import Parallel, make_accelerator, whole_weights
-from training.flops import flops_per_token, peak_flops, utilisation
+from training.flops import utilisation_of
 from training.hardware import mixed_precision
 from training.loss import PretrainingLoss
 from training.optimizer import build_optimizers, learning_rate
 from training.pretrain_config import PretrainConfig, build_model
 from training.save import save_model
 from training.stage import METRICS, command, cut_metrics, open_stage, parse_config
-from training.tracker import start_tracker, tracker_options
+from training.tracker import finish_tracker, start_tracker, tracker_options
 
 T = TypeVar("T")
 
@@ -58,16 +59,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage."""
     config = parse_config(PretrainConfig, argv, __doc__)
     accelerator = make_accelerator(mixed_precision(), **tracker_options(config.tracker, config.output_dir))
-    with accelerator.main_process_first():
+    stage = None
+    if accelerator.is_main_process:
         # Where a run is shown and how its steps are cut does not make it another run.
         inputs = {"data": config.data, "tokenizer": config.tokenizer, "tracker": None, "micro_batch_rows": None}
         stage = open_stage("pretrain", config, inputs, config.output_dir)
-    if not stage.done:
-        start_tracker(accelerator, config)
-        metrics = train(config, accelerator, stage.folder)
-        accelerator.end_training()
-        if accelerator.is_main_process:
-            stage.finish(metrics)
+    (done,) = broadcast_object_list([stage is not None and stage.done])
+    if done:
+        return
+    start_tracker(accelerator, config)
+    metrics = train(config, accelerator, Path(config.output_dir))
+    finish_tracker(accelerator)
+    if stage is not None:
+        stage.finish(metrics)
 
 
 def train(config: PretrainConfig, accelerator: Accelerator, folder: Path) -> dict[str, Any]:
@@ -326,8 +330,9 @@ class Trainer:
             "grad_norm": grad_norm,
             "tokens_per_s": interval.tokens / interval.seconds,
         }
-        if (mfu := self.utilisation(line["tokens_per_s"])) is not None:
-            line["mfu"] = mfu
+        layout = (self.accelerator.device, self.accelerator.num_processes)
+        mfu = utilisation_of(*layout, line["tokens_per_s"], self.unwrapped.config, self.config.context_length)
+        line |= {} if mfu is None else {"mfu": mfu}
         if evaluate:
             held_out = self.evaluate()
             line |= {"val_loss": held_out.nats_per_token, "val_bpb": held_out.bits_per_byte}
@@ -342,15 +347,6 @@ class Trainer:
             with (self.folder / METRICS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         self.accelerator.log({key: value for key, value in line.items() if value is not None}, step=line["step"])
-
-    def utilisation(self, tokens_per_s: float) -> float | None:
-        """Return model FLOPs utilisation (0 to 1), or None on a device whose peak is not known."""
-        device = self.accelerator.device
-        peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-        if peak is None:
-            return None
-        operations = flops_per_token(self.unwrapped.config, self.config.context_length)
-        return utilisation(tokens_per_s, operations, self.accelerator.num_processes, peak)
 
     def say(self, line: str) -> None:
         """Print a line above the progress bar, once."""

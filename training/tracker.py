@@ -35,3 +35,10 @@ def start_tracker(accelerator: Accelerator, config: PretrainConfig) -> None:
     accelerator.init_trackers(
         PROJECT, config=settings, init_kwargs={"trackio": run, "wandb": run | {"id": run["name"]}}
     )
+
+
+def finish_tracker(accelerator: Accelerator) -> None:
+    """Write what the tracker still holds. Unlike `Accelerator.end_training`, the process group stays."""
+    if accelerator.is_main_process:
+        for tracker in accelerator.trackers:
+            tracker.finish()
