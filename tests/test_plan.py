@@ -7,13 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from test_pretrain import arguments, corpus, one_thread, rows
+from test_pretrain import arguments, corpus, one_thread
 
 from hf_scratch import ScratchConfig, ScratchForCausalLM
-from training.data.batches import Ahead
 from training.flops import count_parameters, flops_per_token, peak_flops, utilisation
 from training.memory import Memory, largest_micro_batch
 from training.plan import main as plan
@@ -121,14 +119,3 @@ def test_the_plan_says_what_gpus_will_need(capsys: pytest.CaptureFixture[str]) -
 def test_mistakes_are_one_sentence(words: list[str], message: str) -> None:
     with pytest.raises(SystemExit, match=message):
         plan(words)
-
-
-def test_reading_ahead_gives_the_same_batches(corpus: Path) -> None:
-    ahead, expected = Ahead(), rows(corpus, packed=True)
-    for step in (0, 1, 2, 2, 7):  # a step that is done again, and one that was not announced
-        numbers = np.arange(step * 4, step * 4 + 4)
-        for pieces in ([numbers], [numbers[:2], numbers[2:]]):
-            found = ahead(rows(corpus, packed=True), pieces, [piece + 4 for piece in pieces])
-            for batch, piece in zip(found, pieces, strict=True):
-                for key, tensor in expected.batch(piece).items():
-                    assert torch.equal(batch[key], tensor)
