@@ -4,6 +4,9 @@ The model's own code runs forward and backward on fake tensors while every tenso
 the figure follows the code. It is eager execution; `torch.compile` on a GPU fuses operations and needs less.
 """
 
+import bisect
+import functools
+import json
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,7 +65,10 @@ def training_memory(
         shards: FSDP2 processes over which weights, gradients and optimizer states are divided.
         program: Bytes that are there before the model is.
     """
-    body, whole = (peak_of_step(config, rows, context, bf16, packed, with_loss) for with_loss in (False, True))
+    # Layers are all alike, so two sizes give the slope.
+    step = functools.partial(peak_of_step, config.to_json_string(), rows, context, bf16, packed)
+    one, two, without_loss = step(1, True), step(2, True), step(1, False)
+    loss = max(0, one - without_loss)
     layer, rest = parameters_by_place(config)
     total = layer * config.num_hidden_layers + rest
     states = 2 * total if optimizer == "adamw" else total + rest
@@ -72,8 +78,8 @@ def training_memory(
         weights=total * FLOAT // shards + gathered,
         gradients=total * FLOAT // shards,
         optimizer=states * FLOAT // shards,
-        activations=max(0, body),
-        loss=max(0, whole - body),
+        activations=one + (config.num_hidden_layers - 1) * (two - one) - loss,
+        loss=loss,
         evaluation=evaluation_bytes(config, context),
         update=update_bytes(config, optimizer),
         program=program,
@@ -88,8 +94,15 @@ def parameters_by_place(config: ScratchConfig) -> tuple[int, int]:
     return layer, model.num_parameters() - layer * config.num_hidden_layers
 
 
-def peak_of_step(config: ScratchConfig, rows: int, context: int, bf16: bool, packed: bool, with_loss: bool) -> int:
-    """Return the highest number of bytes in a forward and backward pass beyond weights and gradients."""
+@functools.cache
+def peak_of_step(
+    config_json: str, rows: int, context: int, bf16: bool, packed: bool, num_layers: int, with_loss: bool
+) -> int:
+    """Return the highest number of bytes in a forward and backward pass beyond weights and gradients.
+
+    Without loss it is the decoder's own, for the sum of its output. The config is text so that results can be kept.
+    """
+    config = ScratchConfig(**json.loads(config_json) | {"num_hidden_layers": num_layers})
     with FakeTensorMode(), _Peak() as peak:
         model = ScratchForCausalLM(config)
         for param in model.parameters():
@@ -122,12 +135,9 @@ def update_bytes(config: ScratchConfig, optimizer: Literal["adamw", "muon"]) -> 
 
 def largest_micro_batch(memory_of: Callable[[int], Memory], most: int, limit: float) -> int:
     """Return the largest power of two, or `most`, whose memory is within the limit in bytes; 0 if not even one row."""
-    fits, rows = 0, 1
-    while rows <= most:
-        if memory_of(rows).total > limit:
-            return fits
-        fits, rows = rows, (min(rows * 2, most) if rows < most else most + 1)
-    return fits
+    candidates = [*(2**n for n in range(most.bit_length()) if 2**n < most), most]
+    index = bisect.bisect_right(candidates, limit, key=lambda rows: memory_of(rows).total)
+    return candidates[index - 1] if index else 0
 
 
 class _Peak(TorchDispatchMode):
