@@ -5,13 +5,15 @@ context is read through a sliding window, in which each token is predicted from 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
+
+LOGITS = 2**25  # of a batch: 128 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,11 @@ class BitsPerByte:
     bits_per_byte: float
     tokens: int
     bytes: int
+
+
+def default_batch_tokens(vocab_size: int) -> int:
+    """Return the tokens to score at once, so that their logits do not need more memory than training does."""
+    return min(8192, LOGITS // vocab_size)
 
 
 @dataclass(frozen=True)
@@ -41,8 +48,10 @@ def bits_per_byte(
     num_bytes: int,
     context: int,
     device: torch.device | str,
-    batch_tokens: int = 8192,
+    batch_tokens: int | None = None,
     stride: int | None = None,
+    share: tuple[int, int] = (0, 1),
+    add_up: Callable[[torch.Tensor], torch.Tensor] = lambda nats: nats,
 ) -> BitsPerByte:
     """Score documents: the sum over their text tokens of -ln p(token | document so far), in bits for each byte.
 
@@ -54,8 +63,11 @@ def bits_per_byte(
         starts: Position (documents,) of each document's separator, ascending.
         num_bytes: UTF-8 bytes of these documents.
         context: Longest input in tokens.
-        batch_tokens: Tokens of a batch, padding included; one window at least. The result does not depend on it.
+        batch_tokens: Tokens of a batch, padding included; one window at least. The result does not depend on it. None
+            takes as many as have `LOGITS` logits, and 8192 at most.
         stride: How far the window moves on in a document longer than `context`; None means half of it.
+        share: Which part of the batches this process scores, and into how many parts they go.
+        add_up: Sums a tensor over the processes.
 
     Raises:
         ValueError: No text, or a stride that would leave tokens out.
@@ -70,7 +82,13 @@ def bits_per_byte(
         )
     was_training = model.training
     model.eval()
-    nats = sum(_nats(model, tokens, batch, device) for batch in _batches(windows, batch_tokens))
+    batches = list(_batches(windows, batch_tokens or default_batch_tokens(model.config.vocab_size)))
+    mine = batches[share[0] :: share[1]]
+    scored = torch.tensor(sum(_nats(model, tokens, batch, device) for batch in mine), dtype=torch.float64)
+    if share[0] >= len(batches) % share[1] > 0:
+        # A sharded model computes on all processes at once: who has a batch less reads one that does not count.
+        _nats(model, tokens, batches[0], device)
+    nats = float(add_up(scored))
     model.train(was_training)
     count = sum(window.length - window.seen for window in windows)
     return BitsPerByte(nats / count, nats / math.log(2) / num_bytes, count, num_bytes)

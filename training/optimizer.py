@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from training.shards import gather, local, part_of
+
 Schedule = Literal["cosine", "wsd"]
 
 
@@ -33,7 +35,8 @@ class Muon(torch.optim.Optimizer):
 
     torch.optim.Muon iterates in bfloat16 and one matrix at a time. This one iterates in float32 where bfloat16 would
     be emulated, and on all matrices of a shape at once, because small models have many small matrices. The update is
-    scaled by 0.2 sqrt(max(rows, columns)), which gives it AdamW's root mean square (arXiv:2502.16982).
+    scaled by 0.2 sqrt(max(rows, columns)), which gives it AdamW's root mean square (arXiv:2502.16982). A matrix that
+    is sharded is gathered for the iterations, which all processes do; each keeps its part.
     """
 
     COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -54,13 +57,17 @@ class Muon(torch.optim.Optimizer):
                 self._step_matrices(params, group, scale=0.2 * max(shape) ** 0.5)
 
     def _step_matrices(self, params: list[torch.Tensor], group: dict[str, Any], scale: float) -> None:
-        gradients = [param.grad for param in params if param.grad is not None]
-        momenta = [self.state[param].setdefault("momentum", torch.zeros_like(param)) for param in params]
+        gradients = [local(param.grad) for param in params if param.grad is not None]
+        momenta = [local(self.state[param].setdefault("momentum", torch.zeros_like(param))) for param in params]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         # Nesterov: look one step ahead.
-        updates = orthogonalize(torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"])))
-        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(params, list(updates.to(params[0].dtype).unbind()), alpha=-group["lr"] * scale)
+        ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
+        whole = [gather(update, param) for update, param in zip(ahead, params, strict=True)]
+        updates = orthogonalize(torch.stack(whole)).to(params[0].dtype)
+        mine = [part_of(update, param) for update, param in zip(updates.unbind(), params, strict=True)]
+        weights = [local(param) for param in params]
+        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(weights, mine, alpha=-group["lr"] * scale)
 
 
 def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
@@ -89,8 +96,10 @@ def build_optimizers(
     in_layers = [param for key, param in named if param.ndim == 2 and ".layers." in key]
     others = [param for key, param in named if param.ndim >= 2 and not (param.ndim == 2 and ".layers." in key)]
     assert len(vectors) + len(in_layers) + len(others) == len(named)
-    decayed = others if name == "muon" else others + in_layers
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    # Tensor parallelism splits the layers' matrices and nothing else: one update cannot hold both kinds.
+    decayed = [others] if name == "muon" else [others, in_layers]
+    groups = [{"params": params, "weight_decay": weight_decay} for params in decayed]
+    groups.append({"params": vectors, "weight_decay": 0.0})
     fused = all(param.device.type in ("cuda", "cpu") for _, param in named)
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)]
     if name == "muon":

@@ -13,74 +13,34 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
-from hf_scratch import ScratchConfig, ScratchForCausalLM
+from hf_scratch import ScratchForCausalLM
 from training.bits_per_byte import BitsPerByte, bits_per_byte
 from training.checkpoint import load_latest, save_checkpoint
-from training.data.batches import IGNORE, Batch, PackedDocuments, Shards, Windows, load_shards
+from training.data.batches import IGNORE, Ahead, Batch, PackedDocuments, Shards, Windows, load_shards
+from training.distributed import Parallel, make_accelerator, whole_weights
+from training.flops import utilisation_of
 from training.hardware import mixed_precision
 from training.loss import PretrainingLoss
 from training.optimizer import build_optimizers, learning_rate
+from training.pretrain_config import PretrainConfig, build_model
 from training.save import save_model
 from training.stage import METRICS, command, cut_metrics, open_stage, parse_config
+from training.tracker import finish_tracker, start_tracker, tracker_options
 
 T = TypeVar("T")
-
-
-@dataclass(kw_only=True)
-class PretrainConfig:
-    """Settings of the stage `pretrain`."""
-
-    output_dir: str = field(metadata={"help": "Folder of the run."})
-    data: str = field(metadata={"help": "Folder of token shards, made by training.prepare_data."})
-    tokenizer: str = field(metadata={"help": "Folder or Hub id of the tokenizer that made the shards."})
-
-    hidden_size: int = field(default=768, metadata={"help": "Width of the model."})
-    intermediate_size: int | None = field(default=None, metadata={"help": "Width of SwiGLU; 8/3 hidden if not set."})
-    num_hidden_layers: int = field(default=12, metadata={"help": "Number of decoder layers."})
-    num_attention_heads: int = field(default=12, metadata={"help": "Number of query heads."})
-    num_key_value_heads: int | None = field(default=None, metadata={"help": "Key/value heads; all heads if not set."})
-    tie_word_embeddings: bool = field(default=True, metadata={"help": "Share the embedding with the LM head."})
-    rope_theta: float = field(default=10000.0, metadata={"help": "Base of the rotary frequencies."})
-    attention_dropout: float = field(default=0.0, metadata={"help": "Dropout of attention weights; 0 is none."})
-
-    context_length: int = field(default=1024, metadata={"help": "Tokens of a row, and the model's longest sequence."})
-    batch_rows: int = field(default=512, metadata={"help": "Rows of a step over all processes and accumulation."})
-    micro_batch_rows: int = field(default=0, metadata={"help": "Rows a process holds at once; 0 takes what fits."})
-    pack_documents: bool = field(
-        default=False, metadata={"help": "Whole documents that do not see each other, not windows of the stream."}
-    )
-    max_steps: int = field(default=1000, metadata={"help": "Optimizer steps."})
-
-    optimizer: Literal["adamw", "muon"] = field(default="adamw", metadata={"help": "muon: for the layers' matrices."})
-    learning_rate: float = field(default=6e-4, metadata={"help": "Peak learning rate."})
-    warmup_steps: int = field(default=100, metadata={"help": "Steps of linear warmup; 0 is none."})
-    schedule: Literal["cosine", "wsd"] = field(default="cosine", metadata={"help": "Fall to 0 after the warmup."})
-    decay_fraction: float = field(default=0.2, metadata={"help": "wsd: share of the steps in which it falls."})
-    weight_decay: float = field(default=0.1, metadata={"help": "On matrices, none on norms; 0 is none."})
-    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW: decay of the mean gradient."})
-    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW: decay of the mean squared gradient."})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Clip the gradient to this length."})
-    seed: int = field(default=0, metadata={"help": "Seed of the weights and of the order of rows."})
-
-    log_steps: int = field(default=20, metadata={"help": "Steps between lines of metrics.jsonl."})
-    eval_steps: int = field(default=200, metadata={"help": "Steps between evaluations on the held-out text."})
-    save_steps: int = field(default=500, metadata={"help": "Steps between checkpoints."})
-    keep_checkpoints: int = field(
-        default=2, metadata={"help": "Newest checkpoints to keep, beside the one of the lowest held-out loss."}
-    )
 
 
 @dataclass
@@ -98,14 +58,20 @@ class Progress:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage."""
     config = parse_config(PretrainConfig, argv, __doc__)
-    accelerator = Accelerator(mixed_precision=mixed_precision())
-    with accelerator.main_process_first():
-        inputs = {"data": config.data, "tokenizer": config.tokenizer}
+    accelerator = make_accelerator(mixed_precision(), **tracker_options(config.tracker, config.output_dir))
+    stage = None
+    if accelerator.is_main_process:
+        # Where a run is shown and how its steps are cut does not make it another run.
+        inputs = {"data": config.data, "tokenizer": config.tokenizer, "tracker": None, "micro_batch_rows": None}
         stage = open_stage("pretrain", config, inputs, config.output_dir)
-    if not stage.done:
-        metrics = train(config, accelerator, stage.folder)
-        if accelerator.is_main_process:
-            stage.finish(metrics)
+    (done,) = broadcast_object_list([stage is not None and stage.done])
+    if done:
+        return
+    start_tracker(accelerator, config)
+    metrics = train(config, accelerator, Path(config.output_dir))
+    finish_tracker(accelerator)
+    if stage is not None:
+        stage.finish(metrics)
 
 
 def train(config: PretrainConfig, accelerator: Accelerator, folder: Path) -> dict[str, Any]:
@@ -116,31 +82,10 @@ def train(config: PretrainConfig, accelerator: Accelerator, folder: Path) -> dic
     trainer = Trainer(config, accelerator, folder, build_model(config, shards.vocab_size, tokenizer), held_out)
     trainer.resume()
     trainer.loop(rows)
+    weights = trainer.weights()
     if accelerator.is_main_process:
-        save_model(trainer.unwrapped, tokenizer, folder / "model")
+        save_model(trainer.unwrapped, tokenizer, folder / "model", weights)
     return trainer.summary()
-
-
-def build_model(config: PretrainConfig, vocab_size: int, tokenizer: PreTrainedTokenizerBase) -> ScratchForCausalLM:
-    """Return the model with initial weights from the seed."""
-    set_seed(config.seed)
-    return ScratchForCausalLM(
-        ScratchConfig(
-            vocab_size=vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_hidden_layers,
-            num_attention_heads=config.num_attention_heads,
-            num_key_value_heads=config.num_key_value_heads,
-            max_position_embeddings=config.context_length,
-            tie_word_embeddings=config.tie_word_embeddings,
-            attention_dropout=config.attention_dropout,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    )
 
 
 class Trainer:
@@ -155,7 +100,8 @@ class Trainer:
         held_out: Shards,
     ) -> None:
         self.config, self.accelerator, self.folder, self.held_out = config, accelerator, folder, held_out
-        self.unwrapped = model.to(accelerator.device)
+        self.unwrapped, self.parallel = model, Parallel(accelerator)
+        self.model = self.parallel.wrap(PretrainingLoss(model))
         self.optimizers = build_optimizers(
             self.unwrapped,
             config.optimizer,
@@ -163,7 +109,7 @@ class Trainer:
             config.weight_decay,
             (config.adam_beta1, config.adam_beta2),
         )
-        self.model = accelerator.prepare(PretrainingLoss(self.unwrapped))
+        self.ahead = Ahead() if accelerator.device.type == "cuda" else None
         self.progress = Progress(micro_batch_rows=config.micro_batch_rows)
         self.interval = Interval()
         self.last: dict[str, float] = {}  # newest value of each metric
@@ -171,7 +117,7 @@ class Trainer:
         self.stop_signal: int | None = None
         accelerator.print(
             f"{model.num_parameters():,} parameters ({model.num_parameters(exclude_embeddings=True):,} without "
-            f"embedding), {accelerator.num_processes} x {accelerator.device.type}, "
+            f"embedding), {self.parallel.describe()}, "
             f"{'bfloat16 autocast' if accelerator.mixed_precision == 'bf16' else 'float32'}"
         )
 
@@ -181,7 +127,10 @@ class Trainer:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._remember_signal)
         self.find_micro_batch(rows)
-        with tqdm(total=config.max_steps, initial=progress.step, unit="step", disable=None, dynamic_ncols=True) as bar:
+        hidden = None if self.accelerator.is_main_process else True
+        with tqdm(
+            total=config.max_steps, initial=progress.step, unit="step", disable=hidden, dynamic_ncols=True
+        ) as bar:
             while progress.step < config.max_steps:
                 started = time.perf_counter()
                 lr = self.set_learning_rate()
@@ -199,11 +148,13 @@ class Trainer:
                     bar.set_postfix_str(
                         f"loss {self.last['train_loss']:.3f} ppl {math.exp(self.last['train_loss']):.1f} "
                         f"{self.last['tokens_per_s']:,.0f} tokens/s"
+                        + (f" {self.last['mfu']:.1%} MFU" if "mfu" in self.last else "")
                     )
                     self.interval = Interval()
-                if last or self.stop_signal or progress.step % config.save_steps == 0:
+                stop = self.parallel.any(self.stop_signal is not None)
+                if last or stop or progress.step % config.save_steps == 0:
                     self.save()
-                if self.stop_signal and not last:
+                if stop and not last:
                     sys.exit(f"stopped after step {progress.step}; the same command goes on from there.")
 
     def set_learning_rate(self) -> float:
@@ -228,8 +179,9 @@ class Trainer:
         Raises:
             ValueError: Not even one row fits into memory, or the loss was not finite three times in a row.
         """
-        loss, total = self.halve_until_it_fits(lambda: self.gradients(rows))
-        grad_norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm))
+        alone = self.accelerator.num_processes == 1
+        loss, total = self.halve_until_it_fits(lambda: self.gradients(rows), alone)
+        grad_norm = float(self.parallel.clip_grad_norm(self.model, self.config.max_grad_norm))
         mean_loss = float(self.accelerator.reduce(loss, "mean"))
         if math.isfinite(mean_loss) and math.isfinite(grad_norm):
             for optimizer in self.optimizers:
@@ -248,13 +200,13 @@ class Trainer:
         self.model.zero_grad(set_to_none=True)
         micro_batches = self.micro_batches(rows)
         counted = torch.tensor(sum(int((b["labels"] != IGNORE).sum()) for b in micro_batches))
-        total = int(self.accelerator.reduce(counted.to(self.accelerator.device), "sum"))
+        total = int(self.parallel.sum(counted))
         loss = torch.zeros((), device=self.accelerator.device)
         for i, batch in enumerate(micro_batches):
             if i == len(micro_batches) - 1:
                 loss += self.backward(batch, total)
             else:
-                with self.accelerator.no_sync(self.model):
+                with self.parallel.no_sync(self.model):
                     loss += self.backward(batch, total)
         return loss, total
 
@@ -263,8 +215,8 @@ class Trainer:
         batch = {key: tensor.to(self.accelerator.device, non_blocking=True) for key, tensor in batch.items()}
         with self.accelerator.autocast():
             loss = self.model(**batch, num_items=total)
-        # DDP takes the mean over processes where the sum is wanted.
-        loss = loss * self.accelerator.num_processes
+        # DDP and FSDP2 take the mean over processes where the sum is wanted.
+        loss = loss * self.parallel.data_count
         self.accelerator.backward(loss)
         return loss.detach()
 
@@ -272,14 +224,15 @@ class Trainer:
         """Return this process's share of the step's rows, in pieces that it can hold at once."""
         mine = self.my_rows()
         size = self.progress.micro_batch_rows or len(mine)
-        return [rows.batch(mine[i : i + size]) for i in range(0, len(mine), size)]
+        pieces = [mine[i : i + size] for i in range(0, len(mine), size)]
+        if self.ahead is None:
+            return [rows.batch(piece) for piece in pieces]
+        return self.ahead(rows, pieces, [piece + self.config.batch_rows for piece in pieces])
 
     def my_rows(self) -> np.ndarray:
         """Return the numbers of this process's rows of the step that comes."""
         first = self.progress.step * self.config.batch_rows
-        return np.arange(first, first + self.config.batch_rows)[
-            self.accelerator.process_index :: self.accelerator.num_processes
-        ]
+        return np.arange(first, first + self.config.batch_rows)[self.parallel.data_index :: self.parallel.data_count]
 
     def find_micro_batch(self, rows: PackedDocuments | Windows) -> None:
         """Find the most rows that fit into memory, by trying, unless the settings or a checkpoint say; all
@@ -289,6 +242,11 @@ class Trainer:
         """
         if self.progress.micro_batch_rows:
             return
+        if self.parallel.mesh is not None:
+            raise ValueError(
+                "micro_batch_rows is not set, and what fits cannot be tried while a model is sharded; "
+                "`python -m training.plan` says what will fit."
+            )
         mine = self.my_rows()
         self.progress.micro_batch_rows = len(mine)
         tokens = torch.zeros(self.config.context_length, dtype=torch.long, device=self.accelerator.device)
@@ -307,8 +265,10 @@ class Trainer:
         fits = torch.tensor([self.progress.micro_batch_rows], device=self.accelerator.device)
         self.progress.micro_batch_rows = int(self.accelerator.gather(fits).min())
 
-    def halve_until_it_fits(self, work: Callable[[], T]) -> T:
+    def halve_until_it_fits(self, work: Callable[[], T], alone: bool = True) -> T:
         """Do the work; where memory runs out, halve the micro-batch and do it again from the same random state.
+
+        Not where others wait in the middle of it, which is what `alone` says.
 
         Raises:
             ValueError: Not even one row fits.
@@ -327,6 +287,12 @@ class Trainer:
                     f"memory runs out at step {self.progress.step} with one row of {self.config.context_length} "
                     "tokens at once; take a smaller model or context_length."
                 )
+            if not alone:
+                raise ValueError(
+                    f"memory ran out on process {self.accelerator.process_index} at step {self.progress.step} with "
+                    f"{held} rows at once; the same command with --micro_batch_rows {held // 2} goes on from the last "
+                    "checkpoint."
+                )
             self.progress.micro_batch_rows = held // 2
             self.model.zero_grad(set_to_none=True)
             clear_device_cache(garbage_collection=True)
@@ -342,7 +308,7 @@ class Trainer:
         self.bad_steps += 1
         self.progress.skipped_steps += 1
         step = self.progress.step
-        tqdm.write(f"step {step}: loss {loss}, gradient norm {grad_norm}; the step is skipped")
+        self.say(f"step {step}: loss {loss}, gradient norm {grad_norm}; the step is skipped")
         if self.bad_steps == 3:
             raise ValueError(
                 f"steps {step - 2} to {step} had no finite loss (rows up to {(step + 1) * self.config.batch_rows}); "
@@ -364,10 +330,13 @@ class Trainer:
             "grad_norm": grad_norm,
             "tokens_per_s": interval.tokens / interval.seconds,
         }
+        layout = (self.accelerator.device, self.accelerator.num_processes)
+        mfu = utilisation_of(*layout, line["tokens_per_s"], self.unwrapped.config, self.config.context_length)
+        line |= {} if mfu is None else {"mfu": mfu}
         if evaluate:
             held_out = self.evaluate()
             line |= {"val_loss": held_out.nats_per_token, "val_bpb": held_out.bits_per_byte}
-            tqdm.write(
+            self.say(
                 f"step {self.progress.step}: train loss {interval.mean_loss:.4f}, "
                 f"held-out loss {held_out.nats_per_token:.4f}, {held_out.bits_per_byte:.4f} bits per byte, "
                 f"{self.progress.time_s:.0f} s"
@@ -377,30 +346,45 @@ class Trainer:
         if self.accelerator.is_main_process:
             with (self.folder / METRICS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+        self.accelerator.log({key: value for key, value in line.items() if value is not None}, step=line["step"])
+
+    def say(self, line: str) -> None:
+        """Print a line above the progress bar, once."""
+        if self.accelerator.is_main_process:
+            tqdm.write(line)
 
     def evaluate(self) -> BitsPerByte:
         """Return loss and bits per byte on all of the held-out text."""
         held_out = self.held_out
-        return bits_per_byte(
-            self.unwrapped,
-            held_out.tokens,
-            held_out.starts,
-            held_out.num_bytes,
-            self.config.context_length,
-            self.accelerator.device,
-        )
+        with whole_weights(self.model):
+            return bits_per_byte(
+                self.unwrapped,
+                held_out.tokens,
+                held_out.starts,
+                held_out.num_bytes,
+                self.config.context_length,
+                self.accelerator.device,
+                share=(self.parallel.data_index, self.parallel.data_count),
+                add_up=self.parallel.sum,
+            )
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Return the whole weights by name, the tied LM head once; empty on all but the main process."""
+        named = {name: param.detach() for name, param in self.unwrapped.named_parameters()}
+        return self.parallel.gather(named) or {}
 
     def save(self) -> None:
         """Write a checkpoint of everything that the run depends on."""
+        weights = self.weights()
+        optimizers = self.parallel.gather([optimizer.state_dict() for optimizer in self.optimizers])
         if not self.accelerator.is_main_process:
             return
         state = {
             "progress": asdict(self.progress),
             "interval": asdict(self.interval),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "optimizers": optimizers,
             "torch_rng": torch.get_rng_state(),
         }
-        weights = {name: param.detach() for name, param in self.unwrapped.named_parameters()}
         evaluated_now = self.last.get("val_step") == self.progress.step
         save_checkpoint(
             self.folder / "checkpoints",
@@ -416,11 +400,13 @@ class Trainer:
         found = load_latest(self.folder / "checkpoints")
         if found is not None:
             weights, state = found
-            self.unwrapped.load_state_dict(weights, strict=False)  # the tied LM head is not in the file
+            self.parallel.load_weights(self.unwrapped, weights)
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
+                self.parallel.load_optimizer(optimizer, saved)
             torch.set_rng_state(state["torch_rng"])
             self.progress, self.interval = Progress(**state["progress"]), Interval(**state["interval"])
+            limits = (self.progress.micro_batch_rows, self.config.micro_batch_rows)
+            self.progress.micro_batch_rows = min((rows for rows in limits if rows), default=0)
             self.accelerator.print(f"goes on from step {self.progress.step}")
         if self.accelerator.is_main_process:
             cut_metrics(self.folder / METRICS, self.progress.step)
@@ -434,7 +420,8 @@ class Trainer:
         return sizes | asdict(self.progress) | {key: self.last[key] for key in ("train_loss", "val_loss", "val_bpb")}
 
     def _remember_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.stop_signal is not None:
+        # A launcher passes on a signal that its processes got as well: the second one is no second wish.
+        if self.stop_signal is not None and self.accelerator.num_processes == 1:
             raise KeyboardInterrupt
         self.stop_signal = number
 

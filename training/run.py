@@ -38,7 +38,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("recipe", type=Path, help="folder with one YAML file for each stage")
     parser.add_argument("--output_dir", type=Path, help="folder of the run; default runs/NAME_OF_THE_RECIPE")
     parser.add_argument("--files", nargs="+", default=[], help="text files or globs to learn from")
+    parser.add_argument("--launch", type=Path, help="accelerate's file for pretraining, from training/launch")
     args = parser.parse_args(argv)
+    if args.launch and not args.launch.is_file():
+        raise ValueError(f"{args.launch} is not a file; take one of training/launch, or leave --launch out.")
     if not args.recipe.is_dir():
         known = sorted(path.name for path in (Path(__file__).parent / "recipes").iterdir())
         raise ValueError(f"{args.recipe} is not a recipe folder; there are {', '.join(known)} in training/recipes.")
@@ -46,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     plan = steps(args.recipe, run, args.files)
     started = time.time()
     for number, step in enumerate(plan, start=1):
-        run_step(step, args.recipe, run, title=f"[{number}/{len(plan)}] {step.name}")
+        run_step(step, args.recipe, run, title=f"[{number}/{len(plan)}] {step.name}", launch=args.launch)
     print(f"\nAll {len(plan)} stages are done, {time.time() - started:.0f} s in this call.")
 
 
@@ -74,10 +77,12 @@ def steps(recipe: Path, run: Path, files: list[str]) -> list[Step]:
     return [step for step in all_steps if step.name in present]
 
 
-def run_step(step: Step, recipe: Path, run: Path, title: str) -> None:
+def run_step(step: Step, recipe: Path, run: Path, title: str, launch: Path | None = None) -> None:
     """Run one stage as its own process, so that it is the command that a user would type."""
     config, output = str(recipe / f"{step.name}.yaml"), str(run / step.name)
     line = [sys.executable, "-m", step.module, "--config", config, "--output_dir", output, *step.inputs]
+    if launch and step.name == "pretrain":
+        line[1:1] = ["-m", "accelerate.commands.launch", "--config_file", str(launch)]
     print(f"\n{title}\n$ {shlex.join(['python', *line[1:]])}", flush=True)
     result = subprocess.run(line, env=os.environ | {"TOKENIZERS_PARALLELISM": "true"})
     if result.returncode:

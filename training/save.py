@@ -2,17 +2,23 @@
 
 from pathlib import Path
 
+import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_scratch.tokenizer import IM_END
 from training.stage import atomic_folder
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    path: Path,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
     """Write a folder that `from_pretrained` takes, in one piece.
 
     The generation config stops at the end of a turn and at the end of a document and is greedy unless asked
-    otherwise; `use_cache`, which trainers switch off, is on again.
+    otherwise; `use_cache`, which trainers switch off, is on again. `weights` are given where the model is sharded.
 
     Raises:
         OSError: It could not be written; what stood there before is untouched.
@@ -26,5 +32,5 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path:
         bos_token_id=tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, do_sample=False
     )
     with atomic_folder(path) as folder:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=weights)
         tokenizer.save_pretrained(folder)

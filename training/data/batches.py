@@ -4,6 +4,7 @@ Row k of the run is found from the seed and k, so a resumed run, or one on anoth
 same rows without any state. Every token is seen once an epoch.
 """
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,6 +120,33 @@ class PackedDocuments:
             "position_ids": torch.from_numpy(positions[:, :used]),
             "labels": torch.from_numpy(labels[:, :used]).contiguous(),
         }
+
+
+class Ahead:
+    """Reads the batches of the next step in a thread, into pinned memory, while a GPU works on those of this one."""
+
+    def __init__(self) -> None:
+        self.thread = ThreadPoolExecutor(1)  # one, because the order of rows is not made for several
+        self.next: tuple[list[list[int]], Future[list[Batch]]] | None = None
+
+    def __call__(
+        self, rows: Windows | PackedDocuments, pieces: list[np.ndarray], next_pieces: list[np.ndarray]
+    ) -> list[Batch]:
+        """Return the batches of these rows, read already if they were announced, and begin with the next ones."""
+        numbers = [piece.tolist() for piece in pieces]
+        announced = self.next if self.next is not None and self.next[0] == numbers else None
+        future = announced[1] if announced else self.thread.submit(self._read, rows, pieces)
+        batches = future.result()
+        next_numbers = [piece.tolist() for piece in next_pieces]
+        self.next = next_numbers, self.thread.submit(self._read, rows, next_pieces)
+        return batches
+
+    @staticmethod
+    def _read(rows: Windows | PackedDocuments, pieces: list[np.ndarray]) -> list[Batch]:
+        batches = [rows.batch(piece) for piece in pieces]
+        if torch.cuda.is_available():
+            batches = [{key: tensor.pin_memory() for key, tensor in batch.items()} for batch in batches]
+        return batches
 
 
 def pieces(shards: Shards, context: int) -> np.ndarray:

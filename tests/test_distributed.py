@@ -1,0 +1,176 @@
+"""Pretraining on 2 and 4 real processes: DDP, FSDP2 and tensor parallelism train as one process does.
+
+The sharding runs on CPUs and gloo; it is the same code that runs on GPUs, see training/distributed.py.
+"""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_pretrain import arguments, corpus, metrics, one_thread, weights_hash
+from transformers import AutoModelForCausalLM
+
+from training.distributed import USE_FSDP, USE_SIZES
+from training.pretrain import main as pretrain
+
+__all__ = ["corpus"]  # a fixture that is used here too
+
+ROOT = Path(__file__).parent.parent
+LAUNCH = ROOT / "training" / "launch"
+# 3 rows for each of 2 processes in pieces of 2: accumulation whose last piece is smaller.
+CHANGES: dict[str, Any] = {
+    "num_attention_heads": 4,
+    "batch_rows": 8,
+    "micro_batch_rows": 3,
+    "pack_documents": True,
+    "max_steps": 6,
+    "log_steps": 1,
+    "eval_steps": 3,
+    "save_steps": 3,
+}
+MUON = CHANGES | {"optimizer": "muon"}
+
+
+def environment(copies: int = 1, shards: int = 1, splits: int = 1) -> dict[str, str]:
+    """What `accelerate launch` sets for a launch file with these sizes; DDP where nothing is sharded or split."""
+    return {
+        USE_FSDP: str(shards * splits > 1).lower(),
+        USE_SIZES: str(shards * splits > 1).lower(),
+        "FSDP_VERSION": "2",
+        "PARALLELISM_CONFIG_DP_REPLICATE_SIZE": str(copies),
+        "PARALLELISM_CONFIG_DP_SHARD_SIZE": str(shards),
+        "PARALLELISM_CONFIG_TP_SIZE": str(splits),
+    }
+
+
+def run_on(num_processes: int, runs: list[tuple[dict[str, str], list[str]]]) -> None:
+    """Run pretraining on this number of processes, once for each environment and arguments."""
+    words = json.dumps([{"environment": variables, "arguments": options} for variables, options in runs])
+    group = {"WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(ROOT / "tests" / "distributed_worker.py"), words],
+            env=one_thread() | group | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(num_processes)
+    ]
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * num_processes, "\n".join(outputs)
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+def assert_same_run(folder: Path, other: Path) -> None:
+    """Losses, gradient norms and weights are equal to 1e-5; sums over processes round in another order."""
+    for line, expected in zip(metrics(folder), metrics(other), strict=True):
+        for key in ("step", "tokens", "train_loss", "val_loss", "val_bpb", "grad_norm"):
+            assert (line[key] is None) == (expected[key] is None)
+            if line[key] is not None:
+                assert line[key] == pytest.approx(expected[key], rel=1e-5), (folder.name, line["step"], key)
+    weights, expected_weights = (load_file(path / "model" / "model.safetensors") for path in (folder, other))
+    assert weights.keys() == expected_weights.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, expected_weights[name], rtol=1e-3, atol=2e-4, msg=f"{folder.name}: {name}")
+
+
+@pytest.fixture(scope="module")
+def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same two runs, AdamW and Muon, on one process and on two in every way; folders by name."""
+    folder = tmp_path_factory.mktemp("runs")
+    pretrain(arguments(corpus, folder / "adamw-one", **CHANGES))
+    pretrain(arguments(corpus, folder / "muon-one", **MUON))
+    run_on(
+        2,
+        [
+            (environment(copies=2), arguments(corpus, folder / "adamw-ddp", **CHANGES)),
+            (environment(shards=2), arguments(corpus, folder / "adamw-fsdp", **CHANGES)),
+            (environment(splits=2), arguments(corpus, folder / "adamw-tp", **CHANGES)),
+            (environment(shards=2), arguments(corpus, folder / "muon-fsdp", **MUON)),
+            (environment(splits=2), arguments(corpus, folder / "muon-tp", **MUON)),
+        ],
+    )
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["adamw-ddp", "adamw-fsdp", "adamw-tp", "muon-fsdp", "muon-tp"])
+def test_two_processes_train_as_one(runs: Path, name: str) -> None:
+    assert_same_run(runs / name, runs / (name.split("-")[0] + "-one"))
+    model = AutoModelForCausalLM.from_pretrained(runs / name / "model")
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def continue_from(run: Path, folder: Path) -> None:
+    """Make a folder that looks as a run that was killed after its first checkpoint, at step 3."""
+    shutil.copytree(run, folder)
+    shutil.rmtree(folder / "checkpoints" / "step-00000006")
+    record = json.loads((folder / "stage.json").read_text())
+    (folder / "stage.json").write_text(json.dumps(record | {"status": "running"}))
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_two_processes_goes_on_on_one_and_on_four(corpus: Path, runs: Path, tmp_path: Path) -> None:
+    """And one of a single process on four; with FSDP2 and TP together, and with copies that are sharded."""
+    ways = {
+        "muon-fsdp": environment(shards=4),
+        "adamw-tp": environment(shards=2, splits=2),
+        "adamw-fsdp": environment(copies=2, shards=2),
+        "adamw-one": environment(copies=4),
+    }
+    for name in (*ways, "muon-one"):
+        continue_from(runs / name, tmp_path / name)
+    continue_from(runs / "muon-fsdp", tmp_path / "muon-fsdp-to-one")
+    changes = {name: MUON if name.startswith("muon") else CHANGES for name in ways}
+    run_on(4, [(way, arguments(corpus, tmp_path / name, **changes[name])) for name, way in ways.items()])
+    pretrain(arguments(corpus, tmp_path / "muon-fsdp-to-one", **MUON))
+    for folder in tmp_path.iterdir():
+        assert_same_run(folder, runs / (folder.name.split("-")[0] + "-one"))
+
+
+STOPS = """
+import os, signal
+from training import pretrain
+
+step = pretrain.Trainer.train_step
+
+def stopped(self, rows):
+    if os.environ["RANK"] == "1" and self.progress.step == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return step(self, rows)
+
+pretrain.Trainer.train_step = stopped
+pretrain.main()
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all_and_the_launched_run_ends_bit_for_bit_as_an_undisturbed_one(
+    corpus: Path, runs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "stops.py").write_text(STOPS)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(LAUNCH / "cpu-2.yaml")]
+    launch += ["--main_process_port", str(free_port())]
+    options = arguments(corpus, tmp_path / "run", **CHANGES)
+    stopped = subprocess.run(
+        [*launch, str(tmp_path / "stops.py"), *options], env=one_thread(), capture_output=True, text=True
+    )
+    assert stopped.returncode != 0 and stopped.stderr.count("stopped after step 2;") == 2, stopped.stderr
+    assert stopped.stdout.count("2 x cpu: 2 data-parallel") == 1
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
+    subprocess.run([*launch, "-m", "training.pretrain", *options], env=one_thread(), check=True)
+    assert weights_hash(tmp_path / "run") == weights_hash(runs / "adamw-ddp")
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]

@@ -1,0 +1,121 @@
+"""The plan: its formulas are right, its memory is what a run uses, and each preset has the size of its name."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_pretrain import arguments, corpus, one_thread
+
+from hf_scratch import ScratchConfig, ScratchForCausalLM
+from training.flops import count_parameters, flops_per_token, peak_flops, utilisation
+from training.memory import Memory, largest_micro_batch
+from training.plan import main as plan
+from training.plan import read_recipe
+
+__all__ = ["corpus"]  # a fixture that is used here too
+
+RECIPES = Path(__file__).parent.parent / "training" / "recipes"
+PRESETS = [path.name for path in sorted(RECIPES.iterdir()) if re.search(r"-\d+[mb]$", path.name)]
+
+
+def test_operations_of_a_token_are_counted_as_the_matrix_products_that_run(tiny_config: ScratchConfig) -> None:
+    """Against torch's own counter, for one sequence, with attention written out and no mask saved on."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    for tied in (True, False):
+        config = ScratchConfig(**{**tiny_config.to_dict(), "tie_word_embeddings": tied})
+        model = ScratchForCausalLM(config)
+        model.set_attn_implementation("eager")
+        ids = torch.zeros(1, 32, dtype=torch.long)
+        with FlopCounterMode(display=False) as counter:
+            model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        norms = sum(param.numel() for param in model.parameters() if param.ndim == 1)
+        assert counter.get_total_flops() / 32 == flops_per_token(config, 32) - 6 * norms
+
+
+def test_utilisation_is_the_share_of_the_peak() -> None:
+    # 124M parameters: 6N + 12 L C T = 0.85 GFLOP a token; 367,000 of them a second are 312 TFLOP.
+    assert utilisation(tokens_per_s=1000, flops_a_token=78_000_000_000, num_gpus=2, peak=312e12) == 0.125
+    assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12 and peak_flops("NVIDIA H100 80GB HBM3") == 989.4e12
+    assert peak_flops("NVIDIA L40S") == 362e12 and peak_flops("NVIDIA L4") == 121e12
+    assert peak_flops("a toaster") is None
+
+
+def test_the_largest_micro_batch_fits_and_its_double_does_not() -> None:
+    def memory_of(rows: int) -> Memory:
+        return Memory(10, 10, 20, activations=7 * rows, loss=3 * rows, evaluation=0, update=0, program=0)
+
+    assert largest_micro_batch(memory_of, most=64, limit=120) == 8
+    assert largest_micro_batch(memory_of, most=6, limit=120) == 6
+    assert largest_micro_batch(memory_of, most=64, limit=45) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_memory_of_a_run_is_within_15_percent_of_the_plan(
+    corpus: Path, tmp_path: Path, optimizer: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Peak resident memory of real processes: the plan's, and the run's with the same recipe."""
+    changes: dict[str, Any] = {
+        "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "batch_rows": 48, "micro_batch_rows": 48,
+        "max_steps": 2, "log_steps": 2, "eval_steps": 2, "save_steps": 2, "optimizer": optimizer,
+    }  # fmt: skip
+    command = [sys.executable, "-m", "training.pretrain", *arguments(corpus, tmp_path / "run", **changes)]
+    process = subprocess.Popen(command, env=one_thread())
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0
+    recipe = "".join(f"{key}: {value}\n" for key, value in ({"context_length": 128} | changes).items())
+    (tmp_path / "pretrain.yaml").write_text(recipe)
+    shown = subprocess.run(
+        [sys.executable, "-m", "training.plan", "--config", str(tmp_path), "--vocab_size", "400"],
+        env=one_thread(),
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    planned = float(re.search(r"48 rows at once fit into .*: ([\d.]+) GB", shown)[1])  # type: ignore[index]
+    assert planned == pytest.approx(usage.ru_maxrss * 1024 / 1e9, rel=0.15), shown
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_has_the_size_of_its_name(name: str) -> None:
+    number, unit = re.fullmatch(r".*-(\d+)([mb])", name).groups()  # type: ignore[union-attr]
+    recipe = read_recipe(RECIPES / name)
+    total, without_embedding = count_parameters(recipe.model)
+    assert total == pytest.approx(int(number) * {"m": 1e6, "b": 1e9}[unit], rel=0.05)
+    assert recipe.tokens == pytest.approx(20 * total, rel=0.1)
+    comment = (RECIPES / name / "pretrain.yaml").read_text()
+    for figure in (total, without_embedding, recipe.tokens):
+        assert f"{figure:,}" in comment
+    assert re.findall(r"training/launch/\S+\.yaml", comment)
+
+
+def test_the_presets_are_there() -> None:
+    assert PRESETS == ["fineweb-124m", "fineweb-1b", "fineweb-350m", "tinystories-15m"]
+
+
+def test_the_plan_says_what_gpus_will_need(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--config", str(RECIPES / "quickstart"), "--hardware", "a100-80gb", "--gpus", "2", "--price", "2.5"]
+    plan(words)
+    shown = capsys.readouterr().out
+    assert "923,008 parameters" not in shown  # the vocabulary counts, too
+    for line in ("parameters ", "operations ", "suggested ", "DDP ", "FSDP2 ", "time "):
+        assert f"\n{line}" in "\n" + shown
+    assert "dollars" in shown and "weights" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config", "nowhere"], "cannot be read"),
+        (["--config", str(RECIPES / "quickstart"), "--gpus", "0"], "must be at least 1"),
+    ],
+)
+def test_mistakes_are_one_sentence(words: list[str], message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
+        plan(words)

@@ -1,0 +1,203 @@
+"""Say what a pretraining run will need before it runs: parameters, operations, memory, tokens, time and cost.
+
+    python -m training.plan --config training/recipes/quickstart
+    python -m training.plan --config training/recipes/fineweb-124m --hardware a100-80gb --gpus 8 --price 2.50
+
+Without `--hardware` the plan is for this machine, and the time is measured by taking a few steps on random tokens.
+"""
+
+import argparse
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+
+from hf_scratch import ScratchConfig, ScratchForCausalLM
+from training.data.batches import Shards, Windows
+from training.distributed import make_accelerator
+from training.flops import PEAKS, count_parameters, flops_per_token, utilisation_of
+from training.hardware import has_native_bf16, mixed_precision
+from training.memory import Memory, largest_micro_batch, training_memory
+from training.pretrain import Trainer
+from training.pretrain_config import PretrainConfig, model_config
+from training.stage import command, parse_config
+
+# Name on the command line: the key of its peak, and its memory in bytes.
+HARDWARE = {
+    "a10g-24gb": ("A10G", 24e9),
+    "a100-40gb": ("A100", 40e9),
+    "a100-80gb": ("A100", 80e9),
+    "h100-80gb": ("H100", 80e9),
+    "h200-141gb": ("H200", 141e9),
+    "l4-24gb": ("L4", 24e9),
+    "l40s-48gb": ("L40S", 48e9),
+    "rtx3090-24gb": ("RTX 3090", 24e9),
+    "rtx4090-24gb": ("RTX 4090", 24e9),
+}
+USABLE = 0.9  # share of a device's memory to plan with; the rest is for the driver, buffers of NCCL and fragments
+TOKENS_A_PARAMETER = 20  # where a given amount of compute is best spent (Hoffmann et al. 2022, arXiv:2203.15556)
+MEASURED_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is to be trained: the stage's settings and the model that they make."""
+
+    config: PretrainConfig
+    model: ScratchConfig
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the whole run, as if every row were full."""
+        return self.config.max_steps * self.config.batch_rows * self.config.context_length
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the plan."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, required=True, help="recipe folder, or its pretrain.yaml")
+    parser.add_argument("--vocab_size", type=int, help="tokens; by default what the recipe's tokenizer.yaml says")
+    parser.add_argument("--hardware", choices=sorted(HARDWARE), help="GPU to plan for; by default this machine")
+    parser.add_argument("--gpus", type=int, default=1, help="number of GPUs")
+    parser.add_argument("--mfu", type=float, default=0.4, help="share of the peak to reckon with")
+    parser.add_argument("--price", type=float, help="dollars for an hour of one GPU")
+    args = parser.parse_args(argv)
+    if args.gpus < 1 or not 0 < args.mfu <= 1:
+        raise ValueError(f"--gpus {args.gpus} must be at least 1, and --mfu {args.mfu} a share between 0 and 1.")
+    recipe = read_recipe(args.config, args.vocab_size)
+    print(describe(recipe))
+    if args.hardware:
+        print(plan_for_gpus(recipe, args.hardware, args.gpus, args.mfu, args.price))
+    else:
+        print(plan_for_this_machine(recipe, args.price))
+
+
+def read_recipe(path: Path, vocab_size: int | None = None) -> Recipe:
+    """Return the pretraining stage of a recipe, with the vocabulary of the tokenizer.yaml beside it.
+
+    Raises:
+        ValueError: There is no such recipe, or it has no vocabulary and none is given.
+    """
+    file = path / "pretrain.yaml" if path.is_dir() else path
+    inputs = [word for name in ("data", "tokenizer", "output_dir") for word in (f"--{name}", "-")]
+    config = parse_config(PretrainConfig, ["--config", str(file), *inputs])
+    beside = file.with_name("tokenizer.yaml")
+    if vocab_size is None and beside.exists():
+        vocab_size = (yaml.safe_load(beside.read_text(encoding="utf-8")) or {}).get("vocab_size")
+    if vocab_size is None:
+        raise ValueError(f"{beside} names no vocab_size; give --vocab_size.")
+    return Recipe(config, model_config(config, vocab_size))
+
+
+def describe(recipe: Recipe) -> str:
+    """Return parameters, operations and tokens, which do not depend on the hardware."""
+    total, without_embedding = count_parameters(recipe.model)
+    each = flops_per_token(recipe.model, recipe.config.context_length)
+    suggested = TOKENS_A_PARAMETER * total
+    return (
+        f"parameters   {total:,}, {without_embedding:,} without embedding\n"
+        f"operations   {each:.3g} a token (6N + attention), {each * recipe.tokens:.3g} in all\n"
+        f"tokens       {recipe.tokens:,} in {recipe.config.max_steps:,} steps\n"
+        f"suggested    {suggested:,} tokens, {TOKENS_A_PARAMETER} a parameter (arXiv:2203.15556), "
+        f"{suggested / (recipe.tokens / recipe.config.max_steps):,.0f} steps"
+    )
+
+
+def memory_of(recipe: Recipe, rows: int, bf16: bool, shards: int = 1, program: int = 0) -> Memory:
+    """Return what one process of the recipe needs with this many rows at once."""
+    config = recipe.config
+    return training_memory(
+        recipe.model, rows, config.context_length, config.optimizer, bf16, config.pack_documents, shards, program
+    )
+
+
+def plan_for_gpus(recipe: Recipe, hardware: str, gpus: int, mfu: float, price: float | None) -> str:
+    """Return memory, time and cost on GPUs, for copies of the model (DDP) and for one in shards (FSDP2)."""
+    key, size = HARDWARE[hardware]
+    rows = max(1, recipe.config.batch_rows // gpus)
+    ways = [("one GPU" if gpus == 1 else "DDP", 1)] + ([("FSDP2", gpus)] if gpus > 1 else [])
+    lines = []
+    for name, shards in ways:
+        fits = largest_micro_batch(lambda n, s=shards: memory_of(recipe, n, True, s), rows, USABLE * size)  # type: ignore[misc]
+        lines.append(f"{name:12} " + describe_memory(memory_of(recipe, fits or 1, True, shards), fits, size))
+    speed = gpus * PEAKS[key] * mfu / flops_per_token(recipe.model, recipe.config.context_length)
+    lines.append(describe_time(recipe.tokens, speed, gpus, price, f"reckoned at {mfu:.0%} of the peak"))
+    return "\n".join(lines)
+
+
+def plan_for_this_machine(recipe: Recipe, price: float | None) -> str:
+    """Return memory, and the time as measured with the micro-batch that fits."""
+    bf16, program = has_native_bf16(), 0
+    if torch.cuda.is_available():
+        size = float(torch.cuda.get_device_properties(0).total_memory)
+    else:
+        size, program = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")), peak_resident_bytes()
+    rows = recipe.config.micro_batch_rows or recipe.config.batch_rows
+    fits = largest_micro_batch(lambda n: memory_of(recipe, n, bf16, program=program), rows, USABLE * size)
+    memory = describe_memory(memory_of(recipe, fits or 1, bf16, program=program), fits, size)
+    if not fits:
+        return f"here         {memory}"
+    speed, how = measure(recipe, fits), "measured"
+    if torch.cuda.is_available():
+        mfu = utilisation_of(torch.device("cuda"), 1, speed, recipe.model, recipe.config.context_length)
+        how += f", {mfu:.1%} of the peak" if mfu is not None else ""
+    return f"here         {memory}\n" + describe_time(recipe.tokens, speed, 1, price, how)
+
+
+def peak_resident_bytes() -> int:
+    """Return the most memory that this process has had so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def describe_memory(memory: Memory, fits: int, size: float) -> str:
+    """Return the parts in GB, and the micro-batch they belong to."""
+    parts = vars(memory).copy()
+    instead = max(("evaluation", "update"), key=lambda name: parts[name])
+    for name in ("evaluation", "update"):
+        # These take the place of activations and loss, whose memory is free by then.
+        if name != instead or parts[name] <= memory.activations + memory.loss:
+            del parts[name]
+    listed = ", ".join(f"{name} {value / 1e9:.2f}" for name, value in parts.items() if value)
+    head = f"{fits} rows at once fit" if fits else "not even one row at once fits"
+    return f"{head} into {size / 1e9:.0f} GB: {memory.total / 1e9:.2f} GB ({listed})"
+
+
+def describe_time(tokens: int, tokens_per_s: float, gpus: int, price: float | None, how: str) -> str:
+    """Return speed, duration and cost."""
+    hours = tokens / tokens_per_s / 3600
+    length = f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.1f} minutes"
+    cost = f"{hours * gpus * price:,.2f} dollars" if price is not None else "give --price for the cost"
+    return f"time         {length} at {tokens_per_s:,.0f} tokens/s ({how}); {hours * gpus:.1f} device hours, {cost}"
+
+
+def measure(recipe: Recipe, rows: int) -> float:
+    """Return the tokens that training takes in a second on this machine, from a few steps on random tokens."""
+    config = replace(recipe.config, batch_rows=rows, micro_batch_rows=rows, pack_documents=False)
+    vocab_size, length = recipe.model.vocab_size, (rows + 4) * config.context_length * 2
+    random = np.random.default_rng(0).integers(0, vocab_size, length, dtype=np.uint32)
+    shards = Shards(random, np.array([0]), length, vocab_size)
+    windows = Windows(shards, config.context_length, seed=0)
+    with tempfile.TemporaryDirectory() as folder:
+        model = ScratchForCausalLM(recipe.model)
+        trainer = Trainer(config, make_accelerator(mixed_precision()), Path(folder), model, shards)
+        seconds = []
+        for _ in range(MEASURED_STEPS):
+            started = time.perf_counter()
+            trainer.train_step(windows)
+            seconds.append(time.perf_counter() - started)
+    return rows * config.context_length / statistics.median(seconds[1:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""What can be set of a pretraining run, and the model that the settings make."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from accelerate.utils import set_seed
+from transformers import PreTrainedTokenizerBase
+
+from hf_scratch import ScratchConfig, ScratchForCausalLM
+
+
+@dataclass(kw_only=True)
+class PretrainConfig:
+    """Settings of the stage `pretrain`."""
+
+    output_dir: str = field(metadata={"help": "Folder of the run."})
+    data: str = field(metadata={"help": "Folder of token shards, made by training.prepare_data."})
+    tokenizer: str = field(metadata={"help": "Folder or Hub id of the tokenizer that made the shards."})
+
+    hidden_size: int = field(default=768, metadata={"help": "Width of the model."})
+    intermediate_size: int | None = field(default=None, metadata={"help": "Width of SwiGLU; 8/3 hidden if not set."})
+    num_hidden_layers: int = field(default=12, metadata={"help": "Number of decoder layers."})
+    num_attention_heads: int = field(default=12, metadata={"help": "Number of query heads."})
+    num_key_value_heads: int | None = field(default=None, metadata={"help": "Key/value heads; all heads if not set."})
+    tie_word_embeddings: bool = field(default=True, metadata={"help": "Share the embedding with the LM head."})
+    rope_theta: float = field(default=10000.0, metadata={"help": "Base of the rotary frequencies."})
+    attention_dropout: float = field(default=0.0, metadata={"help": "Dropout of attention weights; 0 is none."})
+
+    context_length: int = field(default=1024, metadata={"help": "Tokens of a row, and the model's longest sequence."})
+    batch_rows: int = field(default=512, metadata={"help": "Rows of a step over all processes and accumulation."})
+    micro_batch_rows: int = field(default=0, metadata={"help": "Rows a process holds at once; 0 takes what fits."})
+    pack_documents: bool = field(
+        default=False, metadata={"help": "Whole documents that do not see each other, not windows of the stream."}
+    )
+    max_steps: int = field(default=1000, metadata={"help": "Optimizer steps."})
+
+    optimizer: Literal["adamw", "muon"] = field(default="adamw", metadata={"help": "muon: for the layers' matrices."})
+    learning_rate: float = field(default=6e-4, metadata={"help": "Peak learning rate."})
+    warmup_steps: int = field(default=100, metadata={"help": "Steps of linear warmup; 0 is none."})
+    schedule: Literal["cosine", "wsd"] = field(default="cosine", metadata={"help": "Fall to 0 after the warmup."})
+    decay_fraction: float = field(default=0.2, metadata={"help": "wsd: share of the steps in which it falls."})
+    weight_decay: float = field(default=0.1, metadata={"help": "On matrices, none on norms; 0 is none."})
+    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW: decay of the mean gradient."})
+    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW: decay of the mean squared gradient."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Clip the gradient to this length."})
+    seed: int = field(default=0, metadata={"help": "Seed of the weights and of the order of rows."})
+
+    tracker: Literal["none", "tensorboard", "trackio", "wandb"] = field(
+        default="none", metadata={"help": "Where the metrics are shown, besides metrics.jsonl; none needs no account."}
+    )
+    log_steps: int = field(default=20, metadata={"help": "Steps between lines of metrics.jsonl."})
+    eval_steps: int = field(default=200, metadata={"help": "Steps between evaluations on the held-out text."})
+    save_steps: int = field(default=500, metadata={"help": "Steps between checkpoints."})
+    keep_checkpoints: int = field(
+        default=2, metadata={"help": "Newest checkpoints to keep, beside the one of the lowest held-out loss."}
+    )
+
+
+def build_model(config: PretrainConfig, vocab_size: int, tokenizer: PreTrainedTokenizerBase) -> ScratchForCausalLM:
+    """Return the model with initial weights from the seed."""
+    set_seed(config.seed)
+    special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    return ScratchForCausalLM(model_config(config, vocab_size, **special))
+
+
+def model_config(config: PretrainConfig, vocab_size: int, **special_tokens: int | None) -> ScratchConfig:
+    """Return the sizes of the model that the settings ask for."""
+    return ScratchConfig(
+        vocab_size=vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        max_position_embeddings=config.context_length,
+        tie_word_embeddings=config.tie_word_embeddings,
+        attention_dropout=config.attention_dropout,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        **special_tokens,
+    )
