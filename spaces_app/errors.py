@@ -1,0 +1,42 @@
+"""What a visitor sees when something fails: one sentence. What the operator sees: the whole story, in the log."""
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+from chat_model import RefusedError
+
+LOG = logging.getLogger("app")
+
+
+def in_a_sentence(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap what a page calls, a function or a generator, so that its errors are sentences."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            raise explain(error) from None
+
+    @functools.wraps(function)
+    def iterate(*args: Any, **kwargs: Any) -> Any:
+        try:
+            yield from function(*args, **kwargs)
+        except Exception as error:
+            raise explain(error) from None
+
+    return iterate if inspect.isgeneratorfunction(function) else call
+
+
+def explain(error: Exception) -> gr.Error:
+    """Return the error to show; one that is not the visitor's own doing is logged."""
+    if isinstance(error, gr.Error):
+        return error
+    if isinstance(error, RefusedError):
+        return gr.Error(str(error), print_exception=False)
+    LOG.error("an answer failed", exc_info=error)
+    return gr.Error("The model could not answer; the app's log says why.", print_exception=False)
