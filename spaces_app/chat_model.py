@@ -174,7 +174,7 @@ class GumbelNoise(LogitsProcessor):
     """
 
     def __init__(self, seed: int, device: torch.device) -> None:
-        self.generator = torch.Generator(device).manual_seed(seed)
+        self.generator = torch.Generator(device).manual_seed(int(seed))
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> Any:
         exponential = torch.empty_like(scores).exponential_(generator=self.generator)
@@ -188,7 +188,7 @@ def processors(sampling: Sampling, seed: int, device: torch.device) -> LogitsPro
         return chain
     chain.append(TemperatureLogitsWarper(float(sampling.temperature)))
     if sampling.top_k > 0:
-        chain.append(TopKLogitsWarper(sampling.top_k))
+        chain.append(TopKLogitsWarper(int(sampling.top_k)))
     if sampling.top_p < 1:
         chain.append(TopPLogitsWarper(float(sampling.top_p)))
     chain.append(GumbelNoise(seed, device))
@@ -311,8 +311,12 @@ def check_sampling(sampling: Sampling) -> None:
         ("The repetition penalty", sampling.repetition_penalty, 1, MAX_PENALTY),
         ("The longest answer", sampling.max_new_tokens, 1, MAX_NEW_TOKENS),
     ):
-        if not isinstance(value, int | float) or not low <= value <= high:
-            raise RefusedError(f"{what} is {value}; it must be a number from {low} to {high}.")
+        check_number(what, value, low, high)
+
+
+def check_number(what: str, value: Any, low: float, high: float) -> None:
+    if not isinstance(value, int | float) or not low <= value <= high:
+        raise RefusedError(f"{what} is {value!r:.40}; it must be a number from {low} to {high}.")
 
 
 def fit_prompt(bot: Bot, system: str, turns: list[Turn], message: str, room: int) -> tuple[list[int], int]:
@@ -360,6 +364,7 @@ def answer(
     if not message:
         raise RefusedError("The message is empty; write something first.")
     check_sampling(sampling)
+    check_number("The seed", seed, 0, MAX_SEED)
     room = min(sampling.max_new_tokens, longest_answer(bot.context))
     prompt, dropped = fit_prompt(bot, system, read_turns(history or []), message, int(room))
     room = min(room, bot.context - len(prompt))

@@ -65,8 +65,8 @@ class Preferences:
 
 
 def as_line(row: Pair) -> str:
-    """Return a row as a line of JSON; half of a surrogate pair, which no UTF-8 file can hold, becomes `?`."""
-    return json.dumps(row, ensure_ascii=False).encode("utf-8", "replace").decode() + "\n"
+    """Return a row as a line of JSON, in ASCII: some readers of lines also break them at Unicode's separators."""
+    return json.dumps(row) + "\n"
 
 
 def make_pair(prompt: str, system: str, chosen: str, rejected: str, meta: dict[str, Any]) -> Pair:
