@@ -117,7 +117,7 @@ class Step:
 
     def __init__(self, model: Any, cache: Any, limit: int) -> None:
         config, decoder = model.config, model.model
-        self.eps, self.scaling = config.rms_norm_eps, config.head_dim**-0.5
+        self.eps = torch.tensor(config.rms_norm_eps)
         self.H, self.K, self.D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         self.embedding, self.norm, self.head = decoder.embed_tokens.weight, decoder.norm.weight, model.lm_head.weight
         cos, sin = decoder.rotary_emb(self.head, torch.arange(limit).unsqueeze(0))
@@ -132,7 +132,8 @@ class Step:
 
     def weights(self, layer: Any) -> tuple[torch.Tensor, ...]:
         attention, mlp = layer.self_attn, layer.mlp
-        qk_norm = torch.stack([attention.q_norm.weight] * self.H + [attention.k_norm.weight] * self.K)
+        q_norm = attention.q_norm.weight * attention.scaling  # of the scores, of which every query is a factor
+        qk_norm = torch.stack([q_norm] * self.H + [attention.k_norm.weight] * self.K)
         linear = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
         linear = (*linear, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
         norms = (layer.input_layernorm.weight, qk_norm, layer.post_attention_layernorm.weight)
@@ -143,8 +144,9 @@ class Step:
         room_KSD[:, : seen_1KSD.shape[2]] = seen_1KSD[0]
         return room_KSD
 
-    def rms_norm(self, x_C: torch.Tensor, weight_C: torch.Tensor) -> torch.Tensor:
-        return x_C * weight_C * (torch.dot(x_C, x_C).item() / x_C.shape[0] + self.eps) ** -0.5
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # a mean of squares is several times as slow
+        return x * weight * torch.addcmul(self.eps, length, length, value=1 / x.shape[-1]).rsqrt_()
 
     @torch.inference_mode()  # unlike under no_grad, an operation then does not even ask whether to be recorded
     def __call__(self, token: int, position: int) -> torch.Tensor:
@@ -154,14 +156,13 @@ class Step:
         for norm_in, norm_qk, norm_out, q, k, v, o, gate, up, down, keys_KSD, values_KSD in self.layers:
             h_C = self.rms_norm(x_C, norm_in)
             # Queries and keys go through norm and rotation together, which halves the number of operations.
-            qk = torch.cat((mv(q, h_C), mv(k, h_C))).view(H + K, D)
-            qk = qk * norm_qk * (qk.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+            qk = self.rms_norm(torch.cat((mv(q, h_C), mv(k, h_C))).view(H + K, D), norm_qk)
             qk = torch.addcmul(qk * cos_D, qk.roll(D // 2, -1), sin_D)
             keys_KSD.select(1, position).copy_(qk.narrow(0, H, K))
             values_KSD.select(1, position).copy_(mv(v, h_C).view(K, D))
 
             q_KGD = qk.narrow(0, 0, H).view(K, H // K, D)
-            scores_KGS = torch.bmm(q_KGD, keys_KSD.narrow(1, 0, now).transpose(1, 2)) * self.scaling
+            scores_KGS = torch.bmm(q_KGD, keys_KSD.narrow(1, 0, now).transpose(1, 2))
             out_KGD = torch.bmm(scores_KGS.softmax(-1), values_KSD.narrow(1, 0, now))
             x_C = x_C + mv(o, out_KGD.view(-1))
 

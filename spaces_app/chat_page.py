@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
+from calls import in_a_sentence, on_gpu
 from chat_model import (
     MAX_MESSAGE_CHARS,
     MAX_PENALTY,
@@ -17,7 +18,6 @@ from chat_model import (
     answer,
     longest_answer,
 )
-from errors import in_a_sentence
 
 ANSWERS_AT_ONCE = 8  # the others wait in the queue
 LIMIT = {"concurrency_limit": ANSWERS_AT_ONCE, "concurrency_id": "answers"}
@@ -54,7 +54,7 @@ def make_chat(bot: Bot) -> Any:
         sampling = Sampling(temperature, top_k, top_p, repetition_penalty, max_new_tokens)
         yield from answer(bot, message, history or [], system_prompt, sampling, seed)
 
-    return in_a_sentence(chat)
+    return in_a_sentence(on_gpu(chat))
 
 
 def settings(bot: Bot) -> list[str | gr.components.Component]:

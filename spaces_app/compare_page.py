@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from calls import in_a_sentence, on_gpu
 from chat_model import MAX_MESSAGE_CHARS, MAX_SEED, MAX_TEMPERATURE, NEW_SEED, Bot, Sampling, answer, longest_answer
 from chat_page import LIMIT
-from errors import in_a_sentence
 from preferences import Pair, Preferences, as_line, make_pair
 
 MAX_KEPT = 500  # pairs that a visitor can download
@@ -60,11 +60,35 @@ def compare(
             yield (texts[0], texts[1]), (about[0], about[1]), seed
 
 
+def make_stream(bots: dict[str, Bot]) -> Any:
+    """Return `compare` for these models; what ZeroGPU wraps must not take them as arguments, which it would copy."""
+
+    def stream(*given: Any) -> Iterator[tuple[Answers, Answers, int]]:
+        yield from compare(bots, *given)
+
+    return on_gpu(stream)
+
+
+def lay_out_settings(bots: dict[str, Bot]) -> list[gr.components.Component]:
+    """Lay out the controls and return them in the order in which `compare` takes them."""
+    start = next(iter(bots.values())).defaults
+    longest = min(longest_answer(bot.context) for bot in bots.values())
+    system = gr.Textbox(label="System prompt", max_length=MAX_MESSAGE_CHARS, lines=2, max_lines=6)
+    with gr.Row():
+        # Greedy, two draws of one model are the same answer.
+        temperature = gr.Slider(0, MAX_TEMPERATURE, start.temperature or 0.7, step=0.05, label="Temperature")
+        length = gr.Slider(1, longest, min(start.max_new_tokens, longest), step=1, precision=0, label="Longest answer")
+        seed = gr.Number(
+            NEW_SEED, label="Seed", info="-1 is a new one", precision=0, minimum=NEW_SEED, maximum=MAX_SEED
+        )
+    return [system, temperature, length, seed]
+
+
 class ComparePage:
     """The page's parts, and what happens when somebody asks and chooses."""
 
     def __init__(self, bots: dict[str, Bot], preferences: Preferences) -> None:
-        self.bots, self.preferences, names = bots, preferences, list(bots)
+        self.stream, self.preferences, names = make_stream(bots), preferences, list(bots)
         self.asked, self.kept = gr.State(None, time_to_live=3600), gr.State(None, time_to_live=3600)
         gr.Markdown("One prompt, two answers. Say which is better: that is what a model is aligned with.")
         self.prompt = gr.Textbox(
@@ -80,7 +104,7 @@ class ComparePage:
             self.right = gr.Dropdown(names, value=names[-1], label="Second model", info="Both may be the same one")
             self.blind = gr.Checkbox(True, label="Blind", info="Names and order stay hidden until you choose")
         with gr.Accordion("System prompt and sampling", open=False):
-            self.settings = self.lay_out_settings()
+            self.settings = lay_out_settings(bots)
         with gr.Row():
             self.run = gr.Button("Compare", variant="primary", elem_id="compare-run")
             self.stop = gr.Button("Stop", interactive=False, elem_id="compare-stop")
@@ -95,21 +119,6 @@ class ComparePage:
         self.consent = gr.Checkbox(False, label="Save my choices", info=preferences.consent(), elem_id="consent")
         self.download = gr.DownloadButton("Download my pairs", interactive=False, size="sm", elem_id="download")
         self.connect()
-
-    def lay_out_settings(self) -> list[gr.components.Component]:
-        start = next(iter(self.bots.values())).defaults
-        longest = min(longest_answer(bot.context) for bot in self.bots.values())
-        system = gr.Textbox(label="System prompt", max_length=MAX_MESSAGE_CHARS, lines=2, max_lines=6)
-        with gr.Row():
-            # Greedy, two draws of one model are the same answer.
-            temperature = gr.Slider(0, MAX_TEMPERATURE, start.temperature or 0.7, step=0.05, label="Temperature")
-            length = gr.Slider(
-                1, longest, min(start.max_new_tokens, longest), step=1, precision=0, label="Longest answer"
-            )
-            seed = gr.Number(
-                NEW_SEED, label="Seed", info="-1 is a new one", precision=0, minimum=NEW_SEED, maximum=MAX_SEED
-            )
-        return [system, temperature, length, seed]
 
     def connect(self) -> None:
         parts = [*self.answers, self.status, self.asked, self.run, self.stop, *self.votes]
@@ -146,8 +155,7 @@ class ComparePage:
         closed = [gr.Button(interactive=False)] * len(CHOICES)
         buttons = [gr.Button(interactive=False), gr.Button(interactive=True)]
         prompt, system = prompt or "", system or ""  # a field that nobody has touched may come as None
-        streams = compare(self.bots, prompt, models, system, temperature, length, seed)
-        for texts, about, used in streams:
+        for texts, about, used in self.stream(prompt, models, system, temperature, length, seed):
             meta = {"temperature": temperature, "max_new_tokens": length, "seed": used, "blind": blind}
             shown = [gr.Textbox(value=text, label=label) for text, label in zip(texts, labels, strict=True)]
             lines = "" if blind else "  \n".join(f"{side}: {line}" for side, line in zip("AB", about, strict=True))
@@ -200,8 +208,7 @@ def write_download(kept: Kept) -> str:
 
 def compare_page(bots: dict[str, Bot], preferences: Preferences) -> None:
     """Lay out the page and its endpoint for programs."""
-    ComparePage(bots, preferences)
-    names = list(bots)
+    stream, names = ComparePage(bots, preferences).stream, list(bots)
 
     @in_a_sentence
     def compare_models(
@@ -228,7 +235,7 @@ def compare_page(bots: dict[str, Bot], preferences: Preferences) -> None:
             if name not in bots:
                 raise gr.Error(f"There is no model {name[:40]!r}; there is {', '.join(bots)}.", print_exception=False)
         models = (first_model, second_model)
-        for texts, about, used in compare(bots, prompt, models, system_prompt, temperature, max_new_tokens, seed):
+        for texts, about, used in stream(prompt, models, system_prompt, temperature, max_new_tokens, seed):
             yield {"models": models, "answers": texts, "about": about, "seed": used}
 
     gr.api(compare_models, api_name="compare", **LIMIT)

@@ -3,8 +3,8 @@
 from typing import Any
 
 import gradio as gr
+from calls import in_a_sentence, on_gpu
 from chat_model import MAX_MESSAGE_CHARS, MAX_TEMPERATURE, MAX_TOP_K, Bot, RefusedError
-from errors import in_a_sentence
 from inside import Attention, candidates, check_ids, draw, pieces, read_text, scores, surprise
 from pictures import attention_map, bars, token_strip
 
@@ -19,7 +19,10 @@ class InsidePage:
     """The page's parts, and how they follow each other: text, then position, then sampling and attention."""
 
     def __init__(self, bot: Bot, tab: gr.Tab) -> None:
-        self.bot, self.attention, self.text = bot, Attention(bot), gr.State(EMPTY, time_to_live=3600)
+        attention = Attention(bot)
+        self.bot, self.text = bot, gr.State(EMPTY, time_to_live=3600)
+        self.scores = on_gpu(lambda ids: scores(bot, ids))
+        self.weights = on_gpu(lambda *place: attention.weights(*place))
         gr.Markdown("See a text as the model does: what it expected, what it would say next, and where it looks.")
         self.input = gr.Textbox(
             label="Text",
@@ -47,7 +50,7 @@ class InsidePage:
             with gr.Column(min_width=300):
                 gr.Markdown("### Where it looks")
                 with gr.Row():
-                    layers, heads = range(1, self.attention.layers + 1), range(1, self.attention.heads + 1)
+                    layers, heads = range(1, attention.layers + 1), range(1, attention.heads + 1)
                     self.layer = gr.Dropdown(list(layers), value=1, label="Layer", min_width=100)
                     self.head = gr.Dropdown(list(heads), value=1, label="Head", min_width=100)
                 self.map = gr.HTML(elem_id="map")
@@ -98,7 +101,7 @@ class InsidePage:
         if not state["ids"]:
             ids = read_text(self.bot, text, as_message)
             state = {"ids": ids, "given": len(ids)}
-        token = draw(scores(self.bot, state["ids"])[-1], temperature, int(top_k))
+        token = draw(self.scores(state["ids"])[-1], temperature, int(top_k))
         state = {"ids": check_ids(self.bot, [*state["ids"], token]), "given": state["given"]}
         return self.show(state, temperature, top_k, layer, head)
 
@@ -117,7 +120,7 @@ class InsidePage:
         """Show everything as seen from a position."""
         ids = state["ids"]
         position = self.check_position(state, position)
-        logits_TV, texts = scores(self.bot, ids), pieces(self.bot, ids)
+        logits_TV, texts = self.scores(ids), pieces(self.bot, ids)
         strip = token_strip(texts, surprise(logits_TV, ids), position, state["given"])
         rows = candidates(self.bot, logits_TV[position], temperature, int(top_k))
         drawn = bars([(row.text, row.share, row.reshaped) for row in rows])
@@ -125,14 +128,14 @@ class InsidePage:
 
     def expect(self, state: dict[str, Any], position: int, temperature: float, top_k: int) -> str:
         """Show the next tokens' shares at a position."""
-        logits_V = scores(self.bot, state["ids"])[self.check_position(state, position)]
+        logits_V = self.scores(state["ids"])[self.check_position(state, position)]
         rows = candidates(self.bot, logits_V, temperature, int(top_k))
         return bars([(row.text, row.share, row.reshaped) for row in rows])
 
     def attend(self, state: dict[str, Any], position: int, layer: int, head: int) -> str:
         """Show the attention of a layer's head."""
         position = self.check_position(state, position)
-        weights = self.attention.weights(state["ids"], int(layer) - 1, int(head) - 1)
+        weights = self.weights(state["ids"], int(layer) - 1, int(head) - 1)
         return attention_map(weights.tolist(), pieces(self.bot, state["ids"]), position)
 
     def check_position(self, state: dict[str, Any], position: Any) -> int:
@@ -145,7 +148,7 @@ class InsidePage:
 
 def inside_page(bot: Bot, tab: gr.Tab) -> None:
     """Lay out the page, which looks at its text when its tab is opened, and its endpoint for programs."""
-    InsidePage(bot, tab)
+    page = InsidePage(bot, tab)
 
     @in_a_sentence
     def look_inside(text: str, as_message: bool = True, temperature: float = 1.0, top_k: int = 0) -> dict[str, Any]:
@@ -160,7 +163,7 @@ def inside_page(bot: Bot, tab: gr.Tab) -> None:
         ids = read_text(bot, text, as_message)
         if not 0 <= temperature <= MAX_TEMPERATURE or not 0 <= top_k <= MAX_TOP_K:
             raise RefusedError(f"The temperature goes from 0 to {MAX_TEMPERATURE}, top-k from 0 to {MAX_TOP_K}.")
-        logits_TV = scores(bot, ids)
+        logits_TV = page.scores(ids)
         each = zip(ids, pieces(bot, ids), surprise(logits_TV, ids), strict=True)
         rows = candidates(bot, logits_TV[-1], temperature, top_k)
         return {

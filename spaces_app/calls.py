@@ -1,4 +1,4 @@
-"""What a visitor sees when something fails: one sentence. What the operator sees: the whole story, in the log."""
+"""What the pages wrap around a call: an error is one sentence for the visitor and a story in the log; and ZeroGPU."""
 
 import functools
 import inspect
@@ -8,6 +8,14 @@ from typing import Any
 
 import gradio as gr
 from chat_model import RefusedError
+
+try:
+    from spaces import GPU as on_gpu  # ZeroGPU lends a GPU to what this decorates; elsewhere it does nothing
+except ImportError:
+
+    def on_gpu(function: Callable[..., Any]) -> Callable[..., Any]:
+        return function
+
 
 LOG = logging.getLogger("app")
 
