@@ -1,6 +1,7 @@
 """What the pages wrap around a call: an error is one sentence for the visitor and a story in the log; and ZeroGPU."""
 
 import functools
+import importlib
 import inspect
 import logging
 from collections.abc import Callable
@@ -10,7 +11,8 @@ import gradio as gr
 from chat_model import RefusedError
 
 try:
-    from spaces import GPU as on_gpu  # ZeroGPU lends a GPU to what this decorates; elsewhere it does nothing
+    # Not a requirement: ZeroGPU has it, and lends a GPU to what it decorates.
+    on_gpu = importlib.import_module("spaces").GPU
 except ImportError:
 
     def on_gpu(function: Callable[..., Any]) -> Callable[..., Any]:

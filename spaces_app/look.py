@@ -12,6 +12,8 @@ def theme() -> gr.themes.Base:
     look = gr.themes.Default(primary_hue="teal", secondary_hue="teal", neutral_hue="slate", radius_size="md")
     # The stock greys of small text, and white on the stock button, have too little contrast (WCAG asks for 4.5 to 1).
     look.set(
+        body_text_color_subdued="*neutral_500",
+        body_text_color_subdued_dark="*neutral_400",
         block_info_text_color="*neutral_500",
         block_info_text_color_dark="*neutral_400",
         input_placeholder_color="*neutral_500",
@@ -30,6 +32,8 @@ CSS = """
 .gradio-container { max-width: 68rem !important; margin-inline: auto !important; }
 #title h1 { margin-bottom: 0; }
 #title p { color: var(--body-text-color-subdued); margin-top: 0.25rem; }
+.tab-container button.selected { color: var(--primary-700) !important; }
+.dark .tab-container button.selected { color: var(--primary-300) !important; }
 #conversation .prose { overflow-wrap: anywhere; }
 #message [data-testid="submit-button"] { background: var(--primary-700); color: white; }
 footer .divider { display: none !important; }
