@@ -132,6 +132,7 @@ def chat_page(bot: Bot, page: gr.Blocks) -> None:
             flagging_mode="never",
             show_progress="hidden",
             fill_height=False,
+            api_name="page_chat",
             api_visibility="private",
         )
     # A key of their own for each model, and one that outlives this process: a restart must not lose conversations.

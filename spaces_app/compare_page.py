@@ -106,16 +106,15 @@ class ComparePage:
         with gr.Accordion("System prompt and sampling", open=False):
             self.settings = lay_out_settings(bots)
         with gr.Row():
-            self.run = gr.Button("Compare", variant="primary", elem_id="compare-run")
-            self.stop = gr.Button("Stop", interactive=False, elem_id="compare-stop")
+            self.run = gr.Button("Compare", variant="primary", min_width=120, elem_id="compare-run")
+            self.stop = gr.Button("Stop", interactive=False, min_width=120, elem_id="compare-stop")
         with gr.Row(equal_height=True):
             self.answers = [
-                gr.Textbox(label=f"Answer {side}", lines=8, max_lines=20, interactive=False, buttons=["copy"])
-                for side in "AB"
+                gr.Textbox(label=f"Answer {side}", lines=8, max_lines=20, interactive=False) for side in "AB"
             ]
         self.status = gr.Markdown("", elem_id="compare-status", elem_classes="quiet")
         with gr.Row(elem_id="choices"):
-            self.votes = [gr.Button(text, interactive=False) for text in CHOICES]
+            self.votes = [gr.Button(text, interactive=False, min_width=80) for text in CHOICES]
         self.consent = gr.Checkbox(False, label="Save my choices", info=preferences.consent(), elem_id="consent")
         self.download = gr.DownloadButton("Download my pairs", interactive=False, size="sm", elem_id="download")
         self.connect()

@@ -73,11 +73,12 @@ table.figures thead th { font-weight: 600; border-bottom: 1px solid var(--border
 table.figures tbody tr + tr > * { border-top: 1px solid var(--border-color-primary); }
 #facts table.figures td { text-align: left; } #facts table.figures th { text-align: left; }
 #facts td:last-child { white-space: normal; min-width: 16rem; }
-.scroll, .attention { overflow-x: auto; max-width: 100%; }
+.scroll, .attention { overflow-x: auto; max-width: 100%; contain: inline-size; }
+#inside-columns > *, #map, #strip, #bars { min-width: 0; }
 .attention { max-height: 34rem; overflow-y: auto; }
 .attention text { font: 10px var(--font-mono); fill: var(--body-text-color); white-space: pre; }
-.attention rect { fill: var(--primary-600); }
-.dark .attention rect { fill: var(--primary-300); }
-.attention .ground, .dark .attention .ground { fill: var(--background-fill-secondary); }
-.attention .row, .dark .attention .row { fill: none; stroke: var(--primary-500); stroke-width: 1.5; }
+.attention .cells { fill: var(--primary-600); }
+.dark .attention .cells { fill: var(--primary-300); }
+.attention .ground, .attention .chosen { fill: none; stroke: var(--border-color-primary); }
+.attention .chosen { stroke: var(--primary-500); stroke-width: 1.5; }
 """

@@ -117,11 +117,11 @@ def training_page(record: Record, card: str) -> None:
     if not record:
         gr.Markdown("This model was published without a training record.")
     else:
-        gr.HTML(results_table(record["results"]), elem_id="results")
+        gr.HTML(results_table(record["results"]), elem_id="results", apply_default_css=False)
         for name, title in STAGES.items():
             if metrics := record["stages"].get(name, {}).get("metrics"):
                 stage_curves(title, metrics)
-        gr.HTML(facts_table(record["stages"]), elem_id="facts")
+        gr.HTML(facts_table(record["stages"]), elem_id="facts", apply_default_css=False)
     if card:
         with gr.Accordion("Model card", open=False):
             gr.Markdown(card, sanitize_html=True, elem_id="card")
