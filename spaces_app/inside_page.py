@@ -36,7 +36,8 @@ class InsidePage:
             self.look = gr.Button("Look inside", variant="primary", elem_id="look")
             self.step = gr.Button("Draw the next token", elem_id="step")
         gr.Markdown(
-            "### Tokens, by surprise\nThe stronger the colour, the less the model expected it. Pick one to see what came after."
+            "### Tokens, by surprise\nThe stronger the colour, the less the model expected it. "
+            "Pick one to see what could have come after it."
         )
         self.strip = gr.HTML(elem_id="strip", js_on_load=PICK, apply_default_css=False)
         with gr.Row(elem_id="inside-columns"):

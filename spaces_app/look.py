@@ -79,6 +79,6 @@ table.figures tbody tr + tr > * { border-top: 1px solid var(--border-color-prima
 .attention text { font: 10px var(--font-mono); fill: var(--body-text-color); white-space: pre; }
 .attention .cells { fill: var(--primary-600); }
 .dark .attention .cells { fill: var(--primary-300); }
-.attention .ground, .attention .chosen { fill: none; stroke: var(--border-color-primary); }
+.attention .ground { stroke: var(--border-color-primary); }
 .attention .chosen { stroke: var(--primary-500); stroke-width: 1.5; }
 """

@@ -54,13 +54,13 @@ def attention_map(weights: Sequence[Sequence[float]], texts: Sequence[str], chos
         f'<text transform="translate({(at + 0.7) * CELL},-6) rotate(-60)">{escape(text[:10])}</text>'
         for at, text in enumerate(texts)
     )
-    row = f'<rect class="chosen" x="0" y="{chosen * CELL}" width="{size}" height="{CELL}"></rect>'
+    row = f'<rect class="chosen" fill="none" x="0" y="{chosen * CELL}" width="{size}" height="{CELL}"></rect>'
     box = f"{-margin} {-margin} {size + margin + 40} {size + margin + 4}"
     return (
         f'<div class="attention" tabindex="0" role="region" aria-label="Attention picture"><svg viewBox="{box}" '
         f'width="{size + margin + 40}" height="{size + margin + 4}" role="img" '
         f'aria-label="How much each token (row) looks at the tokens before it (column)">'
-        f'<rect class="ground" width="{size}" height="{size}"></rect><g class="cells">{cells}</g>{row}{labels}'
+        f'<rect class="ground" fill="none" width="{size}" height="{size}"></rect><g class="cells">{cells}</g>{row}{labels}'
         "</svg></div>"
     )
 
