@@ -4,6 +4,7 @@ Knows nothing of the page. The model loads as any user would load it, with the c
 """
 
 import copy
+import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -33,7 +34,8 @@ MAX_MESSAGE_CHARS = 4000
 MAX_TURNS = 50  # of the conversation that the model is shown
 MAX_TURN_CHARS = 50_000  # more than a question and the longest answer have
 MAX_NEW_TOKENS = 2048
-MAX_TEMPERATURE, MAX_TOP_K, MAX_PENALTY = 2.0, 200, 2.0
+MAX_TEMPERATURE, MAX_TOP_K, MIN_TOP_P, MAX_PENALTY = 2.0, 200, 0.05, 2.0
+NEW_SEED, MAX_SEED = -1, 2**31 - 1
 MIN_ROOM = 16  # tokens: a prompt that leaves less for the answer is refused
 UPDATE_SECONDS = 0.05  # an update of a page costs more than a token of a small model
 EXAMPLES = (
@@ -68,6 +70,7 @@ class Bot:
     tokenizer: Any
     name: str
     description: str
+    card: str  # Markdown
     examples: Sequence[str]
     context: int  # tokens that the model reads at once, prompt and answer
     defaults: Sampling
@@ -105,26 +108,28 @@ def load_bot(model_id: str, revision: str | None) -> Bot:
     if not tokenizer.chat_template:
         raise ValueError(f"MODEL_ID={model_id} has no chat template; give a model that was trained to chat.")
     model.eval().to("cuda" if on_gpu else "cpu")
-    name, examples = read_card(card_file, fallback=Path(model_id).resolve().name)
+    name, examples, card = read_card(card_file, fallback=Path(model_id).resolve().name)
     context = model.config.get_text_config().max_position_embeddings
     defaults = take_sampling(model, context)
     about = (
         f"A language model of type `{model.config.model_type}` with {count(model.num_parameters())} parameters. "
         f"It reads {context:,} tokens at once and runs on a {'GPU' if on_gpu else 'CPU'}."
     )
-    return Bot(model, tokenizer, name, about, examples, context, defaults)
+    return Bot(model, tokenizer, name, about, card, examples, context, defaults)
 
 
-def read_card(path: str | None, fallback: str) -> tuple[str, Sequence[str]]:
-    """Return the model's name and example prompts: `model_name` and `widget` of the card's metadata where given."""
+def read_card(path: str | None, fallback: str) -> tuple[str, Sequence[str], str]:
+    """Return the model's name, example prompts (`model_name` and `widget` of the card's metadata) and the card."""
     if path is None:
-        return fallback, EXAMPLES
+        return fallback, EXAMPLES, ""
     card = ModelCard(Path(path).read_text(encoding="utf-8"), ignore_metadata_errors=True)
     data = card.data.to_dict()
     titles = [line[2:].strip() for line in card.text.splitlines() if line.startswith("# ")]
     name = data.get("model_name") or (titles + [fallback])[0]
     prompts = [item["text"] if "text" in item else item["messages"][-1]["content"] for item in data.get("widget", [])]
-    return name, prompts or EXAMPLES
+    # Pictures stand beside the card in its repository, from where this page does not serve them.
+    text = "\n".join(line for line in card.text.splitlines() if not line.startswith("!["))
+    return name, prompts or EXAMPLES, text
 
 
 def take_sampling(model: Any, context: int) -> Sampling:
@@ -169,7 +174,7 @@ class GumbelNoise(LogitsProcessor):
     """
 
     def __init__(self, seed: int, device: torch.device) -> None:
-        self.generator = torch.Generator(device).manual_seed(seed)
+        self.generator = torch.Generator(device).manual_seed(int(seed))
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> Any:
         exponential = torch.empty_like(scores).exponential_(generator=self.generator)
@@ -183,7 +188,7 @@ def processors(sampling: Sampling, seed: int, device: torch.device) -> LogitsPro
         return chain
     chain.append(TemperatureLogitsWarper(float(sampling.temperature)))
     if sampling.top_k > 0:
-        chain.append(TopKLogitsWarper(sampling.top_k))
+        chain.append(TopKLogitsWarper(int(sampling.top_k)))
     if sampling.top_p < 1:
         chain.append(TopPLogitsWarper(float(sampling.top_p)))
     chain.append(GumbelNoise(seed, device))
@@ -266,7 +271,10 @@ def extend(progress: Progress, items: list[tuple[int, float] | Exception | None]
 
 def read_turns(history: Sequence[dict[str, Any]]) -> list[Turn]:
     """Return the last questions that have an answer, oldest first; whatever else a page sends along is left out."""
-    texts = [(message["role"], read_text(message["content"])) for message in history]
+    try:
+        texts = [(message["role"], read_text(message["content"])) for message in history]
+    except (KeyError, TypeError):
+        raise RefusedError("The history is not a list of messages with role and content.") from None
     return [
         (said, answered)
         for (role, said), (next_role, answered) in zip(texts, texts[1:], strict=False)
@@ -281,9 +289,34 @@ def read_text(content: Any) -> str:
     return "".join(part.get("text", "") for part in content if isinstance(part, dict))
 
 
-def check_length(text: str, what: str) -> None:
+def check_text(text: str, what: str) -> str:
+    """Return the text without space around it.
+
+    Raises:
+        RefusedError: It is too long, or cannot be written as UTF-8.
+    """
     if len(text) > MAX_MESSAGE_CHARS:
         raise RefusedError(f"{what} has {len(text):,} characters; {MAX_MESSAGE_CHARS:,} is the most. Shorten it.")
+    if any("\ud800" <= char <= "\udfff" for char in text):
+        raise RefusedError(f"{what} holds half of a character (a lone surrogate); remove it.")
+    return text.strip()
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Raise RefusedError for a setting that the page's controls do not have."""
+    for what, value, low, high in (
+        ("The temperature", sampling.temperature, 0, MAX_TEMPERATURE),
+        ("Top-k", sampling.top_k, 0, MAX_TOP_K),
+        ("Top-p", sampling.top_p, MIN_TOP_P, 1),
+        ("The repetition penalty", sampling.repetition_penalty, 1, MAX_PENALTY),
+        ("The longest answer", sampling.max_new_tokens, 1, MAX_NEW_TOKENS),
+    ):
+        check_number(what, value, low, high)
+
+
+def check_number(what: str, value: Any, low: float, high: float) -> None:
+    if not isinstance(value, int | float) or not low <= value <= high:
+        raise RefusedError(f"{what} is {value!r:.40}; it must be a number from {low} to {high}.")
 
 
 def fit_prompt(bot: Bot, system: str, turns: list[Turn], message: str, room: int) -> tuple[list[int], int]:
@@ -319,16 +352,21 @@ def encode(bot: Bot, system: str, turns: Sequence[Turn], message: str) -> list[i
 
 
 def answer(
-    bot: Bot, message: str, history: list[dict[str, Any]], system: str, sampling: Sampling, seed: int
+    bot: Bot, message: str, history: list[dict[str, Any]], system: str, sampling: Sampling, seed: int | None
 ) -> Iterator[tuple[str, str]]:
-    """Yield the answer so far and a line about it: tokens, speed, seed, and what was left out or cut."""
-    message, system = (message or "").strip(), (system or "").strip()
+    """Yield the answer so far and a line about it: tokens, speed, seed, and what was left out or cut.
+
+    Raises:
+        RefusedError: Something asked for cannot be done.
+    """
+    seed = random.randint(0, MAX_SEED) if seed in (None, NEW_SEED) else seed
+    message, system = check_text(message or "", "The message"), check_text(system or "", "The system prompt")
     if not message:
         raise RefusedError("The message is empty; write something first.")
-    check_length(message, "The message")
-    check_length(system, "The system prompt")
+    check_sampling(sampling)
+    check_number("The seed", seed, 0, MAX_SEED)
     room = min(sampling.max_new_tokens, longest_answer(bot.context))
-    prompt, dropped = fit_prompt(bot, system, read_turns(history), message, room)
+    prompt, dropped = fit_prompt(bot, system, read_turns(history or []), message, int(room))
     room = min(room, bot.context - len(prompt))
     started = time.perf_counter()
     for progress in generate(bot, prompt, replace(sampling, max_new_tokens=room), seed):

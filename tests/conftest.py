@@ -15,6 +15,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before the Hub library is imported, which 
 import pytest
 import torch
 from hypothesis import settings
+from running_space import running, space_release  # noqa: F401, fixtures of one process for several files
 from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
 from hf_scratch import ScratchConfig, ScratchForCausalLM, train_tokenizer

@@ -56,7 +56,7 @@ def change_a_weight(folder: Path) -> None:
 def test_a_release_holds_what_a_repository_needs(released: Path) -> None:
     model = {path.name for path in (released / "model").iterdir()}
     assert model == {
-        "LICENSE", "README.md", "chat_template.jinja", "config.json", "configuration_scratch.py",
+        "LICENSE", "README.md", "chat_template.jinja", "config.json", "configuration_scratch.py", "custom_generate",
         "generation_config.json", "model.safetensors", "modeling_scratch.py", "tokenizer.json",
         "tokenizer_config.json", "training_record",
     }  # fmt: skip
@@ -66,7 +66,29 @@ def test_a_release_holds_what_a_repository_needs(released: Path) -> None:
         "stage.json", "results.json", "report.md", "loss.png"
     }  # fmt: skip
     assert (record / "dpo/metrics.jsonl").is_file() and (record / "dpo/stage.json").is_file()
-    assert {path.name for path in released.iterdir()} == {"model", "space", "stage.json"}
+    assert {path.name for path in released.iterdir()} == {"model", "space", "stage.json", "stages"}
+
+
+@pytest.mark.slow
+def test_the_stages_before_lie_beside_the_model(run: Path, released: Path) -> None:
+    assert {path.name for path in (released / "stages").iterdir()} == {"base", "sft"}
+    for stage, name in (("pretrain", "base"), ("sft", "sft")):
+        weights = (released / "stages" / name / "model.safetensors").read_bytes()
+        assert weights == (run / stage / "model/model.safetensors").read_bytes()
+    stages = "base=somebody/tiny-stories@base sft=somebody/tiny-stories@sft"
+    assert f'os.environ.get("STAGES", "{stages}")' in (released / "space/app.py").read_text()
+
+
+@pytest.mark.slow
+def test_a_released_model_decodes_fast_wherever_it_is_loaded(
+    released: Path, run_without_hf_scratch: Callable[..., str]
+) -> None:
+    code = """
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
+print(model.generate.func.__module__)
+"""
+    assert run_without_hf_scratch(code, released / "model").strip().endswith("generate")
 
 
 @pytest.mark.slow

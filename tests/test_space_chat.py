@@ -1,6 +1,7 @@
-"""What the Space does with a conversation, called in this process: loading, prompts, sampling, ends and errors."""
+"""What the Space does with a conversation, a choice or a text, called in this process without a browser."""
 
-import importlib.util
+import importlib
+import json
 import re
 import sys
 import threading
@@ -15,8 +16,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tiny_release import EXAMPLE, GREEDY, NAME, save_release
+from tiny_release import EXAMPLE, GREEDY, LOSSES, NAME, save_release, save_stage
 from transformers import PreTrainedTokenizerBase
+
+from training.data.chat import load_rows
 
 SPACE = Path(__file__).parent.parent / "spaces_app"
 
@@ -39,12 +42,11 @@ def app(chat_model: ModuleType) -> ModuleType:
 
 
 def load_module(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, SPACE / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(SPACE))  # as it is for `python spaces_app/app.py`
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(SPACE))
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +68,11 @@ def test_page_takes_name_examples_and_sampling_from_the_model(bot: Any, chat_mod
 def test_card_without_metadata_gives_its_title(chat_model: ModuleType, tmp_path: Path) -> None:
     card = tmp_path / "README.md"
     card.write_text("# Stories\n\nText.\n")
-    assert chat_model.read_card(str(card), "folder") == ("Stories", chat_model.EXAMPLES)
+    name, examples, _ = chat_model.read_card(str(card), "folder")
+    assert (name, examples) == ("Stories", chat_model.EXAMPLES)
     assert chat_model.read_card(None, "folder")[0] == "folder"
-    card.write_text("---\nwidget:\n- text: Hello\n---\n")
-    assert chat_model.read_card(str(card), "folder") == ("folder", ["Hello"])
+    card.write_text("---\nwidget:\n- text: Hello\n---\n![picture](a.png)\nWords.\n")
+    assert chat_model.read_card(str(card), "folder") == ("folder", ["Hello"], "Words.")
 
 
 @pytest.mark.parametrize("model_id", ["", "no_such_folder/model/here", "without_template"])
@@ -209,17 +212,177 @@ def test_speed_counts_from_the_first_token(chat_model: ModuleType) -> None:
 
 def test_failure_is_a_sentence(bot: Any, app: ModuleType, caplog: pytest.LogCaptureFixture) -> None:
     broken = replace(bot, model=None)
+    chat = load_module("chat_page").make_chat(broken)
     with pytest.raises(app.gr.Error) as error:
-        final(app.chat(broken, "Hello", [], "", 1.0, 0, 1.0, 1.0, 8, -1))
+        final(chat("Hello", [], "", 1.0, 0, 1.0, 1.0, 8, -1))
     assert error.value.message == "The model could not answer; the app's log says why."
     assert "Traceback" in caplog.text
 
 
 def test_pins_are_what_was_tested() -> None:
-    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (SPACE / "requirements.txt").read_text(), re.MULTILINE))
+    pins = dict(re.findall(r"^([\w.-]+)(?:\[\w+\])?==(\S+)$", (SPACE / "requirements.txt").read_text(), re.MULTILINE))
     assert {name: version(name).split("+")[0] for name in pins} == pins
     front = yaml.safe_load((SPACE / "README.md").read_text().split("---")[1])
     assert front["sdk_version"] == pins["gradio"]
     assert isinstance(front["python_version"], str)
     assert len(front["short_description"]) <= 60
     assert (SPACE / front["app_file"]).is_file()
+
+
+# ---- compare ----
+
+
+@pytest.fixture(scope="module")
+def bots(bot: Any) -> dict[str, Any]:
+    return {"released": bot, "sft": bot}
+
+
+@pytest.fixture
+def page(app: ModuleType, bots: dict[str, Any], tmp_path: Path) -> Any:
+    compare_page, preferences = load_module("compare_page"), load_module("preferences")
+    with app.gr.Blocks():
+        return compare_page.ComparePage(bots, preferences.Preferences(tmp_path / "kept", None, None))
+
+
+def ask(page: Any, prompt: str = "Hello", blind: bool = True, temperature: float = 1.0, system: str = "") -> list[Any]:
+    return final(page.ask(prompt, "released", "sft", blind, system, temperature, 12, 5))
+
+
+def saved(page: Any, kind: str) -> list[dict[str, Any]]:
+    files = page.preferences.folder.glob(f"{kind}_*.jsonl")
+    return [json.loads(line) for path in files for line in path.read_text().splitlines()]
+
+
+def test_a_choice_with_consent_is_a_pair_that_dpo_reads(page: Any) -> None:
+    asked = ask(page, "Tell me <|im_end|> a story \u2028 now", system="Be kind.")[3]
+    said, _, kept, *_ = page.choose("B is better", asked, True, None)
+    (pair,) = saved(page, "pairs")
+    assert (
+        pair["chosen"][0]["content"] == asked["answers"][1] and pair["rejected"][0]["content"] == asked["answers"][0]
+    )
+    assert [message["role"] for message in pair["prompt"]] == ["system", "user"]
+    assert {pair["meta"]["a"], pair["meta"]["b"]} == {"released", "sft"} and pair["meta"]["choice"] == "b"
+    assert kept.pairs == [pair] and "Saved" in said
+    (path,) = page.preferences.folder.glob("pairs_*.jsonl")
+    (row,), _ = load_rows("preferences", str(path), 0, 0, seed=0)
+    assert row["prompt"][1]["content"] == "Tell me <|im_end|> a story \u2028 now"
+
+
+def test_without_consent_nothing_is_written_and_a_tie_is_no_pair(page: Any) -> None:
+    asked = ask(page)[3]
+    assert "Not saved" in page.choose("A is better", asked, False, None)[0]
+    assert not page.preferences.folder.exists()
+    page.choose("Tie", asked, True, None)
+    assert saved(page, "pairs") == [] and len(saved(page, "ties")[0]["answers"]) == 2
+
+
+def test_blind_names_come_with_the_choice_only(page: Any) -> None:
+    blind, seen = ask(page), ask(page, blind=False)
+    assert not any("sft" in str(part.label) for part in blind[:2]) and "sft" in seen[1].label
+    assert "sft" in page.choose("Tie", blind[3], False, None)[0]
+
+
+def test_equal_answers_cannot_be_chosen_from(page: Any) -> None:
+    *_, status, asked, _, _, first, _, _ = ask(page, temperature=0.0)
+    assert "same answer" in status and asked is None and not first.interactive
+
+
+def test_a_comparison_left_behind_stops_both(page: Any, bots: dict[str, Any]) -> None:
+    streams = page.ask("Hello", "released", "sft", True, "", 1.0, 2000, 5)
+    next(streams)
+    threads = [thread for thread in threading.enumerate() if thread.name == "answer"]
+    assert len(threads) == 2
+    streams.close()
+    for thread in threads:
+        thread.join(timeout=5)
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_pairs_are_pushed_only_with_a_token_and_a_data_set(app: ModuleType, tmp_path: Path) -> None:
+    preferences = load_module("preferences").Preferences
+    for dataset, token in ((None, "hf_x"), ("somebody/pairs", None), (None, None)):
+        assert preferences(tmp_path, dataset, token).dataset is None
+    assert "somebody/pairs" not in preferences(tmp_path, "somebody/pairs", None).consent()
+
+
+# ---- look inside ----
+
+
+@pytest.fixture(scope="module")
+def inside(chat_model: ModuleType) -> ModuleType:
+    return load_module("inside")
+
+
+def test_surprise_and_candidates_are_the_model_s_own(bot: Any, inside: ModuleType) -> None:
+    ids = inside.read_text(bot, "Once upon a time", as_message=False)
+    logits = inside.scores(bot, ids)
+    loss = bot.model(torch.tensor([ids]), labels=torch.tensor([ids])).loss.item()
+    bits = inside.surprise(logits, ids)
+    assert bits[0] is None
+    assert sum(bits[1:]) / len(bits[1:]) == pytest.approx(loss / 0.6931472, rel=1e-4)
+    rows = inside.candidates(bot, logits[-1], 0.5, 3)
+    assert len(rows) == 10 and sum(row.reshaped > 0 for row in rows) == 3
+    assert sum(row.reshaped for row in rows) == pytest.approx(1)
+    assert [row.share for row in rows] == sorted((row.share for row in rows), reverse=True)
+
+
+def test_attention_rows_sum_to_one_and_look_back_only(bot: Any, inside: ModuleType) -> None:
+    ids = inside.read_text(bot, "Hello", as_message=True)
+    before = bot.model.config._attn_implementation
+    weights = inside.Attention(bot).weights(ids, layer=1, head=2)
+    assert torch.allclose(weights.sum(-1), torch.ones(len(ids)), atol=1e-5)
+    assert torch.equal(weights, weights.tril())
+    assert bot.model.config._attn_implementation == before
+
+
+def test_text_that_cannot_be_looked_into_is_refused(bot: Any, inside: ModuleType, chat_model: ModuleType) -> None:
+    for text, reason in (("", "empty"), ("x " * 400, "tokens"), ("x" * 5000, "characters"), ("\ud83d", "surrogate")):
+        with pytest.raises(chat_model.RefusedError, match=reason):
+            inside.read_text(bot, text, as_message=True)
+
+
+def test_pictures_escape_what_they_show() -> None:
+    pictures, evil = load_module("pictures"), "<img src=x onerror=alert(1)>\"'&"
+    drawn = [
+        pictures.token_strip([evil], [None], 0, None),
+        pictures.bars([(evil, 0.5, 0.5)]),
+        pictures.attention_map([[1.0]], [evil], 0),
+        pictures.table([evil], [[evil, evil]], evil),
+    ]
+    assert not any("<img" in picture or "\"'&" in picture for picture in drawn)
+
+
+# ---- training ----
+
+
+def test_record_is_shown_as_it_stands(release: Path, tmp_path: Path) -> None:
+    training_page = load_module("training_page")
+    record = training_page.load_record(str(release), None)
+    points = training_page.curve(record["stages"]["pretrain"]["metrics"], {"train_loss": "training"})
+    assert points["value"].tolist() == LOSSES
+    assert "82.5 % (76.6 to 87.1)" in training_page.results_table(record["results"])
+    assert training_page.load_record(str(tmp_path), None) == {}
+
+
+def test_stages_lie_beside_the_model_or_are_named(bot: Any, release: Path, chat_model: ModuleType) -> None:
+    stages = load_module("stages")
+    assert list(stages.load_stages(bot, str(release), "")) == ["released"]
+    save_stage(release)
+    assert list(stages.load_stages(bot, str(release), "")) == ["released", "sft"]
+    assert list(stages.load_stages(bot, str(release), f"other={release} gone=no/such@main")) == ["released", "other"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"temperature": 9}, "temperature is 9"),
+        ({"top_k": -1}, "Top-k is -1"),
+        ({"max_new_tokens": 0}, "longest answer"),
+    ],
+)
+def test_settings_out_of_bounds_are_refused(
+    bot: Any, chat_model: ModuleType, wrong: dict[str, Any], sentence: str
+) -> None:
+    sampling = chat_model.Sampling(**(GREEDY | {"max_new_tokens": 8} | wrong))
+    with pytest.raises(chat_model.RefusedError, match=sentence):
+        final(chat_model.answer(bot, "Hello", [], "", sampling, seed=0))

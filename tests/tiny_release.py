@@ -1,19 +1,26 @@
-"""A release folder small enough for the tests of the Space: a model of noise that talks until it is stopped."""
+"""A release folder small enough for the tests of the Space: two models of noise that talk until they are stopped."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from hf_scratch import fast_generate
 
 NAME = "Tiny teller"
 EXAMPLE = "Tell me a story about an owl."
 GREEDY = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
+LOSSES = [5.0, 3.0, 2.5]
+RATE = {"rate": 0.825, "low": 0.766, "high": 0.871, "count": 165, "n": 200}
 
 
 def save_release(folder: Path, make_model: Callable[..., Any], tokenizer: PreTrainedTokenizerBase) -> Path:
-    """Save model, tokenizer and card in the folder, as people get them."""
+    """Save model, tokenizer, card and training record in the folder, as people get them."""
     model = make_model(max_position_embeddings=4096)
     model.generation_config = GenerationConfig(
         eos_token_id=[3, 0],
@@ -26,6 +33,37 @@ def save_release(folder: Path, make_model: Callable[..., Any], tokenizer: PreTra
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    (folder / "custom_generate").mkdir()
+    shutil.copy(fast_generate.__file__, folder / "custom_generate" / "generate.py")
     card = {"model_name": NAME, "widget": [{"messages": [{"role": "user", "content": EXAMPLE}]}]}
     (folder / "README.md").write_text(f"---\n{yaml.safe_dump(card)}---\n# Another title\n")
+    save_record(folder / "training_record")
     return folder
+
+
+def save_stage(model: Path) -> Path:
+    """Save another model beside the first, as a release does with the stages before."""
+    from transformers import AutoModelForCausalLM
+
+    stage = model.parent / "stages" / "sft"
+    shutil.copytree(model, stage, ignore=shutil.ignore_patterns("training_record", "*.safetensors"))
+    other = AutoModelForCausalLM.from_pretrained(model)
+    with torch.no_grad():
+        other.model.layers[0].mlp.down_proj.weight.mul_(2)
+    other.save_pretrained(stage)
+    return stage
+
+
+def save_record(folder: Path) -> None:
+    """Write a record of one stage and its evaluation."""
+    (folder / "pretrain").mkdir(parents=True)
+    (folder / "eval").mkdir()
+    lines = [
+        {"step": 10 * i, "train_loss": loss, "val_loss": loss + 0.1, "val_bpb": loss / 4, "lr": 0.01}
+        for i, loss in enumerate(LOSSES, start=1)
+    ]
+    (folder / "pretrain" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    stage = {"stage": "pretrain", "config": {"learning_rate": 0.01, "seed": 0}, "seconds": 12.3, "metrics": {}}
+    (folder / "pretrain" / "stage.json").write_text(json.dumps(stage))
+    measured = {"text": {"bits_per_byte": 0.2387}, "stories": {"followed": RATE}}
+    (folder / "eval" / "results.json").write_text(json.dumps({"models": {"pretrain": measured}}))

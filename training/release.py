@@ -17,7 +17,7 @@ from typing import Any
 from huggingface_hub import RepoCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_scratch import ScratchForCausalLM  # noqa: F401, registers the model type with the Auto classes
+from hf_scratch import ScratchForCausalLM, fast_generate  # noqa: F401, registers the model type with the Auto classes
 from hf_scratch.card import CardFacts, make_card
 from hf_scratch.verify import MESSAGES, Check, check_files, make_reference, require, verify
 from training.eval_model import learns_stories
@@ -27,6 +27,7 @@ from training.stage import atomic_folder, command, hash_input, open_stage, parse
 ROOT = Path(__file__).parent.parent
 STAGES = ("tokenizer", "data", "pretrain", "sft", "dpo", "eval")
 MODEL_STAGES = ("dpo", "sft", "pretrain")  # the last one that ran is released
+EARLIER = {"pretrain": "base", "sft": "sft"}  # stages before the released one, and their names in the Space
 MODEL_FILES = ("*.json", "*.safetensors", "*.py", "*.jinja")
 RECORD_FILES = ("metrics.jsonl", "results.json", "report.md", "loss.png")
 STORIES = (
@@ -65,8 +66,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         shutil.rmtree(unverified, ignore_errors=True)
         try:
             checks = build_model(config, records, source, unverified / "model")
+            build_stages(run, records, source, unverified / "stages")
             build_space(config, unverified / "space")
-            for name in ("model", "space"):
+            for name in ("model", "stages", "space"):
                 with atomic_folder(stage.folder / name) as folder:
                     for path in (unverified / name).iterdir():
                         path.rename(folder / path.name)
@@ -107,7 +109,7 @@ def build_model(config: ReleaseConfig, records: dict[str, dict[str, Any]], sourc
     Raises:
         ValueError: A check failed.
     """
-    copy_files(source, folder, MODEL_FILES)
+    copy_model(source, folder)
     for name, record in records.items():
         copy_files(Path(config.run) / name, folder / "training_record" / name, RECORD_FILES)
         write_json(folder / "training_record" / name / "stage.json", without_paths(record))
@@ -136,6 +138,22 @@ def build_model(config: ReleaseConfig, records: dict[str, dict[str, Any]], sourc
     make_card(facts).save(folder / "README.md")
     require(check_files(folder), "the release was not put in place: its card")
     return checks
+
+
+def build_stages(run: Path, records: dict[str, dict[str, Any]], source: Path, folder: Path) -> None:
+    """Put the models of the stages before the released one beside it, for the Space to compare."""
+    folder.mkdir(parents=True)
+    for stage, name in EARLIER.items():
+        if stage in records and (model := run / stage / "model") != source:
+            copy_model(model, folder / name)
+            require(check_files(folder / name), f"the release was not put in place: the model of the stage {stage}")
+
+
+def copy_model(source: Path, folder: Path) -> None:
+    """Copy a model, and with it the fast decoding, which transformers takes from this place."""
+    copy_files(source, folder, MODEL_FILES)
+    (folder / "custom_generate").mkdir()
+    shutil.copy(fast_generate.__file__, folder / "custom_generate" / "generate.py")
 
 
 def copy_files(source: Path, folder: Path, patterns: Sequence[str]) -> None:
@@ -183,13 +201,16 @@ def describe_results(results: dict[str, Any]) -> str:
 
 
 def build_space(config: ReleaseConfig, folder: Path) -> None:
-    """Copy the Space and point it to the model's Hub id."""
-    shutil.copytree(ROOT / "spaces_app", folder, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    """Copy the Space and point it to the model's Hub id, and to the branches that hold its stages."""
+    shutil.copytree(ROOT / "spaces_app", folder, ignore=shutil.ignore_patterns("__pycache__", ".*", "preferences"))
     app = folder / "app.py"
-    code, replaced = re.subn(
-        r'(environ\.get\("MODEL_ID"), ""\)', rf'\1, "{config.repo_id}")', app.read_text(encoding="utf-8")
-    )
-    assert replaced == 1, "spaces_app/app.py no longer reads MODEL_ID where the release sets it"
+    names = sorted(path.name for path in (folder.parent / "stages").iterdir())
+    stages = " ".join(f"{name}={config.repo_id}@{name}" for name in names)
+    code, replaced = app.read_text(encoding="utf-8"), 0
+    for variable, value in (("MODEL_ID", config.repo_id), ("STAGES", stages)):
+        code, found = re.subn(rf'(environ\.get\("{variable}"), ""\)', rf'\1, "{value}")', code)
+        replaced += found
+    assert replaced == 2, "spaces_app/app.py no longer reads MODEL_ID and STAGES where the release sets them"
     app.write_text(code, encoding="utf-8")
     card = RepoCard.load(folder / "README.md")
     card.data.title, card.data.models = config.title, [config.repo_id]

@@ -1,0 +1,80 @@
+"""Where clicks become data: preference pairs as JSON lines, in the shape that DPO trainers read.
+
+A pair is `{"prompt": [messages], "chosen": [message], "rejected": [message], "meta": {...}}`. Ties prefer nothing, so
+they go into a file of their own. Nothing is written without the visitor's consent.
+"""
+
+import json
+import logging
+import os
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitScheduler
+
+LOG = logging.getLogger("app")
+MINUTES_BETWEEN_COMMITS = 5
+Pair = dict[str, Any]
+
+
+class Preferences:
+    """A folder of pairs and, with a token and a data set's id, its copy on the Hub."""
+
+    def __init__(self, folder: Path, dataset: str | None, token: str | None) -> None:
+        self.folder, self.dataset, self.lock = folder, dataset if token else None, threading.Lock()
+        if dataset and not token:
+            LOG.warning("PREFERENCES_DATASET is set and HF_TOKEN is not: pairs stay in %s", folder)
+        # A Space restarts with an empty disk: a file of its own keeps this process from replacing an older one.
+        self.name = f"{time.strftime('%Y%m%d')}_{uuid.uuid4().hex[:8]}.jsonl"
+        if self.dataset:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.scheduler = CommitScheduler(
+                repo_id=self.dataset,
+                repo_type="dataset",
+                folder_path=folder,
+                every=MINUTES_BETWEEN_COMMITS,
+                token=token,
+                allow_patterns=["pairs_*.jsonl", "ties_*.jsonl"],
+            )
+            self.lock = self.scheduler.lock
+
+    def save(self, kind: str, row: Pair) -> Path:
+        """Append a row to this process' file of `pairs` or `ties`."""
+        path = self.folder / f"{kind}_{self.name}"
+        with self.lock:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(as_line(row))
+                file.flush()
+                os.fsync(file.fileno())
+        return path
+
+    def consent(self) -> str:
+        """Say what is kept, where and why."""
+        where = "on the machine that runs this page"
+        if self.dataset:
+            where += f", and published in the data set `{self.dataset}`"
+        return (
+            "If you tick the box, each choice is saved: your prompt, both answers, which one you chose, and the "
+            f"models and settings. It is kept {where}, to train models. Nothing about you is saved; "
+            "write nothing into a prompt that you would not publish. Without the tick nothing is saved."
+        )
+
+
+def as_line(row: Pair) -> str:
+    """Return a row as a line of JSON, in ASCII: some readers of lines also break them at Unicode's separators."""
+    return json.dumps(row) + "\n"
+
+
+def make_pair(prompt: str, system: str, chosen: str, rejected: str, meta: dict[str, Any]) -> Pair:
+    """Return a preference pair."""
+    before = [{"role": "system", "content": system}] if system else []
+    return {
+        "prompt": [*before, {"role": "user", "content": prompt}],
+        "chosen": [{"role": "assistant", "content": chosen}],
+        "rejected": [{"role": "assistant", "content": rejected}],
+        "meta": meta,
+    }
