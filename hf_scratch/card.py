@@ -11,7 +11,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from .verify import Check
+from .files import Check
 
 TRAINING = {
     "pretrain": "pretraining on text",

@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_scratch import ScratchForCausalLM  # noqa: F401, registers the model type with the Auto classes
 from hf_scratch.card import CardFacts, make_card
-from hf_scratch.verify import MESSAGES, Check, check_files, make_reference, require, verify
+from hf_scratch.files import Check, check_files
+from hf_scratch.verify import MESSAGES, make_reference, require, save_reference, verify
 from training.eval_model import learns_stories
 from training.report import procedure, results_table
 from training.stage import atomic_folder, command, hash_input, open_stage, parse_config, read_json, write_json
@@ -117,6 +118,7 @@ def build_model(config: ReleaseConfig, records: dict[str, dict[str, Any]], sourc
     prompt = results["samples"][0]["prompt"] if results["samples"] else MESSAGES[0]["content"]
     model, tokenizer = AutoModelForCausalLM.from_pretrained(source), AutoTokenizer.from_pretrained(source)
     reference = make_reference(model, tokenizer, [{"role": "user", "content": prompt}])
+    save_reference(reference, folder, chats="sft" in records)
     checks = verify(folder, reference)
     require(checks, "the release was not put in place: it")
     facts = CardFacts(
