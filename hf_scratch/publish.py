@@ -59,7 +59,7 @@ def publish(run: Path, plan: Plan, say: Callable[[str], None], *, dry_run: bool 
     for target, folder in plans:
         with tempfile.TemporaryDirectory() as scratch:
             ready = Path(scratch) / "model"
-            copy_for(folder, ready, release, target.repo_id, plan.space)
+            copy_for(target, folder, ready, release, plan.space)
             reference = require_good(ready, say)
             if dry_run:
                 say(f"{target} would get these files; nothing was sent.")
@@ -116,15 +116,17 @@ def check_names(target: Target, space: Space | None) -> None:
 # ---- the model ----
 
 
-def copy_for(folder: Path, ready: Path, release: Path, repo_id: str, space: Space | None) -> None:
-    """Copy the model's folder with the card naming the id it will have, and the Space that shows it."""
+def copy_for(target: Target, folder: Path, ready: Path, release: Path, space: Space | None) -> None:
+    """Copy the model's folder with the card naming the id and branch it will have, and the Space that shows it."""
     for path in listing(folder).values():
         copy = ready / path.relative_to(folder)
         copy.parent.mkdir(parents=True, exist_ok=True)
         hub.link_or_copy(path, copy)
     card = ready / "README.md"
     if card.is_file():
-        text = card.read_text(encoding="utf-8").replace(released_as(release), repo_id)
+        text = card.read_text(encoding="utf-8").replace(released_as(release), target.repo_id)
+        if target.branch != "main":
+            text = text.replace("(name, trust_remote", f'(name, revision="{target.branch}", trust_remote')
         if space:
             link = f"[a page to talk to it]({hub.endpoint()}/spaces/{space.repo_id})"
             text = text.replace("## Results\n", f"In the browser: {link}.\n\n## Results\n", 1)

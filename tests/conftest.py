@@ -135,7 +135,7 @@ def hub() -> Iterator[HubServer]:
 
 @pytest.fixture
 def run_online(hub: HubServer, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run Python with arguments as a user of that Hub: the unmodified client, an empty cache, a token that may write."""
+    """Run Python as a user of that Hub: the unmodified client, an empty cache, a token that may write."""
 
     def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_"))}

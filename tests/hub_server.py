@@ -216,7 +216,7 @@ class Handler(BaseHTTPRequestHandler):
             ("POST", rf"/api/{kind}/{repo}/(secrets|hardware)", self.set_extra),
             ("POST", rf"/((?:spaces/)?){repo}\.git/info/lfs/objects/batch", self.lfs_batch),
             ("PUT", r"/lfs/(\w+)", self.lfs_put),
-            ("POST", r"/lfs-verify", lambda: {}),
+            ("POST", r"/lfs-verify", dict),
             ("GET", r"/lfs/(\w+)", self.lfs_get),
             ("GET", rf"/((?:spaces/)?){repo}/resolve/([^/]+)/(.+)", self.resolve),
         ]

@@ -12,9 +12,10 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from huggingface_hub import RepoCard
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, RepoCard, eval_result_entries_to_yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_scratch import ScratchForCausalLM  # noqa: F401, registers the model type with the Auto classes
@@ -22,7 +23,8 @@ from hf_scratch.card import CardFacts, make_card
 from hf_scratch.files import Check, check_files
 from hf_scratch.verify import MESSAGES, make_reference, require, save_reference, verify
 from training.eval_model import learns_stories
-from training.report import procedure, results_table
+from training.report import ROWS, procedure, results_table
+from training.run import MODELS
 from training.stage import atomic_folder, command, hash_input, open_stage, parse_config, read_json, write_json
 
 ROOT = Path(__file__).parent.parent
@@ -51,6 +53,9 @@ class ReleaseConfig:
         default="",
         metadata={"help": "What the card says about the text, its origin and licence; stories need nothing."},
     )
+    stages: list[Literal["base", "sft", "dpo"]] = field(
+        default_factory=list, metadata={"help": "Stages that are to be published beside the last one."}
+    )
 
 
 @command
@@ -67,7 +72,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             checks = build_model(config, records, source, unverified / "model")
             build_space(config, unverified / "space")
-            for name in ("model", "space"):
+            for name in config.stages:
+                build_model(config, *cut_run(run, records, name), unverified / "stages" / name)
+            for name in ("model", "space", *(["stages"] if config.stages else [])):
                 with atomic_folder(stage.folder / name) as folder:
                     for path in (unverified / name).iterdir():
                         path.rename(folder / path.name)
@@ -93,13 +100,28 @@ def read_run(run: Path) -> tuple[dict[str, dict[str, Any]], Path]:
     source = next((run / name / "model" for name in MODEL_STAGES if name in records), None)
     if source is None:
         raise ValueError(f"{run} holds no trained model; run pretraining first or check --run.")
+    require_results(run, source)
+    return records, source
+
+
+def require_results(run: Path, source: Path) -> None:
+    """Raise ValueError if the run's evaluation has no numbers of this model."""
     results = read_json(run / "eval" / "results.json")
     if hash_input(str(source)) not in {model["sha256"] for model in results.get("models", {}).values()}:
         raise ValueError(
             f"{run / 'eval'} holds no results of {source}, which the card must state; "
             f"run `python -m training.eval_model` with it first."
         )
-    return records, source
+
+
+def cut_run(run: Path, records: dict[str, dict[str, Any]], name: str) -> tuple[dict[str, dict[str, Any]], Path]:
+    """Return the records and the model of a run that had ended after this stage."""
+    stage = MODELS[name]
+    if stage not in records:
+        raise ValueError(f"--stages {name}: the run has no stage {stage}; leave it out.")
+    later = set(MODEL_STAGES[: MODEL_STAGES.index(stage)])
+    require_results(run, run / stage / "model")
+    return {key: record for key, record in records.items() if key not in later}, run / stage / "model"
 
 
 def build_model(config: ReleaseConfig, records: dict[str, dict[str, Any]], source: Path, folder: Path) -> list[Check]:
@@ -134,7 +156,9 @@ def build_model(config: ReleaseConfig, records: dict[str, dict[str, Any]], sourc
         example=prompt,
         answer=reference.observed["answer"],
         checks=checks,
+        eval_results=list_results(results["models"], hash_input(str(source))),
     )
+    write_hub_results(records["data"]["config"]["dataset"], results["models"], hash_input(str(source)), folder)
     make_card(facts).save(folder / "README.md")
     require(check_files(folder), "the release was not put in place: its card")
     return checks
@@ -182,6 +206,38 @@ def describe_results(results: dict[str, Any]) -> str:
     if results["curves"]:
         parts.append("![Loss during training](training_record/eval/loss.png)")
     return "\n\n".join(parts)
+
+
+def list_results(models: dict[str, Any], sha256: str) -> list[EvalResult]:
+    """Return the released model's results as the card's metadata has them, for text that is no data set of the Hub."""
+    measured = next(model for model in models.values() if model["sha256"] == sha256)
+    numbers = {"bits_per_byte": ("Bits per byte", measured["text"]["bits_per_byte"])}
+    stories = measured.get("stories", {})
+    numbers |= {key: (title, stories[key]["rate"]) for key, title in ROWS if key in stories}
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type="held-out",
+            dataset_name="Held-out text and prompts of the training record",
+            metric_type=key,
+            metric_name=title,
+            metric_value=round(value, 4),
+        )
+        for key, (title, value) in numbers.items()
+        if value is not None
+    ]
+
+
+def write_hub_results(dataset: str | None, models: dict[str, Any], sha256: str, folder: Path) -> None:
+    """Write `.eval_results/held_out.yaml`, the Hub's format, which is for data sets that the Hub has."""
+    if dataset is None:
+        return
+    measured = next(model for model in models.values() if model["sha256"] == sha256)
+    bits = round(measured["text"]["bits_per_byte"], 4)
+    entry = EvalResultEntry(dataset_id=dataset, task_id="bits_per_byte", value=bits, notes="held-out documents")
+    (folder / ".eval_results").mkdir()
+    text = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
+    (folder / ".eval_results" / "held_out.yaml").write_text(text, encoding="utf-8")
 
 
 def build_space(config: ReleaseConfig, folder: Path) -> None:

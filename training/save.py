@@ -26,5 +26,5 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path:
         bos_token_id=tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, do_sample=False
     )
     with atomic_folder(path) as folder:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, max_shard_size="5GB")
         tokenizer.save_pretrained(folder)
