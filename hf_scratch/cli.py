@@ -14,6 +14,8 @@ from pathlib import Path
 
 from .files import SECRET
 
+# transformers imports torchao where it is installed, which then tells of kernels for other processors.
+QUIET = ("torchao", "torch.utils._pytree")
 MAIN = """\
 First:  hf-scratch publish runs/quickstart --repo-id USER/NAME --dry-run
 Token:  `hf auth login`, or the environment variable HF_TOKEN.
@@ -54,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; a user's mistake is one sentence on stderr and exit status 1."""
     args = make_parser().parse_args(argv)
     logging.basicConfig(format="%(message)s")
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         sys.exit(args.run(args))
     except (ValueError, OSError, ImportError) as error:

@@ -77,6 +77,7 @@ class HubServer:
         self.repos: dict[tuple[str, str], Repo] = {}
         self.lfs: dict[str, bytes] = {}
         self.faults: list[Fault] = []
+        self.spoils = False  # flips a bit of every file that it stores
         self.requests: list[str] = []  # "METHOD path" of each
         self.lock = threading.RLock()
         self.counter = itertools.count()
@@ -391,7 +392,7 @@ class Handler(BaseHTTPRequestHandler):
     def lfs_put(self, oid: str) -> Any:
         if hashlib.sha256(self.body).hexdigest() != oid:
             raise Refused(400, "the content does not have the hash that was announced")
-        self.hub.lfs[oid] = self.body
+        self.hub.lfs[oid] = self.body[:-1] + bytes([self.body[-1] ^ 1]) if self.hub.spoils else self.body
         return {}
 
     def lfs_get(self, oid: str) -> Any:

@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, RepoCard, eval_result_entries_to_yaml
@@ -53,8 +53,8 @@ class ReleaseConfig:
         default="",
         metadata={"help": "What the card says about the text, its origin and licence; stories need nothing."},
     )
-    stages: list[Literal["base", "sft", "dpo"]] = field(
-        default_factory=list, metadata={"help": "Stages that are to be published beside the last one."}
+    stages: list[str] = field(
+        default_factory=list, metadata={"help": "Also base, sft or dpo, to be published beside the last stage."}
     )
 
 
@@ -116,9 +116,9 @@ def require_results(run: Path, source: Path) -> None:
 
 def cut_run(run: Path, records: dict[str, dict[str, Any]], name: str) -> tuple[dict[str, dict[str, Any]], Path]:
     """Return the records and the model of a run that had ended after this stage."""
-    stage = MODELS[name]
+    stage = MODELS.get(name)
     if stage not in records:
-        raise ValueError(f"--stages {name}: the run has no stage {stage}; leave it out.")
+        raise ValueError(f"--stages {name}: the run has no such stage; it can have {', '.join(MODELS)}.")
     later = set(MODEL_STAGES[: MODEL_STAGES.index(stage)])
     require_results(run, run / stage / "model")
     return {key: record for key, record in records.items() if key not in later}, run / stage / "model"
