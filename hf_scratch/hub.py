@@ -12,7 +12,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -247,33 +247,31 @@ class CheckpointPusher:
     Training waits neither for the Hub nor for a failure of it: one that could not be pushed is said and left out.
     """
 
-    def __init__(self, repo_id: str, folder: Path, *, private: bool = True) -> None:
-        """Give the repository, which is made if need be, and a folder for files on their way."""
+    def __init__(self, repo_id: str, files: Path, *, private: bool = True) -> None:
+        """Give the repository, which is made if need be, and a folder of what goes up beside the weights."""
         check_repo_id(repo_id)
-        self.repo_id, self.folder, self.private = repo_id, folder, private
+        self.repo_id, self.files, self.private = repo_id, files, private
         self.api = HfApi()
         self.failed: list[str] = []
         self.waiting: queue.Queue[tuple[int, Path] | None] = queue.Queue()
         self.thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
         self.thread.start()
 
-    def push(self, step: int, weights: Path, others: Sequence[Path]) -> None:
-        """Take a checkpoint: its `model.safetensors` and the files beside it; returns at once.
+    def push(self, step: int, weights: Path) -> None:
+        """Take a checkpoint's `model.safetensors`; returns at once.
 
-        The weights are linked, not copied, so that they may be removed from where they are.
+        The file is linked, not copied, so that it may be removed from where it is.
         """
-        folder = self.folder / f"step-{step}"
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = self.files.with_name(f"{self.files.name}-step-{step}")
+        shutil.copytree(self.files, folder, dirs_exist_ok=True)
         link_or_copy(weights, folder / "model.safetensors")
-        for path in others:
-            shutil.copy(path, folder)
         self.waiting.put((step, folder))
 
     def close(self) -> None:
         """Wait until everything was pushed."""
         self.waiting.put(None)
         self.thread.join()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.files, ignore_errors=True)
 
     def _run(self) -> None:
         while (item := self.waiting.get()) is not None:

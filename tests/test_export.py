@@ -4,6 +4,7 @@ llama.cpp, ONNX Runtime and torchao are the real ones.
 """
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedToken
 from hf_scratch import ScratchForCausalLM
 from hf_scratch.export import export, import_stock
 from hf_scratch.export_record import BEGIN, check_exports, list_on_card, read_records, write_record
-from hf_scratch.tokenizer import encode_texts
+from hf_scratch.tokenizer import QWEN2_PATTERN, encode_texts
 from hf_scratch.verify import load_reference, make_reference, save_reference
 
 TEXT = "Once upon a time a little fox lost a red kite. The owl said: it's there.\n" * 8
@@ -130,8 +131,6 @@ def test_a_tokenizer_that_llama_cpp_would_read_differently_is_refused() -> None:
         split = {"type": "Split", "pattern": {"Regex": pattern}}
         return {"normalizer": normalizer, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split]}}
 
-    from hf_scratch.tokenizer import QWEN2_PATTERN
-
     assert pattern_name(backend(QWEN2_PATTERN)) == "qwen2"
     for wrong in (
         backend(r"\s+"),
@@ -143,8 +142,6 @@ def test_a_tokenizer_that_llama_cpp_would_read_differently_is_refused() -> None:
 
 
 def test_weights_that_changed_after_the_release_are_not_exported(source: Path, tmp_path: Path) -> None:
-    import shutil
-
     folder = Path(shutil.copytree(source, tmp_path / "model", ignore=shutil.ignore_patterns("gguf", "onnx", "int8")))
     reference = folder / "verification/reference.json"
     content = json.loads(reference.read_text())

@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hf_scratch import ScratchConfig, ScratchForCausalLM
+from hf_scratch.hub import CheckpointPusher
 from training.bits_per_byte import BitsPerByte, bits_per_byte
 from training.checkpoint import load_latest, save_checkpoint
 from training.data.batches import IGNORE, Batch, PackedDocuments, Shards, Windows, load_shards
@@ -75,6 +76,9 @@ class PretrainConfig:
     eval_steps: int = field(default=200, metadata={"help": "Steps between evaluations on the held-out text."})
     save_steps: int = field(default=500, metadata={"help": "Steps between checkpoints."})
     keep_checkpoints: int = field(default=2, metadata={"help": "Checkpoints to keep; older ones are removed."})
+    push_to: str | None = field(
+        default=None, metadata={"help": "Hub id that gets each checkpoint as revision step-N; none if not set."}
+    )
 
 
 @dataclass
@@ -93,7 +97,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse_config(PretrainConfig, argv, __doc__)
     accelerator = Accelerator(mixed_precision=mixed_precision())
     with accelerator.main_process_first():
-        inputs = {"data": config.data, "tokenizer": config.tokenizer}
+        # Where checkpoints are pushed to does not change what is trained, so it is no setting of the stage.
+        inputs = {"data": config.data, "tokenizer": config.tokenizer, "push_to": None}
         stage = open_stage("pretrain", config, inputs, config.output_dir)
     if not stage.done:
         metrics = train(config, accelerator, stage.folder)
@@ -108,7 +113,13 @@ def train(config: PretrainConfig, accelerator: Accelerator, folder: Path) -> dic
     rows = (PackedDocuments if config.pack_documents else Windows)(shards, config.context_length, config.seed)
     trainer = Trainer(config, accelerator, folder, build_model(config, shards.vocab_size, tokenizer), held_out)
     trainer.resume()
-    trainer.loop(rows)
+    if config.push_to and accelerator.is_main_process:
+        trainer.pusher = make_pusher(config.push_to, trainer.unwrapped, tokenizer, folder / "to_push")
+    try:
+        trainer.loop(rows)
+    finally:
+        if trainer.pusher:
+            trainer.pusher.close()
     if accelerator.is_main_process:
         save_model(trainer.unwrapped, tokenizer, folder / "model")
     return trainer.summary()
@@ -134,6 +145,16 @@ def build_model(config: PretrainConfig, vocab_size: int, tokenizer: PreTrainedTo
             eos_token_id=tokenizer.eos_token_id,
         )
     )
+
+
+def make_pusher(
+    repo_id: str, model: ScratchForCausalLM, tokenizer: PreTrainedTokenizerBase, files: Path
+) -> CheckpointPusher:
+    """Return what pushes checkpoints, with all files that a repository needs beside the weights in `files`."""
+    save_model(model, tokenizer, files)
+    for path in files.glob("*.safetensors*"):
+        path.unlink()
+    return CheckpointPusher(repo_id, files)
 
 
 class Trainer:
@@ -162,6 +183,7 @@ class Trainer:
         self.last: dict[str, float] = {}  # newest value of each metric
         self.bad_steps = 0
         self.stop_signal: int | None = None
+        self.pusher: CheckpointPusher | None = None
         accelerator.print(
             f"{model.num_parameters():,} parameters ({model.num_parameters(exclude_embeddings=True):,} without "
             f"embedding), {accelerator.num_processes} x {accelerator.device.type}, "
@@ -329,7 +351,10 @@ class Trainer:
             "torch_rng": torch.get_rng_state(),
         }
         weights = {name: param.detach() for name, param in self.unwrapped.named_parameters()}
-        save_checkpoint(self.folder / "checkpoints", self.progress.step, weights, state, self.config.keep_checkpoints)
+        step, folder = self.progress.step, self.folder / "checkpoints"
+        saved = save_checkpoint(folder, step, weights, state, self.config.keep_checkpoints)
+        if self.pusher:
+            self.pusher.push(step, saved / "model.safetensors")
 
     def resume(self) -> None:
         """Load the newest checkpoint, if there is one, and drop the metrics that came after it."""
