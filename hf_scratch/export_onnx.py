@@ -4,6 +4,7 @@ One graph reads a prompt and each next token: it takes token ids and the keys an
 first, and gives logits and the keys and values that now are.
 """
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,18 +80,20 @@ def trace(model: Any, path: Path) -> None:
     ids = torch.zeros(2, 4, dtype=torch.long)
     dim = torch.export.Dim
     batch, length, seen = dim("batch"), dim("length"), dim("seen")
-    torch.onnx.export(
-        WithCache(model),
-        (ids, past),
-        path,
-        input_names=["input_ids", *(f"past.{name}" for name in names)],
-        output_names=["logits", *(f"present.{name}" for name in names)],
-        dynamic_shapes={"input_ids": {0: batch, 1: length}, "past": [{0: batch, 2: seen} for _ in names]},
-        opset_version=OPSET,
-        dynamo=True,
-        external_data=model.num_parameters() * 4 > 1_500_000_000,  # one file holds 2 GB
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of its own calls
+        torch.onnx.export(
+            WithCache(model).eval(),
+            (ids, past),
+            path,
+            input_names=["input_ids", *(f"past.{name}" for name in names)],
+            output_names=["logits", *(f"present.{name}" for name in names)],
+            dynamic_shapes={"input_ids": {0: batch, 1: length}, "past": [{0: batch, 2: seen} for _ in names]},
+            opset_version=OPSET,
+            dynamo=True,
+            external_data=model.num_parameters() * 4 > 1_500_000_000,  # one file holds 2 GB
+            verbose=False,
+        )
 
 
 def run(

@@ -85,13 +85,19 @@ def verify(folder: Path | str, reference: Reference | None = None) -> list[Check
     return checks
 
 
-def observe(folder: Path, reference: Reference | None) -> tuple[list[Check], dict[str, Any] | None]:
-    """Return the checks that need no comparison, and what a clean process makes of the reference's conversation."""
+def observe(
+    folder: Path, reference: Reference | None, *, base_loads: bool = True
+) -> tuple[list[Check], dict[str, Any] | None]:
+    """Return the checks that need no comparison, and what a clean process makes of the reference's conversation.
+
+    Args:
+        base_loads: Whether AutoModel must load the folder too; quantized weights load by AutoModelForCausalLM only.
+    """
     checks = check_files(folder)
     if not all(check.passed for check in checks):
         return checks, None
     with tempfile.TemporaryDirectory() as work:
-        found = run_clean_process(folder, Path(work), reference)
+        found = run_clean_process(folder, Path(work), reference, base_loads)
     return checks + [Check(**check) for check in found["checks"]], found["observed"]
 
 
@@ -137,11 +143,12 @@ def require(checks: Sequence[Check], what: str) -> None:
 # ---- the clean process ----
 
 
-def run_clean_process(folder: Path, work: Path, reference: Reference | None) -> dict[str, Any]:
+def run_clean_process(folder: Path, work: Path, reference: Reference | None, base_loads: bool) -> dict[str, Any]:
     """Run clean_process.py with nothing of this process but PATH, and return what it wrote down."""
     request = {
         "messages": reference.messages if reference else MESSAGES,
         "needs_template": reference is not None,
+        "base_loads": base_loads,
         "blocked": BLOCKED,
         "threads": torch.get_num_threads(),
     }
