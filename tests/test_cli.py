@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -76,6 +77,14 @@ def test_a_mistake_is_one_sentence(line: str, says: str, folder: Path, tmp_path:
     with pytest.raises(SystemExit, match=says) as error:
         cli.main(words)
     assert str(error.value).startswith(f"hf-scratch {words[0]}: ") and "\n" not in str(error.value)
+
+
+def test_the_readme_s_commands_parse() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    lines = [line.split("  #")[0] for line in readme.splitlines() if line.startswith("hf-scratch ")]
+    assert {line.split()[1] for line in lines} == set(COMMANDS)
+    for line in lines:
+        cli.make_parser().parse_args(shlex.split(line)[1:])
 
 
 # ---- chat ----
