@@ -117,8 +117,8 @@ def test_a_folder_that_could_not_be_written_leaves_the_old_one(tmp_path: Path) -
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
-def save(folder: Path, step: int, keep: int = 2) -> Path:
-    return save_checkpoint(folder, step, {"w": torch.full((4,), float(step))}, {"step": step}, keep)
+def save(folder: Path, step: int, keep: int = 2, val_loss: float | None = None) -> Path:
+    return save_checkpoint(folder, step, {"w": torch.full((4,), float(step))}, {"step": step}, keep, val_loss)
 
 
 def test_only_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
@@ -127,6 +127,14 @@ def test_only_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000100", "step-00001000"]
     found = load_latest(tmp_path)
     assert found is not None and found[1] == {"step": 1000} and found[0]["w"].tolist() == [1000.0] * 4
+
+
+def test_the_checkpoint_of_the_lowest_held_out_loss_is_kept_too(tmp_path: Path) -> None:
+    for step, val_loss in ((1, 3.0), (2, 1.0), (3, None), (4, 2.0), (5, 1.5)):
+        save(tmp_path, step, val_loss=val_loss)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000002", "step-00000004", "step-00000005"]
+    save(tmp_path, 6, val_loss=0.5)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000005", "step-00000006"]
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.pt", "manifest.json"])

@@ -257,10 +257,12 @@ def test_an_introduction_repeats_the_facts_and_tells_no_mishap(story: Story) -> 
     assert {word for word in world.NAMES if count(word, text)} == {story.request.name}
 
 
-def test_documents_are_stories_and_introductions_half_and_half() -> None:
+def test_two_documents_in_three_are_introductions_and_half_of_the_stories_say_what_they_are_about() -> None:
     texts = list(islice(documents("train", 3), 1000))
-    told = {story.text for story in islice(stories("train", 3), 1000)}
-    assert 430 < sum(text in told for text in texts) < 570
+    told = [story.text for story in islice(stories("train", 3), 1000)]
+    bare = sum(text == story for text, story in zip(texts, told, strict=True))
+    framed = sum(text != story and text.endswith(story) for text, story in zip(texts, told, strict=True))
+    assert 130 < bare < 230 and 100 < framed < 200 and 280 < bare + framed < 390
 
 
 def test_statistics(many: list[Story]) -> None:

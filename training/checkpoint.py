@@ -18,9 +18,17 @@ MANIFEST = "manifest.json"
 
 
 def save_checkpoint(
-    folder: Path, step: int, weights: dict[str, torch.Tensor], state: dict[str, Any], keep: int
+    folder: Path,
+    step: int,
+    weights: dict[str, torch.Tensor],
+    state: dict[str, Any],
+    keep: int,
+    val_loss: float | None = None,
 ) -> Path:
-    """Write `folder/step-N` and remove all but the last `keep` checkpoints.
+    """Write `folder/step-N` and remove all but the last `keep` checkpoints and the one of the lowest held-out loss.
+
+    Args:
+        val_loss: Held-out loss at this very step; None where it was not measured.
 
     Raises:
         OSError: It could not be written; older checkpoints are untouched.
@@ -30,10 +38,26 @@ def save_checkpoint(
         tensors = {key: tensor.contiguous() for key, tensor in weights.items()}
         save_file(tensors, beside / "model.safetensors", metadata={"format": "pt"})  # as from_pretrained wants it
         torch.save(state, beside / "state.pt")
-        write_json(beside / MANIFEST, {file.name: hash_file(file) for file in sorted(beside.iterdir())})
+        files = {file.name: hash_file(file) for file in sorted(beside.iterdir())}
+        write_json(beside / MANIFEST, {"val_loss": val_loss, "files": files})
+    best = best_checkpoint(folder)
     for old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        if old != best:
+            shutil.rmtree(old)
     return path
+
+
+def best_checkpoint(folder: Path) -> Path | None:
+    """Return the checkpoint of the lowest held-out loss, the older of equal ones; None if none was measured."""
+    measured = [(loss, path) for path in list_checkpoints(folder) if (loss := _val_loss(path)) is not None]
+    return min(measured)[1] if measured else None
+
+
+def _val_loss(path: Path) -> float | None:
+    try:
+        return json.loads((path / MANIFEST).read_text())["val_loss"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # a damaged checkpoint is the best of nothing
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -58,10 +82,10 @@ def load_latest(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] 
 def find_damage(path: Path) -> str:
     """Return what is wrong with a checkpoint, empty if every file has the hash that was written with it."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-    except (OSError, json.JSONDecodeError):
+        files = json.loads((path / MANIFEST).read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError):
         return f"{MANIFEST} is missing or cut off"
-    for name, sha256 in manifest.items():
+    for name, sha256 in files.items():
         if not (path / name).is_file():
             return f"{name} is missing"
         if hash_file(path / name) != sha256:

@@ -12,16 +12,17 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -31,9 +32,12 @@ from training.bits_per_byte import BitsPerByte, bits_per_byte
 from training.checkpoint import load_latest, save_checkpoint
 from training.data.batches import IGNORE, Batch, PackedDocuments, Shards, Windows, load_shards
 from training.hardware import mixed_precision
+from training.loss import PretrainingLoss
 from training.optimizer import build_optimizers, learning_rate
-from training.save import save_model
+from training.save import make_pusher, save_model
 from training.stage import METRICS, command, cut_metrics, open_stage, parse_config
+
+T = TypeVar("T")
 
 
 @dataclass(kw_only=True)
@@ -55,7 +59,7 @@ class PretrainConfig:
 
     context_length: int = field(default=1024, metadata={"help": "Tokens of a row, and the model's longest sequence."})
     batch_rows: int = field(default=512, metadata={"help": "Rows of a step over all processes and accumulation."})
-    micro_batch_rows: int = field(default=0, metadata={"help": "Rows a process holds at once; 0 takes all of a step."})
+    micro_batch_rows: int = field(default=0, metadata={"help": "Rows a process holds at once; 0 takes what fits."})
     pack_documents: bool = field(
         default=False, metadata={"help": "Whole documents that do not see each other, not windows of the stream."}
     )
@@ -75,7 +79,9 @@ class PretrainConfig:
     log_steps: int = field(default=20, metadata={"help": "Steps between lines of metrics.jsonl."})
     eval_steps: int = field(default=200, metadata={"help": "Steps between evaluations on the held-out text."})
     save_steps: int = field(default=500, metadata={"help": "Steps between checkpoints."})
-    keep_checkpoints: int = field(default=2, metadata={"help": "Checkpoints to keep; older ones are removed."})
+    keep_checkpoints: int = field(
+        default=2, metadata={"help": "Newest checkpoints to keep, beside the one of the lowest held-out loss."}
+    )
     push_to: str | None = field(
         default=None, metadata={"help": "Hub id that gets each checkpoint as revision step-N; none if not set."}
     )
@@ -89,6 +95,7 @@ class Progress:
     tokens: int = 0  # trained on so far
     time_s: float = 0.0  # in training steps, without evaluation and saving
     skipped_steps: int = 0  # whose loss or gradient was not finite
+    micro_batch_rows: int = 0  # rows a process holds at once; 0 until it is known what fits
 
 
 @command
@@ -147,16 +154,6 @@ def build_model(config: PretrainConfig, vocab_size: int, tokenizer: PreTrainedTo
     )
 
 
-def make_pusher(
-    repo_id: str, model: ScratchForCausalLM, tokenizer: PreTrainedTokenizerBase, files: Path
-) -> CheckpointPusher:
-    """Return what pushes checkpoints, with all files that a repository needs beside the weights in `files`."""
-    save_model(model, tokenizer, files)
-    for path in files.glob("*.safetensors*"):
-        path.unlink()
-    return CheckpointPusher(repo_id, files)
-
-
 class Trainer:
     """The training loop and the state that goes with it."""
 
@@ -177,8 +174,8 @@ class Trainer:
             config.weight_decay,
             (config.adam_beta1, config.adam_beta2),
         )
-        self.model = accelerator.prepare(self.unwrapped)
-        self.progress = Progress()
+        self.model = accelerator.prepare(PretrainingLoss(self.unwrapped))
+        self.progress = Progress(micro_batch_rows=config.micro_batch_rows)
         self.interval = Interval()
         self.last: dict[str, float] = {}  # newest value of each metric
         self.bad_steps = 0
@@ -195,6 +192,7 @@ class Trainer:
         config, progress = self.config, self.progress
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._remember_signal)
+        self.find_micro_batch(rows)
         with tqdm(total=config.max_steps, initial=progress.step, unit="step", disable=None, dynamic_ncols=True) as bar:
             while progress.step < config.max_steps:
                 started = time.perf_counter()
@@ -239,6 +237,23 @@ class Trainer:
     def train_step(self, rows: PackedDocuments | Windows) -> tuple[float, int, float]:
         """Take one optimizer step; return mean loss in nats a token, tokens of the global batch and gradient norm.
 
+        Raises:
+            ValueError: Not even one row fits into memory, or the loss was not finite three times in a row.
+        """
+        loss, total = self.halve_until_it_fits(lambda: self.gradients(rows))
+        grad_norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm))
+        mean_loss = float(self.accelerator.reduce(loss, "mean"))
+        if math.isfinite(mean_loss) and math.isfinite(grad_norm):
+            for optimizer in self.optimizers:
+                optimizer.step()
+            self.bad_steps = 0
+        else:
+            self.refuse_step(mean_loss, grad_norm)
+        return mean_loss, total, grad_norm
+
+    def gradients(self, rows: PackedDocuments | Windows) -> tuple[torch.Tensor, int]:
+        """Compute the gradient of the step's mean loss; return this process's share of the loss, and the tokens.
+
         The loss is divided by the tokens of the whole step, not of each micro-batch, so accumulation and processes
         do not change it.
         """
@@ -253,22 +268,13 @@ class Trainer:
             else:
                 with self.accelerator.no_sync(self.model):
                     loss += self.backward(batch, total)
-        grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
-        mean_loss = float(self.accelerator.reduce(loss, "mean"))
-        if math.isfinite(mean_loss) and math.isfinite(grad_norm):
-            for optimizer in self.optimizers:
-                optimizer.step()
-            self.bad_steps = 0
-        else:
-            self.refuse_step(mean_loss, float(grad_norm))
-        return mean_loss, total, float(grad_norm)
+        return loss, total
 
     def backward(self, batch: Batch, total: int) -> torch.Tensor:
         """Add a micro-batch's gradient and return its share of the step's mean loss."""
         batch = {key: tensor.to(self.accelerator.device, non_blocking=True) for key, tensor in batch.items()}
         with self.accelerator.autocast():
-            # use_cache=False: with a cache, packed documents would not be told apart.
-            loss = self.model(**batch, shift_labels=batch["labels"], num_items_in_batch=total, use_cache=False).loss
+            loss = self.model(**batch, num_items=total)
         # DDP takes the mean over processes where the sum is wanted.
         loss = loss * self.accelerator.num_processes
         self.accelerator.backward(loss)
@@ -276,13 +282,68 @@ class Trainer:
 
     def micro_batches(self, rows: PackedDocuments | Windows) -> list[Batch]:
         """Return this process's share of the step's rows, in pieces that it can hold at once."""
-        config = self.config
-        first = self.progress.step * config.batch_rows
-        mine = np.arange(first, first + config.batch_rows)[
+        mine = self.my_rows()
+        size = self.progress.micro_batch_rows or len(mine)
+        return [rows.batch(mine[i : i + size]) for i in range(0, len(mine), size)]
+
+    def my_rows(self) -> np.ndarray:
+        """Return the numbers of this process's rows of the step that comes."""
+        first = self.progress.step * self.config.batch_rows
+        return np.arange(first, first + self.config.batch_rows)[
             self.accelerator.process_index :: self.accelerator.num_processes
         ]
-        size = config.micro_batch_rows or len(mine)
-        return [rows.batch(mine[i : i + size]) for i in range(0, len(mine), size)]
+
+    def find_micro_batch(self, rows: PackedDocuments | Windows) -> None:
+        """Find the most rows that fit into memory, by trying, unless the settings or a checkpoint say; all
+        processes then take the smallest of theirs.
+
+        The step's accumulation is the rows of a process over the rows that fit.
+        """
+        if self.progress.micro_batch_rows:
+            return
+        mine = self.my_rows()
+        self.progress.micro_batch_rows = len(mine)
+        tokens = torch.zeros(self.config.context_length, dtype=torch.long, device=self.accelerator.device)
+        # The room that the optimizers' two averages will take after the first step.
+        reserved = [torch.empty_like(param) for param in self.unwrapped.parameters() for _ in range(2)]
+
+        def try_rows() -> None:
+            full = tokens.expand(self.progress.micro_batch_rows, -1)
+            with self.accelerator.autocast():
+                loss = PretrainingLoss(self.unwrapped)(input_ids=full, labels=full, num_items=full.numel())
+            loss.backward()
+
+        self.halve_until_it_fits(try_rows)
+        del reserved
+        self.unwrapped.zero_grad(set_to_none=True)
+        fits = torch.tensor([self.progress.micro_batch_rows], device=self.accelerator.device)
+        self.progress.micro_batch_rows = int(self.accelerator.gather(fits).min())
+
+    def halve_until_it_fits(self, work: Callable[[], T]) -> T:
+        """Do the work; where memory runs out, halve the micro-batch and do it again from the same random state.
+
+        Raises:
+            ValueError: Not even one row fits.
+        """
+        rng = torch.get_rng_state()
+        while True:
+            try:
+                return work()
+            except (RuntimeError, MemoryError) as error:
+                if not (should_reduce_batch_size(error) or isinstance(error, MemoryError)):
+                    raise
+            # Outside the except clause, whose traceback would keep the tensors of the failed step alive.
+            held = self.progress.micro_batch_rows or len(self.my_rows())
+            if held == 1:
+                raise ValueError(
+                    f"memory runs out at step {self.progress.step} with one row of {self.config.context_length} "
+                    "tokens at once; take a smaller model or context_length."
+                )
+            self.progress.micro_batch_rows = held // 2
+            self.model.zero_grad(set_to_none=True)
+            clear_device_cache(garbage_collection=True)
+            torch.set_rng_state(rng)
+            tqdm.write(f"memory ran out with {held} rows at once; going on with {held // 2} of the same batch")
 
     def refuse_step(self, loss: float, grad_norm: float) -> None:
         """Count a step whose loss or gradient is not finite; it never reaches the weights.
@@ -324,6 +385,7 @@ class Trainer:
                 f"{self.progress.time_s:.0f} s"
             )
         self.last |= {key: value for key, value in line.items() if value is not None}
+        self.last |= {"val_step": self.progress.step} if evaluate else {}
         if self.accelerator.is_main_process:
             with (self.folder / METRICS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
@@ -351,10 +413,17 @@ class Trainer:
             "torch_rng": torch.get_rng_state(),
         }
         weights = {name: param.detach() for name, param in self.unwrapped.named_parameters()}
-        step, folder = self.progress.step, self.folder / "checkpoints"
-        saved = save_checkpoint(folder, step, weights, state, self.config.keep_checkpoints)
+        evaluated_now = self.last.get("val_step") == self.progress.step
+        saved = save_checkpoint(
+            self.folder / "checkpoints",
+            self.progress.step,
+            weights,
+            state,
+            self.config.keep_checkpoints,
+            val_loss=self.last["val_loss"] if evaluated_now else None,
+        )
         if self.pusher:
-            self.pusher.push(step, saved / "model.safetensors")
+            self.pusher.push(self.progress.step, saved / "model.safetensors")
 
     def resume(self) -> None:
         """Load the newest checkpoint, if there is one, and drop the metrics that came after it."""

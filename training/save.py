@@ -4,6 +4,7 @@ from pathlib import Path
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_scratch.hub import CheckpointPusher
 from hf_scratch.tokenizer import IM_END
 from training.stage import atomic_folder
 
@@ -28,3 +29,13 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path:
     with atomic_folder(path) as folder:
         model.save_pretrained(folder, max_shard_size="5GB")
         tokenizer.save_pretrained(folder)
+
+
+def make_pusher(
+    repo_id: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, files: Path
+) -> CheckpointPusher:
+    """Return what pushes checkpoints, with all that a repository needs beside the weights in the folder `files`."""
+    save_model(model, tokenizer, files)
+    for path in files.glob("*.safetensors*"):
+        path.unlink()
+    return CheckpointPusher(repo_id, files)

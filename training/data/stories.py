@@ -250,19 +250,27 @@ def stories(split: Split, seed: int) -> Iterator[Story]:
 def introduce(rng: random.Random, story: Story) -> str:
     """Returns a few lines about the story's hero, thing and place, without what happens to them."""
     slots = _slots(story.request, story.helper)
-    habits = rng.sample(world.HABITS, rng.randint(3, 5))
+    habits = rng.sample(world.HABITS, rng.randint(4, 6))
     return " ".join(line.format_map(slots) for line in [rng.choice(world.MEET), *habits])
 
 
+def frame(rng: random.Random, story: Story) -> str:
+    """Returns the story's text after a sentence that says what it is about."""
+    return f"{_say(rng, world.FRAME, _slots(story.request, story.helper))} {story.text}"
+
+
 def documents(split: Split, seed: int) -> Iterator[str]:
-    """Returns the endless stream of pretraining texts: half of them stories, half short introductions.
+    """Returns the endless stream of pretraining texts: two short introductions for every story.
 
     An introduction repeats few facts often. A small model learns there to carry a name on, which it does hundreds of
-    steps later from stories alone.
+    steps later from stories alone. Half of the stories say first what they are about, as an instruction will.
     """
     rng = random.Random(f"introductions/{split}/{seed}")
     for story in stories(split, seed):
-        yield introduce(rng, story) if rng.random() < 0.5 else story.text
+        if rng.random() < 2 / 3:
+            yield introduce(rng, story)
+        else:
+            yield frame(rng, story) if story.shape != "frame" and rng.random() < 0.5 else story.text
 
 
 # ---- instructions ----

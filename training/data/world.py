@@ -349,10 +349,16 @@ MEET = (
     "Here comes {name} the {kind}.", "There is {a_kind} named {name}.", "Look, there is {name} the {kind}!",
 )
 HABITS = (
-    "{name} has {a_full}.", "The {full} belongs to {name}.", "The {kind} likes the {full} very much.",
-    "The {kind} likes to play {at}.", "One can often see {name} {at}.", "{name} the {kind} lives near the {place}.",
-    "Every day the {kind} takes the {full} to the {place}.", "At night {name} keeps the {full} close.",
-    '"Good morning, {name}!" say all who are {at}.', "{name} the {kind} is happy {at}.",
+    "{name} has {a_full}.", "The {full} belongs to {name} the {kind}.", "The {kind} likes the {full} very much.",
+    "The {kind} likes to play {at}.", "One can often see {name} the {kind} {at}.",
+    "{name} the {kind} lives near the {place}.", "Every day the {kind} takes the {full} to the {place}.",
+    "At night {name} keeps the {full} close.", '"Good morning, {name}!" say all who are {at}.',
+    "{name} the {kind} is happy {at}.", '"Who lives {at}?" "{name} the {kind} lives {at}."',
+    "All who come to the {place} know {name}, the {kind} of the {place}.",
+    '"Is {name} {at}?" "Yes, {name} is {at} with the {full}."', "No {kind} {at} is like {name} the {kind}.",
+    '"Is this your {full}, {name}?" "Yes, it is my {full}," says {name} the {kind}.',
+    '"I am {name}," says the {kind}. "Good morning, {name} the {kind}!"',
+    '"Look at my {full}!" says {name}. "What {a_full}!" says everyone.',
 )
 HELPER_FIRST = (
     "{a_helper} lived {at}.", "There was {a_helper} {at} who could {own}.", "Once {a_helper} lived {at}.",
