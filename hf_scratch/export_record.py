@@ -5,6 +5,7 @@ The record lets a release be checked again when it is published, and fills the t
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,12 @@ from .files import Check
 FORMATS = ("transformers", "gguf", "int8", "onnx")
 RECORD = "export.json"
 BEGIN, END = "<!-- formats -->", "<!-- end of formats -->"
+USE = {
+    "transformers": "vllm serve here/transformers                                  # or: transformers serve",
+    "gguf": "llama-cli -m here/gguf/model-q8_0.gguf                        # llama.cpp\n"
+    "ollama create my-model -f here/gguf/Modelfile && ollama run my-model",
+    "int8": "hf-scratch chat here/int8",
+}
 ABOUT = {
     "transformers": "stock `qwen3` checkpoint, no remote code",
     "gguf": "llama.cpp, Ollama, LM Studio",
@@ -71,7 +78,17 @@ def list_on_card(folder: Path) -> None:
     if not rest:
         before, mark, after = text.partition("## Results\n")
         after = mark + after
-    section = f"{BEGIN}\n## Other formats\n\n{table(read_records(folder))}\n{END}"
+    records, named = read_records(folder), re.search(r'^name = "(.+?)"', text, re.MULTILINE)
+    parts = [
+        BEGIN,
+        "## Other formats",
+        "",
+        table(records),
+        "",
+        commands(list(records), named[1] if named else "ID"),
+        END,
+    ]
+    section = "\n".join(parts)
     card.write_text(f"{before.rstrip()}\n\n{section}\n\n{after}".rstrip() + "\n", encoding="utf-8")
 
 
@@ -85,6 +102,12 @@ def table(records: dict[str, dict[str, Any]]) -> str:
             where = f"`{kind}/{name}`"
             lines.append(f"| {where} | {ABOUT[kind]} | {size / 1e6:,.1f} MB | {found} |")
     return "\n".join(lines)
+
+
+def commands(kinds: list[str], repo_id: str) -> str:
+    """Return how to get and use the formats."""
+    lines = [f"hf download {repo_id} --local-dir here", *(USE[kind] for kind in kinds if kind in USE)]
+    return "```\n" + "\n".join(lines) + "\n```"
 
 
 def hash_file(path: Path) -> str:

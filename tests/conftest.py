@@ -137,12 +137,12 @@ def hub() -> Iterator[HubServer]:
 def run_online(hub: HubServer, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run Python as a user of that Hub: the unmodified client, an empty cache, a token that may write."""
 
-    def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str | Path, said: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_"))}
         # The server speaks LFS, not Xet; the client reads all of these when it is imported.
         kept |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": WRITER, "HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "1"}
         kept |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "*"} | environment
         command = [sys.executable, *map(str, arguments)]
-        return subprocess.run(command, env=kept, capture_output=True, text=True)
+        return subprocess.run(command, env=kept, input=said, capture_output=True, text=True)
 
     return run

@@ -95,6 +95,12 @@ def test_a_run_becomes_a_repository_and_a_space_that_work(
     assert loaded.returncode == 0, loaded.stderr
     assert json.loads(loaded.stdout) == said["observed"]["answer_ids"]
 
+    asked = said["messages"][0]["content"]
+    talked = run_online(*CLI, "chat", "user/tiny", said=f"{asked}\n/save {tmp_path}/talk.json\n")
+    assert talked.returncode == 0, talked.stderr
+    messages = json.loads((tmp_path / "talk.json").read_text())["messages"]
+    assert messages[-1]["content"] == said["observed"]["answer"]
+
     verified = run_online(*CLI, "verify", "user/tiny", "--trust-remote-code")
     assert verified.returncode == 0 and "logits equal: bit-equal" in verified.stdout, verified.stdout
     space_answers(shown, hub, tmp_path)

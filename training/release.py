@@ -158,7 +158,7 @@ def build_model(config: ReleaseConfig, records: dict[str, dict[str, Any]], sourc
         checks=checks,
         eval_results=list_results(results["models"], hash_input(str(source))),
     )
-    write_hub_results(records["data"]["config"]["dataset"], results["models"], hash_input(str(source)), folder)
+    write_hub_results(records.get("data", {}), results["models"], hash_input(str(source)), folder)
     make_card(facts).save(folder / "README.md")
     require(check_files(folder), "the release was not put in place: its card")
     return checks
@@ -228,9 +228,10 @@ def list_results(models: dict[str, Any], sha256: str) -> list[EvalResult]:
     ]
 
 
-def write_hub_results(dataset: str | None, models: dict[str, Any], sha256: str, folder: Path) -> None:
+def write_hub_results(data: dict[str, Any], models: dict[str, Any], sha256: str, folder: Path) -> None:
     """Write `.eval_results/held_out.yaml`, the Hub's format, which is for data sets that the Hub has."""
-    if dataset is None:
+    dataset = data.get("config", {}).get("dataset")
+    if not isinstance(dataset, str):
         return
     measured = next(model for model in models.values() if model["sha256"] == sha256)
     bits = round(measured["text"]["bits_per_byte"], 4)
@@ -267,7 +268,8 @@ def how_to_talk(release: Path, run: Path) -> str:
             chat = pipeline("text-generation", "{model}", trust_remote_code=True)
             chat([{{"role": "user", "content": "Tell me a story about a fox named Pip who lost a red kite."}}])
         Card: {model / "README.md"}
-        Report: {run / "eval" / "report.md"}""")
+        Report: {run / "eval" / "report.md"}
+        Publish it: hf-scratch publish {run} --repo-id USER/NAME""")
 
 
 if __name__ == "__main__":
