@@ -68,7 +68,7 @@ def check_exports(folder: Path, weights: str) -> list[Check]:
 
 
 def list_on_card(folder: Path) -> None:
-    """Write the table of formats into the model's card, in place of an earlier one."""
+    """Write the formats and their use into the model's card, in place of an earlier table."""
     card = folder / "README.md"
     if not card.is_file():
         return
@@ -79,16 +79,8 @@ def list_on_card(folder: Path) -> None:
         before, mark, after = text.partition("## Results\n")
         after = mark + after
     records, named = read_records(folder), re.search(r'^name = "(.+?)"', text, re.MULTILINE)
-    parts = [
-        BEGIN,
-        "## Other formats",
-        "",
-        table(records),
-        "",
-        commands(list(records), named[1] if named else "ID"),
-        END,
-    ]
-    section = "\n".join(parts)
+    use = commands(list(records), named[1] if named else "ID")
+    section = "\n".join([BEGIN, "## Other formats", "", table(records), "", use, END])
     card.write_text(f"{before.rstrip()}\n\n{section}\n\n{after}".rstrip() + "\n", encoding="utf-8")
 
 
