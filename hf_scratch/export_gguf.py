@@ -168,12 +168,12 @@ def pattern_name(backend: dict[str, Any]) -> str:
     Raises:
         ValueError: It has none; a wrong name would load and then read some texts differently.
     """
-    normalizer, pre = backend["normalizer"], backend["pre_tokenizer"]
-    steps = pre["pretokenizers"] if pre and pre["type"] == "Sequence" else [pre]
+    normalizer, pre = backend["normalizer"], backend["pre_tokenizer"] or {"type": None}
+    first = pre["pretokenizers"][0] if pre["type"] == "Sequence" else pre
     if normalizer is None or normalizer["type"] == "NFC":
-        if len(steps) == 1 and steps[0]["type"] == "ByteLevel" and steps[0]["use_regex"]:
+        if pre["type"] == "ByteLevel" and pre["use_regex"]:
             return "gpt-2"
-        pattern = steps[0].get("pattern", {}).get("Regex") if steps[0] else None
+        pattern = first.get("pattern", {}).get("Regex")
         if pattern in PATTERNS:
             return PATTERNS[pattern]
     raise ValueError(

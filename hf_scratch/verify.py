@@ -127,10 +127,10 @@ def verify_anywhere(model: str, revision: str = "main", trust_remote_code: bool 
 def verify_with_exports(folder: Path, reference: Reference | None = None) -> list[Check]:
     """Return all checks of a model folder and of what it was exported to; its own reference is the default."""
     reference = reference or load_reference(folder)
-    checks = verify(folder, reference)
-    if reference:
-        checks += [*check_exports(folder, reference.observed["weights"]), check_ending(reference)]
-    return checks
+    exports = [*check_exports(folder, reference.observed["weights"]), check_ending(reference)] if reference else []
+    if not all(check.passed for check in exports):
+        return [*check_files(folder), *exports]
+    return [*verify(folder, reference), *exports]
 
 
 def require(checks: Sequence[Check], what: str) -> None:

@@ -141,6 +141,7 @@ def test_a_tokenizer_that_llama_cpp_would_read_differently_is_refused() -> None:
             pattern_name(wrong)
 
 
+@pytest.mark.slow
 def test_weights_that_changed_after_the_release_are_not_exported(source: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(source, tmp_path / "model", ignore=shutil.ignore_patterns("gguf", "onnx", "int8")))
     reference = folder / "verification/reference.json"
@@ -170,7 +171,7 @@ def test_the_card_lists_each_format_once_with_size_and_difference(tmp_path: Path
     assert read_records(tmp_path).keys() == {"transformers", "gguf"}
 
 
-def test_a_reference_that_was_cut_off_is_an_error(source: Path, tmp_path: Path) -> None:
+def test_a_reference_that_was_cut_off_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "verification").mkdir()
     (tmp_path / "verification/reference.json").write_text("{")
     with pytest.raises(ValueError, match="verification cannot be read .*make the release again"):
