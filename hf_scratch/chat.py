@@ -76,9 +76,9 @@ def chat(speaker: Speaker, sampling: dict[str, Any], system: str, source: TextIO
     history = begin(system)
     while (line := read_line(source, sink, at_terminal)) is not None:
         if line.startswith("/"):
-            history, note = obey(line, history)
-            if history is None:
+            if line == "/exit":
                 return
+            history, note = obey(line, history)
             print(note, file=sink if at_terminal else sys.stderr)
         elif line:
             try:
@@ -100,11 +100,9 @@ def read_line(source: TextIO, sink: TextIO, at_terminal: bool) -> str | None:
     return line.strip() if line else None
 
 
-def obey(line: str, history: list[Message]) -> tuple[list[Message] | None, str]:
-    """Carry out a command; return the conversation, None to end, and what to say."""
+def obey(line: str, history: list[Message]) -> tuple[list[Message], str]:
+    """Carry out a command; return the conversation and what to say."""
     command, _, rest = line.partition(" ")
-    if command == "/exit":
-        return None, ""
     if command == "/reset":
         return [message for message in history if message["role"] == "system"], "The conversation begins anew."
     if command == "/system":

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi
+from huggingface_hub.constants import HF_HUB_CACHE
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from . import ScratchConfig, ScratchForCausalLM, hub
@@ -97,7 +98,7 @@ def find_folder(model: str, revision: str) -> Path:
     if Path(model).is_dir():
         return Path(model)
     hub.check_repo_id(model)
-    return hub.download(HfApi(), hub.Target(model), revision, Path(hub.constants.HF_HUB_CACHE))
+    return hub.download(HfApi(), hub.Target(model), revision, Path(HF_HUB_CACHE))
 
 
 def load_original(source: Path, text: Path | None) -> Original:

@@ -26,7 +26,7 @@ from huggingface_hub import (
     snapshot_download,
 )
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils._validators import validate_repo_id
 
 from .files import SECRET
 
@@ -105,7 +105,7 @@ def call(what: str, function: Callable[..., Result], *args: Any, **kwargs: Any) 
 
 def http_error(error: BaseException | None) -> Exception | None:
     """Return the HTTP error that an exception is or was raised from."""
-    while error is not None and not isinstance(error, HTTP_ERROR | OfflineModeIsEnabled):
+    while error is not None and not isinstance(error, (HTTP_ERROR, OfflineModeIsEnabled)):
         error = error.__cause__ or error.__context__
     return error if isinstance(error, Exception) else None
 
@@ -196,7 +196,8 @@ def commit(api: HfApi, target: Target, files: Mapping[str, Path | bytes], title:
     for wait in (*WAITS, None):
         try:
             info = api.create_commit(
-                **target.where,
+                target.repo_id,
+                repo_type=target.kind,
                 operations=operations,
                 commit_message=title,
                 commit_description=mark,
