@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedToken
 
 from hf_scratch import ScratchForCausalLM
 from hf_scratch.export import export, import_stock
-from hf_scratch.export_record import BEGIN, check_exports, list_on_card, read_records, write_record
+from hf_scratch.export_record import BEGIN, FORMATS, check_exports, list_on_card, read_records, write_record
 from hf_scratch.tokenizer import QWEN2_PATTERN, encode_texts
 from hf_scratch.verify import load_reference, make_reference, save_reference
 
@@ -143,7 +143,7 @@ def test_a_tokenizer_that_llama_cpp_would_read_differently_is_refused() -> None:
 
 @pytest.mark.slow
 def test_weights_that_changed_after_the_release_are_not_exported(source: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(source, tmp_path / "model", ignore=shutil.ignore_patterns("gguf", "onnx", "int8")))
+    folder = Path(shutil.copytree(source, tmp_path / "model", ignore=shutil.ignore_patterns(*FORMATS)))
     reference = folder / "verification/reference.json"
     content = json.loads(reference.read_text())
     content["observed"]["weights"] = "0"
