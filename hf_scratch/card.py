@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .verify import Check
+from .files import Check
 
 TRAINING = {
     "pretrain": "pretraining on text",
@@ -51,6 +51,7 @@ class CardFacts:
     results: str  # Markdown: table of results and how they were measured
     example: str  # a prompt
     answer: str  # the model's greedy answer to it
+    eval_results: Sequence[EvalResult]  # for the model's page; the same numbers stand in `results`
     checks: Sequence[Check]
 
     @property
@@ -69,6 +70,8 @@ def make_card(facts: CardFacts) -> ModelCard:
         license=facts.license,
         library_name="transformers",
         pipeline_tag="text-generation",
+        model_name=facts.title,
+        eval_results=list(facts.eval_results),
         tags=["custom_code", "scratch", *(["conversational"] if facts.chats else [])],
         **for_chat,
     )
@@ -81,6 +84,7 @@ def make_card(facts: CardFacts) -> ModelCard:
         "Intended use and limits": LIMITS,
         "How it was verified": _verification(facts.checks),
         "Environment": _environment(facts.records),
+        "Citation": _citation(facts),
     }
     body = "\n\n".join(f"## {title}\n\n{text.strip()}" for title, text in sections.items())
     return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n# {facts.title}\n\n{_introduction(facts)}\n\n{body}\n")
@@ -125,7 +129,11 @@ print(tokenizer.decode(output[0], skip_special_tokens=True))
 ```
 
 The model continues a text; it was not trained to chat. """
-REMOTE_CODE = "`trust_remote_code=True` runs the two Python files of this repository."
+REMOTE_CODE = """\
+`trust_remote_code=True` runs the two Python files of this repository. vLLM loads it with
+`vllm serve {repo_id} --trust-remote-code`, through its transformers backend. The weights are those of a stock
+Qwen3 model: `hf-scratch export` writes them for programs without this code, and a table below lists what was exported.
+"""
 LIMITS = """\
 A small model for learning, experiments and tests. It knows the world of its training data and nothing else: do not
 ask it for facts, and do not rely on its answers. It was not tested for safety, bias, or languages other than that of
@@ -139,7 +147,7 @@ def _usage(facts: CardFacts) -> str:
         run = CHAT.format(example=json.dumps(facts.example), answer=answer)
     else:
         run = CONTINUE
-    return LOAD.format(repo_id=facts.repo_id) + run + REMOTE_CODE
+    return LOAD.format(repo_id=facts.repo_id) + run + REMOTE_CODE.format(repo_id=facts.repo_id)
 
 
 def _procedure(records: dict[str, dict[str, Any]]) -> str:
@@ -169,7 +177,24 @@ def _environment(records: dict[str, dict[str, Any]]) -> str:
     machine, total = last["machine"], sum(record.get("seconds", 0) for record in records.values())
     return (
         f"- Versions: {versions}\n- Machine: {machine['system']} {machine['machine']}, {machine['cpus']} CPU cores\n"
-        f"- Time of all stages: {_minutes(total)}\n- Commit of the code: {last['commit'] or 'unknown'}"
+        f"- Time of all stages: {_minutes(total)}\n{_compute(records)}"
+        f"- Commit of the code: {last['commit'] or 'unknown'}"
+    )
+
+
+def _compute(records: dict[str, dict[str, Any]]) -> str:
+    metrics = records.get("pretrain", {}).get("metrics", {})
+    if "tokens" not in metrics:
+        return ""
+    flops = 6 * metrics["parameters"] * metrics["tokens"]  # 2 forward and 4 backward a weight, arXiv:2001.08361
+    return f"- Compute of pretraining: {flops:.2g} floating-point operations, counted as 6 a parameter and token\n"
+
+
+def _citation(facts: CardFacts) -> str:
+    owner, _, name = facts.repo_id.rpartition("/")
+    return (
+        f"```bibtex\n@misc{{{name},\n  title = {{{facts.title}}},\n  author = {{{owner}}},\n"
+        f"  howpublished = {{https://huggingface.co/{facts.repo_id}}}\n}}\n```"
     )
 
 

@@ -30,7 +30,7 @@ def main(folder: str, work: Path) -> None:
     torch.set_num_threads(request["threads"])  # sums are rounded by how they are split over threads
     found: dict[str, Any] = {"checks": [], "observed": None}
     try:
-        observed = load_and_observe(folder, request["messages"], found["checks"])
+        observed = load_and_observe(folder, request, found["checks"])
         save_file({"logits": observed.pop("logits")}, work / "logits.safetensors")
         found["observed"] = observed
     except Exception as error:
@@ -46,11 +46,12 @@ def check(checks: list[Check], name: str) -> Iterator[Check]:
     yield checks[-1]
 
 
-def load_and_observe(folder: str, messages: list[dict[str, str]], checks: list[Check]) -> dict[str, Any]:
+def load_and_observe(folder: str, request: dict[str, Any], checks: list[Check]) -> dict[str, Any]:
     """Load the folder by every Auto class, check what can be checked without a reference, and observe it."""
     import torch
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+    messages, needs_template = request["messages"], request["needs_template"]
     with check(checks, "AutoConfig loads"):
         AutoConfig.from_pretrained(folder, trust_remote_code=True)
     with check(checks, "AutoTokenizer loads"):
@@ -59,16 +60,19 @@ def load_and_observe(folder: str, messages: list[dict[str, str]], checks: list[C
         model, report = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
         if wrong := {kind: sorted(map(str, keys)) for kind, keys in report.items() if keys}:
             raise ValueError(f"weights do not fit the code: {wrong}")
-    with check(checks, "chat template renders"):
-        encode(tokenizer, messages)
+    with check(checks, "chat template renders") as template:
+        if not needs_template and not tokenizer.chat_template:
+            template["detail"] = "it has none; the messages are read as plain text"
+        encode(tokenizer, messages, needs_template)
     with check(checks, "answers"):
         observed = observe(model, tokenizer, messages)
-    with check(checks, "AutoModel loads and agrees with the head"), torch.no_grad():
-        base = AutoModel.from_pretrained(folder, trust_remote_code=True)
-        hidden = base(torch.tensor([observed["prompt_ids"]]), use_cache=False).last_hidden_state
-        difference = (model.get_output_embeddings()(hidden)[0].float() - observed["logits"]).abs().max()
-        if not difference <= 1e-5:
-            raise ValueError(f"logits from AutoModel's hidden states differ by {difference:.1e}")
+    if request["base_loads"]:
+        with check(checks, "AutoModel loads and agrees with the head"), torch.no_grad():
+            base = AutoModel.from_pretrained(folder, trust_remote_code=True)
+            hidden = base(torch.tensor([observed["prompt_ids"]]), use_cache=False).last_hidden_state
+            difference = (model.get_output_embeddings()(hidden)[0].float() - observed["logits"]).abs().max()
+            if not difference <= 1e-5:
+                raise ValueError(f"logits from AutoModel's hidden states differ by {difference:.1e}")
     with check(checks, "control tokens in a message stay text"):
         spelled = [{"role": "user", "content": "".join(tokenizer.all_special_tokens)}]
         plain = [{"role": "user", "content": "Hello"}]
@@ -80,8 +84,11 @@ def load_and_observe(folder: str, messages: list[dict[str, str]], checks: list[C
     return observed
 
 
-def encode(tokenizer: Any, messages: list[dict[str, str]]) -> Any:
-    """Encode a conversation up to where the answer begins, as tensors (1, T)."""
+def encode(tokenizer: Any, messages: list[dict[str, str]], needs_template: bool = False) -> Any:
+    """Encode a conversation up to where the answer begins, as tensors (1, T); plain text without a chat template."""
+    if not tokenizer.chat_template and not needs_template:
+        text = "\n".join(message["content"] for message in messages)
+        return tokenizer(text, split_special_tokens=True, return_token_type_ids=False, return_tensors="pt")
     return tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, sanitize_control_tokens=True, return_tensors="pt"
     )
@@ -127,7 +134,8 @@ def digest(model: Any) -> str:
     hasher = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        hasher.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+        plain = tensor if type(tensor) in (torch.Tensor, torch.nn.Parameter) else tensor.dequantize()
+        hasher.update(plain.contiguous().flatten().view(torch.uint8).numpy().data)
     return hasher.hexdigest()
 
 

@@ -6,45 +6,28 @@ process that trained it, weights, logits and a greedy answer must be the same.
 
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from huggingface_hub import HfApi
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from . import clean_process
+from . import clean_process, hub
+from .export_record import check_exports
+from .files import Check, check_files, read_config
 
 MAX_DIFFERENCE = 1e-5  # of logits; the same weights on the same machine give 0
-AUTO_CLASSES = ("AutoConfig", "AutoModel", "AutoModelForCausalLM")
 BLOCKED = ("hf_scratch", "training")
+FOLDER = "verification"  # of a release: what its model said when it was trained
 MESSAGES = [{"role": "user", "content": "Tell me a story about a fox who lost a kite."}]
-
-TEXT_SUFFIXES = {".json", ".jsonl", ".md", ".py", ".jinja", ".txt", ".yaml", ".yml", ".html", ""}
-PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
-PICKLE_STARTS = (b"PK\x03\x04", *(b"\x80" + bytes([protocol]) for protocol in range(2, 6)))  # torch.save is a zip
-SECRET = re.compile(
-    r"\b(?:hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|AKIA[0-9A-Z]{16})\b"
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
-)
-LOCAL_PATH = re.compile(
-    r"(?<![\w.:/-])/(?:home|root|Users|tmp|private|mnt|srv|var|opt|content|workspace)/[\w.-]+|\b[A-Za-z]:\\+Users\b"
-)
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was looked at, whether it is as it should be, and what was found."""
-
-    name: str
-    passed: bool
-    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,6 +36,7 @@ class Reference:
 
     messages: list[dict[str, str]]
     observed: dict[str, Any]
+    chats: bool = False  # trained on conversations
 
 
 def make_reference(
@@ -62,21 +46,91 @@ def make_reference(
     return Reference(messages, clean_process.observe(model.eval(), tokenizer, messages))
 
 
+def save_reference(reference: Reference, folder: Path, chats: bool) -> None:
+    """Write the reference into a release, so that anybody can compare with it later.
+
+    A folder of its own, because programs take every safetensors file beside `config.json` for weights.
+    """
+    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+    observed = dict(reference.observed)
+    save_file({"logits": observed.pop("logits")}, folder / FOLDER / "logits.safetensors")
+    content = {"messages": reference.messages, "chats": chats, "observed": observed}
+    (folder / FOLDER / "reference.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def load_reference(folder: Path) -> Reference | None:
+    """Return what `save_reference` wrote into the folder, None if it holds no reference.
+
+    Raises:
+        ValueError: A part of it is missing or cut off.
+    """
+    if not (folder / FOLDER).is_dir():
+        return None
+    try:
+        content = json.loads((folder / FOLDER / "reference.json").read_text(encoding="utf-8"))
+        content["observed"]["logits"] = load_file(folder / FOLDER / "logits.safetensors")["logits"]
+        return Reference(content["messages"], content["observed"], content["chats"])
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise ValueError(f"{folder / FOLDER} cannot be read ({error}); make the release again.") from None
+
+
 def verify(folder: Path | str, reference: Reference | None = None) -> list[Check]:
     """Return the checks of a model folder; without a reference, nothing is compared with one.
 
     The folder's code is executed, unless its files alone fail a check.
     """
-    folder = Path(folder)
+    checks, observed = observe(Path(folder), reference)
+    if reference and observed:
+        checks += compare(reference.observed, observed)
+    return checks
+
+
+def observe(
+    folder: Path, reference: Reference | None, *, base_loads: bool = True
+) -> tuple[list[Check], dict[str, Any] | None]:
+    """Return the checks that need no comparison, and what a clean process makes of the reference's conversation.
+
+    Args:
+        base_loads: Whether AutoModel must load the folder too; quantized weights load by AutoModelForCausalLM only.
+    """
     checks = check_files(folder)
     if not all(check.passed for check in checks):
-        return checks
+        return checks, None
     with tempfile.TemporaryDirectory() as work:
-        found = run_clean_process(folder, Path(work), reference.messages if reference else MESSAGES)
-    checks += [Check(**check) for check in found["checks"]]
-    if reference and found["observed"]:
-        checks += compare(reference.observed, found["observed"])
-    return checks
+        found = run_clean_process(folder, Path(work), reference, base_loads)
+    return checks + [Check(**check) for check in found["checks"]], found["observed"]
+
+
+def check_ending(reference: Reference) -> Check:
+    """Whether the model ends its answer; what was not trained to chat need not."""
+    ended = reference.observed["ended"]
+    detail = "" if ended else "cut off without an end token" + ("" if reference.chats else ", as a base model may be")
+    return Check("the answer ends with an end token", ended or not reference.chats, detail)
+
+
+def verify_anywhere(model: str, revision: str = "main", trust_remote_code: bool = False) -> list[Check]:
+    """Return the checks of a folder or of a repository of the Hub, compared with its own reference if it has one.
+
+    Code of a repository is run only if it is trusted; else the files alone are checked.
+    """
+    if Path(model).is_dir():
+        return verify_with_exports(Path(model))
+    hub.check_repo_id(model)
+    with tempfile.TemporaryDirectory() as cache:
+        folder = hub.download(HfApi(), hub.Target(model), revision, Path(cache))
+        if read_config(folder).get("auto_map") and not trust_remote_code:
+            about = f"not run: give --trust-remote-code to load {model}, which comes with code of its own"
+            return [*check_files(folder), Check("loads in a clean process", True, about)]
+        return verify_with_exports(folder)
+
+
+def verify_with_exports(folder: Path, reference: Reference | None = None) -> list[Check]:
+    """Return all checks of a model folder and of what it was exported to; its own reference is the default."""
+    reference = reference or load_reference(folder)
+    exports = [*check_exports(folder, reference.observed["weights"]), check_ending(reference)] if reference else []
+    if not all(check.passed for check in exports):
+        return [*check_files(folder), *exports]
+    return [*verify(folder, reference), *exports]
 
 
 def require(checks: Sequence[Check], what: str) -> None:
@@ -86,60 +140,18 @@ def require(checks: Sequence[Check], what: str) -> None:
         raise ValueError(f"{what} failed {len(failed)} of {len(checks)} checks: {'; '.join(failed)}")
 
 
-# ---- files ----
-
-
-def check_files(folder: Path) -> list[Check]:
-    """Look at the files alone: weights, code, secrets and paths."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    pickles = [path.name for path in files if path.suffix in PICKLE_SUFFIXES or _head(path).startswith(PICKLE_STARTS)]
-    has_weights = any(path.suffix == ".safetensors" for path in files)
-    leaks = list(_leaks(folder, files))
-    missing = _missing_code(folder)
-    return [
-        Check("weights are safetensors", has_weights, "" if has_weights else "no .safetensors file"),
-        Check("no pickle", not pickles, ", ".join(pickles)),
-        Check("the code that config.json names is there", not missing, ", ".join(missing)),
-        Check("no secrets and no paths of this machine", not leaks, ", ".join(leaks[:5])),
-    ]
-
-
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(4)
-
-
-def _missing_code(folder: Path) -> list[str]:
-    """Files and entries of `auto_map` that are not there; a model of transformers' own needs none."""
-    path = folder / "config.json"
-    if not path.is_file():
-        return ["config.json"]
-    auto_map = json.loads(path.read_text(encoding="utf-8")).get("auto_map", {})
-    files = {reference.split(".")[0] + ".py" for reference in auto_map.values()}
-    entries = [name for name in AUTO_CLASSES if auto_map and name not in auto_map]
-    return [*entries, *sorted(name for name in files if not (folder / name).is_file())]
-
-
-def _leaks(folder: Path, files: list[Path]) -> Iterator[str]:
-    """Where a text file holds a secret or a path of this machine; the secret itself is not repeated."""
-    here = [str(path) for path in (Path.home(), Path.cwd(), folder.resolve().parent) if len(path.parts) > 2]
-    for path in files:
-        # A vocabulary is learnt from text and may hold anything.
-        if path.suffix not in TEXT_SUFFIXES or path.name == "tokenizer.json":
-            continue
-        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-            if SECRET.search(line):
-                yield f"{path.name}, line {number}: looks like a secret"
-            if LOCAL_PATH.search(line) or any(known in line for known in here):
-                yield f"{path.name}, line {number}: a path of this machine"
-
-
 # ---- the clean process ----
 
 
-def run_clean_process(folder: Path, work: Path, messages: list[dict[str, str]]) -> dict[str, Any]:
+def run_clean_process(folder: Path, work: Path, reference: Reference | None, base_loads: bool) -> dict[str, Any]:
     """Run clean_process.py with nothing of this process but PATH, and return what it wrote down."""
-    request = {"messages": messages, "blocked": BLOCKED, "threads": torch.get_num_threads()}
+    request = {
+        "messages": reference.messages if reference else MESSAGES,
+        "needs_template": reference is not None,
+        "base_loads": base_loads,
+        "blocked": BLOCKED,
+        "threads": torch.get_num_threads(),
+    }
     (work / "request.json").write_text(json.dumps(request), encoding="utf-8")
     kept = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT") if key in os.environ}
     environment = kept | {

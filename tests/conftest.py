@@ -14,6 +14,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before the Hub library is imported, which 
 
 import pytest
 import torch
+from hub_server import WRITER, HubServer
 from hypothesis import settings
 from running_space import running, space_release  # noqa: F401, fixtures of one process for several files
 from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
@@ -122,5 +123,27 @@ def run_without_hf_scratch(tmp_path_factory: pytest.TempPathFactory) -> Callable
         result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
         return result.stdout
+
+    return run
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    """A Hub on loopback, empty."""
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture
+def run_online(hub: HubServer, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run Python as a user of that Hub: the unmodified client, an empty cache, a token that may write."""
+
+    def run(*arguments: str | Path, said: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_"))}
+        # The server speaks LFS, not Xet; the client reads all of these when it is imported.
+        kept |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": WRITER, "HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "1"}
+        kept |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "*"} | environment
+        command = [sys.executable, *map(str, arguments)]
+        return subprocess.run(command, env=kept, input=said, capture_output=True, text=True)
 
     return run

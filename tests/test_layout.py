@@ -78,7 +78,8 @@ def test_relative_imports_stay_inside_the_library(path: Path) -> None:
 
 def test_the_library_imports_its_declared_dependencies_only() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = {re.split(r"[^\w]", requirement)[0] for requirement in project["dependencies"]}
+    requirements = project["dependencies"] + project["optional-dependencies"]["export"]
+    declared = {re.split(r"[^\w]", requirement)[0] for requirement in requirements}
     assert third_parties("hf_scratch") <= declared
 
 

@@ -35,7 +35,8 @@ def save_checkpoint(
     """
     path = folder / f"step-{step:08d}"
     with atomic_folder(path) as beside:
-        save_file({key: tensor.contiguous() for key, tensor in weights.items()}, beside / "model.safetensors")
+        tensors = {key: tensor.contiguous() for key, tensor in weights.items()}
+        save_file(tensors, beside / "model.safetensors", metadata={"format": "pt"})  # as from_pretrained wants it
         torch.save(state, beside / "state.pt")
         files = {file.name: hash_file(file) for file in sorted(beside.iterdir())}
         write_json(beside / MANIFEST, {"val_loss": val_loss, "files": files})

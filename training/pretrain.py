@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
 from hf_scratch import ScratchForCausalLM
+from hf_scratch.hub import CheckpointPusher
 from training.bits_per_byte import BitsPerByte, bits_per_byte
 from training.checkpoint import load_latest, save_checkpoint
 from training.data.batches import IGNORE, Ahead, Batch, PackedDocuments, Shards, Windows, load_shards
@@ -36,7 +37,7 @@ from training.hardware import mixed_precision
 from training.loss import PretrainingLoss
 from training.optimizer import build_optimizers, learning_rate
 from training.pretrain_config import PretrainConfig, build_model
-from training.save import save_model
+from training.save import make_pusher, save_model
 from training.stage import METRICS, command, cut_metrics, open_stage, parse_config
 from training.tracker import finish_tracker, start_tracker, tracker_options
 
@@ -61,8 +62,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     accelerator = make_accelerator(mixed_precision(), **tracker_options(config.tracker, config.output_dir))
     stage = None
     if accelerator.is_main_process:
-        # Where a run is shown and how its steps are cut does not make it another run.
-        inputs = {"data": config.data, "tokenizer": config.tokenizer, "tracker": None, "micro_batch_rows": None}
+        # Where a run is shown or pushed to, and how its steps are cut, does not make it another run.
+        no_setting = {"tracker": None, "micro_batch_rows": None, "push_to": None}
+        inputs = {"data": config.data, "tokenizer": config.tokenizer} | no_setting
         stage = open_stage("pretrain", config, inputs, config.output_dir)
     (done,) = broadcast_object_list([stage is not None and stage.done])
     if done:
@@ -81,7 +83,13 @@ def train(config: PretrainConfig, accelerator: Accelerator, folder: Path) -> dic
     rows = (PackedDocuments if config.pack_documents else Windows)(shards, config.context_length, config.seed)
     trainer = Trainer(config, accelerator, folder, build_model(config, shards.vocab_size, tokenizer), held_out)
     trainer.resume()
-    trainer.loop(rows)
+    if config.push_to and accelerator.is_main_process:
+        trainer.pusher = make_pusher(config.push_to, trainer.unwrapped, tokenizer, folder / "to_push")
+    try:
+        trainer.loop(rows)
+    finally:
+        if trainer.pusher:
+            trainer.pusher.close()
     weights = trainer.weights()
     if accelerator.is_main_process:
         save_model(trainer.unwrapped, tokenizer, folder / "model", weights)
@@ -115,6 +123,7 @@ class Trainer:
         self.last: dict[str, float] = {}  # newest value of each metric
         self.bad_steps = 0
         self.stop_signal: int | None = None
+        self.pusher: CheckpointPusher | None = None
         accelerator.print(
             f"{model.num_parameters():,} parameters ({model.num_parameters(exclude_embeddings=True):,} without "
             f"embedding), {self.parallel.describe()}, "
@@ -386,7 +395,7 @@ class Trainer:
             "torch_rng": torch.get_rng_state(),
         }
         evaluated_now = self.last.get("val_step") == self.progress.step
-        save_checkpoint(
+        saved = save_checkpoint(
             self.folder / "checkpoints",
             self.progress.step,
             weights,
@@ -394,6 +403,8 @@ class Trainer:
             self.config.keep_checkpoints,
             val_loss=self.last["val_loss"] if evaluated_now else None,
         )
+        if self.pusher:
+            self.pusher.push(self.progress.step, saved / "model.safetensors")
 
     def resume(self) -> None:
         """Load the newest checkpoint, if there is one, and drop the metrics that came after it."""

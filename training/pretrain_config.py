@@ -54,6 +54,9 @@ class PretrainConfig:
     keep_checkpoints: int = field(
         default=2, metadata={"help": "Newest checkpoints to keep, beside the one of the lowest held-out loss."}
     )
+    push_to: str | None = field(
+        default=None, metadata={"help": "Hub id that gets each checkpoint as revision step-N; none if not set."}
+    )
 
 
 def build_model(config: PretrainConfig, vocab_size: int, tokenizer: PreTrainedTokenizerBase) -> ScratchForCausalLM:

@@ -14,14 +14,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import RepoCard
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, RepoCard, eval_result_entries_to_yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_scratch import ScratchForCausalLM, fast_generate  # noqa: F401, registers the model type with the Auto classes
 from hf_scratch.card import CardFacts, make_card
-from hf_scratch.verify import MESSAGES, Check, check_files, make_reference, require, verify
+from hf_scratch.files import Check, check_files
+from hf_scratch.verify import MESSAGES, make_reference, require, save_reference, verify
 from training.eval_model import learns_stories
-from training.report import procedure, results_table
+from training.report import ROWS, procedure, results_table
+from training.run import MODELS
 from training.stage import atomic_folder, command, hash_input, open_stage, parse_config, read_json, write_json
 
 ROOT = Path(__file__).parent.parent
@@ -51,6 +54,9 @@ class ReleaseConfig:
         default="",
         metadata={"help": "What the card says about the text, its origin and licence; stories need nothing."},
     )
+    stages: list[str] = field(
+        default_factory=list, metadata={"help": "Also base, sft or dpo, to be published beside the last stage."}
+    )
 
 
 @command
@@ -66,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         shutil.rmtree(unverified, ignore_errors=True)
         try:
             checks = build_model(config, records, source, unverified / "model")
-            build_stages(run, records, source, unverified / "stages")
+            build_stages(config, records, source, unverified / "stages")
             build_space(config, unverified / "space")
             for name in ("model", "stages", "space"):
                 with atomic_folder(stage.folder / name) as folder:
@@ -94,13 +100,28 @@ def read_run(run: Path) -> tuple[dict[str, dict[str, Any]], Path]:
     source = next((run / name / "model" for name in MODEL_STAGES if name in records), None)
     if source is None:
         raise ValueError(f"{run} holds no trained model; run pretraining first or check --run.")
+    require_results(run, source)
+    return records, source
+
+
+def require_results(run: Path, source: Path) -> None:
+    """Raise ValueError if the run's evaluation has no numbers of this model."""
     results = read_json(run / "eval" / "results.json")
     if hash_input(str(source)) not in {model["sha256"] for model in results.get("models", {}).values()}:
         raise ValueError(
             f"{run / 'eval'} holds no results of {source}, which the card must state; "
             f"run `python -m training.eval_model` with it first."
         )
-    return records, source
+
+
+def cut_run(run: Path, records: dict[str, dict[str, Any]], name: str) -> tuple[dict[str, dict[str, Any]], Path]:
+    """Return the records and the model of a run that had ended after this stage."""
+    stage = MODELS.get(name)
+    if stage not in records:
+        raise ValueError(f"--stages {name}: the run has no such stage; it can have {', '.join(MODELS)}.")
+    later = set(MODEL_STAGES[: MODEL_STAGES.index(stage)])
+    require_results(run, run / stage / "model")
+    return {key: record for key, record in records.items() if key not in later}, run / stage / "model"
 
 
 def build_model(config: ReleaseConfig, records: dict[str, dict[str, Any]], source: Path, folder: Path) -> list[Check]:
@@ -119,6 +140,7 @@ def build_model(config: ReleaseConfig, records: dict[str, dict[str, Any]], sourc
     prompt = results["samples"][0]["prompt"] if results["samples"] else MESSAGES[0]["content"]
     model, tokenizer = AutoModelForCausalLM.from_pretrained(source), AutoTokenizer.from_pretrained(source)
     reference = make_reference(model, tokenizer, [{"role": "user", "content": prompt}])
+    save_reference(reference, folder, chats="sft" in records)
     checks = verify(folder, reference)
     require(checks, "the release was not put in place: it")
     facts = CardFacts(
@@ -134,17 +156,23 @@ def build_model(config: ReleaseConfig, records: dict[str, dict[str, Any]], sourc
         example=prompt,
         answer=reference.observed["answer"],
         checks=checks,
+        eval_results=list_results(results["models"], hash_input(str(source))),
     )
+    write_hub_results(records.get("data", {}), results["models"], hash_input(str(source)), folder)
     make_card(facts).save(folder / "README.md")
     require(check_files(folder), "the release was not put in place: its card")
     return checks
 
 
-def build_stages(run: Path, records: dict[str, dict[str, Any]], source: Path, folder: Path) -> None:
-    """Put the models of the stages before the released one beside it, for the Space to compare."""
+def build_stages(config: ReleaseConfig, records: dict[str, dict[str, Any]], source: Path, folder: Path) -> None:
+    """Put the models of the stages before the released one beside it, for the Space to compare; those that are to be
+    published get all that the released one has."""
     folder.mkdir(parents=True)
+    run = Path(config.run)
+    for name in config.stages:
+        build_model(config, *cut_run(run, records, name), folder / name)
     for stage, name in EARLIER.items():
-        if stage in records and (model := run / stage / "model") != source:
+        if name not in config.stages and stage in records and (model := run / stage / "model") != source:
             copy_model(model, folder / name)
             require(check_files(folder / name), f"the release was not put in place: the model of the stage {stage}")
 
@@ -200,6 +228,39 @@ def describe_results(results: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def list_results(models: dict[str, Any], sha256: str) -> list[EvalResult]:
+    """Return the released model's results as the card's metadata has them, for text that is no data set of the Hub."""
+    measured = next(model for model in models.values() if model["sha256"] == sha256)
+    numbers = {"bits_per_byte": ("Bits per byte", measured["text"]["bits_per_byte"])}
+    stories = measured.get("stories", {})
+    numbers |= {key: (title, stories[key]["rate"]) for key, title in ROWS if key in stories}
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type="held-out",
+            dataset_name="Held-out text and prompts of the training record",
+            metric_type=key,
+            metric_name=title,
+            metric_value=round(value, 4),
+        )
+        for key, (title, value) in numbers.items()
+        if value is not None
+    ]
+
+
+def write_hub_results(data: dict[str, Any], models: dict[str, Any], sha256: str, folder: Path) -> None:
+    """Write `.eval_results/held_out.yaml`, the Hub's format, which is for data sets that the Hub has."""
+    dataset = data.get("config", {}).get("dataset")
+    if not isinstance(dataset, str):
+        return
+    measured = next(model for model in models.values() if model["sha256"] == sha256)
+    bits = round(measured["text"]["bits_per_byte"], 4)
+    entry = EvalResultEntry(dataset_id=dataset, task_id="bits_per_byte", value=bits, notes="held-out documents")
+    (folder / ".eval_results").mkdir()
+    text = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
+    (folder / ".eval_results" / "held_out.yaml").write_text(text, encoding="utf-8")
+
+
 def build_space(config: ReleaseConfig, folder: Path) -> None:
     """Copy the Space and point it to the model's Hub id, and to the branches that hold its stages."""
     shutil.copytree(ROOT / "spaces_app", folder, ignore=shutil.ignore_patterns("__pycache__", ".*", "preferences"))
@@ -230,7 +291,8 @@ def how_to_talk(release: Path, run: Path) -> str:
             chat = pipeline("text-generation", "{model}", trust_remote_code=True)
             chat([{{"role": "user", "content": "Tell me a story about a fox named Pip who lost a red kite."}}])
         Card: {model / "README.md"}
-        Report: {run / "eval" / "report.md"}""")
+        Report: {run / "eval" / "report.md"}
+        Publish it: hf-scratch publish {run} --repo-id USER/NAME""")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_scratch.hub import CheckpointPusher
 from hf_scratch.tokenizer import IM_END
 from training.stage import atomic_folder
 
@@ -32,5 +33,15 @@ def save_model(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, do_sample=False
     )
     with atomic_folder(path) as folder:
-        model.save_pretrained(folder, state_dict=weights)
+        model.save_pretrained(folder, state_dict=weights, max_shard_size="5GB")
         tokenizer.save_pretrained(folder)
+
+
+def make_pusher(
+    repo_id: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, files: Path
+) -> CheckpointPusher:
+    """Return what pushes checkpoints, with all that a repository needs beside the weights in the folder `files`."""
+    save_model(model, tokenizer, files)
+    for path in files.glob("*.safetensors*"):
+        path.unlink()
+    return CheckpointPusher(repo_id, files)

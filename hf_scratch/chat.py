@@ -1,0 +1,193 @@
+"""Talks to a model on the command line: a chat with streaming, history and system prompt, and plain continuation.
+
+What a person types is text, never a control token. In a pipe each line is a message and only answers are printed.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
+
+from . import ScratchForCausalLM  # noqa: F401, registers the model type: its code need not be trusted
+from .files import read_config
+from .hub import call
+from .tokenizer import Message, encode_prompt, encode_texts
+
+MIN_ROOM = 16  # tokens left for an answer; older turns are left out before that
+HELP = "/reset begins anew, /save FILE writes the conversation, /system TEXT sets the system prompt, /exit ends."
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A loaded model with its tokenizer."""
+
+    model: Any  # a transformers model that generates; the classes' own types know too little of generation
+    tokenizer: Any
+
+    @property
+    def context(self) -> int:
+        """Tokens that the model reads at once, prompt and answer."""
+        return self.model.config.get_text_config().max_position_embeddings
+
+
+def load_speaker(model: str, revision: str, trust_remote_code: bool) -> Speaker:
+    """Load a model from a folder or the Hub.
+
+    Raises:
+        ValueError: There is none, or it comes with code of its own that was not trusted.
+    """
+    source, on_gpu = Path(model), torch.cuda.is_available()
+    if source.is_dir() and not read_config(source):
+        inside = source / "release" / "model"
+        hint = f"; did you mean {inside}?" if inside.is_dir() else "; give a model's folder or a Hub id."
+        raise ValueError(f"{model} holds no model (no config.json){hint}")
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    # A CPU computes in bfloat16 many times slower than in float32, whatever the checkpoint was saved in.
+    dtype = "auto" if on_gpu or quantized(source) else torch.float32
+    what = f"loading {model}"
+    loaded = call(what, AutoModelForCausalLM.from_pretrained, model, dtype=dtype, **options)
+    tokenizer = call(what, AutoTokenizer.from_pretrained, model, **options)
+    return Speaker(loaded.eval().to("cuda" if on_gpu else "cpu"), tokenizer)
+
+
+def quantized(source: Path) -> bool:
+    """Whether a folder's weights are not plain numbers, so that their type must stay."""
+    return source.is_dir() and "quantization_config" in read_config(source)
+
+
+# ---- chat ----
+
+
+def chat(speaker: Speaker, sampling: dict[str, Any], system: str, source: TextIO, sink: TextIO) -> None:
+    """Read messages until the input ends, and stream the answers.
+
+    Raises:
+        ValueError: The model has no chat template.
+    """
+    if not speaker.tokenizer.chat_template:
+        raise ValueError("the model has no chat template, it was not trained to chat; use `hf-scratch generate`.")
+    at_terminal = source.isatty()
+    if at_terminal:
+        print(HELP, file=sink)
+    history = begin(system)
+    while (line := read_line(source, sink, at_terminal)) is not None:
+        if line.startswith("/"):
+            if line == "/exit":
+                return
+            history, note = obey(line, history)
+            print(note, file=sink if at_terminal else sys.stderr)
+        elif line:
+            try:
+                history = answer(speaker, sampling, [*history, {"role": "user", "content": line}], sink)
+            except ValueError as error:
+                print(f"not answered: {error}", file=sink if at_terminal else sys.stderr)
+
+
+def begin(system: str) -> list[Message]:
+    """Return a conversation in which nobody has said anything yet."""
+    return [{"role": "system", "content": system}] if system else []
+
+
+def read_line(source: TextIO, sink: TextIO, at_terminal: bool) -> str | None:
+    """Return the next message without spaces around it, None at the end."""
+    if at_terminal:
+        print("> ", end="", file=sink, flush=True)
+    line = source.readline()
+    return line.strip() if line else None
+
+
+def obey(line: str, history: list[Message]) -> tuple[list[Message], str]:
+    """Carry out a command; return the conversation and what to say."""
+    command, _, rest = line.partition(" ")
+    if command == "/reset":
+        return [message for message in history if message["role"] == "system"], "The conversation begins anew."
+    if command == "/system":
+        return begin(rest.strip()), "The system prompt is set; the conversation begins anew."
+    if command == "/save" and rest.strip():
+        try:
+            Path(rest.strip()).write_text(
+                json.dumps({"messages": history}, indent=2, ensure_ascii=False) + "\n", "utf-8"
+            )
+        except OSError as error:
+            return history, f"{rest.strip()} cannot be written: {error.strerror}."
+        return history, f"{len(history)} messages are in {rest.strip()}."
+    return history, HELP
+
+
+def answer(speaker: Speaker, sampling: dict[str, Any], history: list[Message], sink: TextIO) -> list[Message]:
+    """Stream the answer to the last message and return the conversation with it."""
+    ids = fit(speaker, history)
+    text = generate(speaker, sampling, ids, sink)
+    return [*history, {"role": "assistant", "content": text}]
+
+
+def fit(speaker: Speaker, history: list[Message]) -> list[int]:
+    """Encode the conversation, without its oldest turns where the model cannot read them all.
+
+    Raises:
+        ValueError: The last message alone is too long.
+    """
+    system = [message for message in history[:1] if message["role"] == "system"]
+    turns = history[len(system) :]
+    while len(ids := encode_prompt(speaker.tokenizer, [*system, *turns])) + MIN_ROOM > speaker.context:
+        if len(turns) == 1:
+            raise ValueError(f"the message has {len(ids):,} tokens, the model reads {speaker.context:,}; shorten it.")
+        turns = turns[2:]
+    return ids
+
+
+# ---- generation ----
+
+
+def continue_text(speaker: Speaker, sampling: dict[str, Any], prompt: str, sink: TextIO) -> None:
+    """Print the prompt and stream what the model makes follow.
+
+    Raises:
+        ValueError: The prompt is longer than what the model reads, or there is nothing to begin with.
+    """
+    start = [speaker.tokenizer.bos_token_id] if speaker.tokenizer.bos_token_id is not None else []
+    ids = [*start, *(encode_texts(speaker.tokenizer, [prompt])[0] if prompt else [])]
+    if not ids:
+        raise ValueError("the prompt is empty; write how the text begins.")
+    if len(ids) >= speaker.context:
+        raise ValueError(f"the prompt has {len(ids):,} tokens, the model reads {speaker.context:,}; shorten it.")
+    print(prompt, end="", file=sink, flush=True)
+    generate(speaker, sampling, ids, sink)
+
+
+class Printer(TextStreamer):
+    """Prints what is generated as it comes, to a file of one's choice."""
+
+    def __init__(self, tokenizer: Any, sink: TextIO) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.sink = sink
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Print a piece of the text."""
+        print(text, end="\n" if stream_end else "", file=self.sink, flush=True)
+
+
+def generate(speaker: Speaker, sampling: dict[str, Any], ids: list[int], sink: TextIO) -> str:
+    """Stream the continuation of the tokens and return its text."""
+    if sampling["seed"] is not None:
+        torch.manual_seed(sampling["seed"])
+    how: dict[str, Any] = {}
+    if (temperature := sampling["temperature"]) is not None:
+        if temperature < 0:
+            raise ValueError(f"--temperature {temperature} is below 0; 0 is greedy, 1 draws as the model learnt.")
+        how = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+    room = min(sampling["max_new_tokens"], speaker.context - len(ids))
+    prompt = torch.tensor([ids], device=speaker.model.device)
+    with torch.inference_mode():
+        output = speaker.model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=room,
+            streamer=Printer(speaker.tokenizer, sink),
+            **how,
+        )
+    return speaker.tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)

@@ -1,0 +1,228 @@
+"""Exports a model for other programs, measures what that changed, and imports a stock checkpoint.
+
+Each format is written beside its place, loaded by the program that it is for, compared with the original, and only
+then put where it belongs and listed on the card. What may differ is stated there as it was measured.
+"""
+
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi
+from huggingface_hub.constants import HF_HUB_CACHE
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from . import ScratchConfig, ScratchForCausalLM, hub
+from .export_record import check_exports, list_on_card, read_records, write_record
+from .files import Check, read_config
+from .tokenizer import encode_texts
+from .verify import Reference, load_reference, make_reference, observe, require, verify
+
+MAX_SHARD = "5GB"
+OFF_IN_QWEN3 = ("attention_bias", "use_sliding_window", "sliding_window")  # what Scratch has no field for
+
+
+@dataclass(frozen=True)
+class Original:
+    """The model to export, and what it says."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    reference: Reference
+    text: str  # to measure bits per byte on
+
+
+def export(
+    model: str, kind: str, output: Path | None, text: Path | None, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Export a folder or a repository of the Hub to a format and return the record of it.
+
+    Raises:
+        ValueError: The format cannot hold this model, or what was written failed a check; nothing was put in place.
+        ImportError: The extra `export` is not installed.
+    """
+    source = find_folder(model, "main")
+    if output is None and not Path(model).is_dir():
+        raise ValueError(f"{model} is not a folder; say with --output where the export should lie.")
+    folder = output or source / kind
+    original = load_original(source, text)
+    say(f"{original.model.num_parameters():,} parameters; writing and verifying {folder} ...")
+    beside = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        measured, packages = writer(kind)(original, beside)
+        versions = {name: version(name) for name in ("torch", "transformers", *packages)}
+        write_record(beside, kind, original.reference.observed["weights"], measured, versions)
+        shutil.rmtree(folder, ignore_errors=True)
+        beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    if output is None:
+        list_on_card(source)
+        require(check_exports(source, original.reference.observed["weights"]), f"the exports in {source}")
+        return read_records(source)[kind]
+    return read_records(folder.parent).get(kind) or {"measured": measured}
+
+
+def writer(kind: str) -> Callable[[Original, Path], tuple[dict[str, str], tuple[str, ...]]]:
+    """Return the function that writes a format, verifies it, and returns what it measured and with which packages."""
+    try:
+        if kind == "gguf":
+            from .export_gguf import write_gguf
+
+            return write_gguf
+        if kind == "onnx":
+            from .export_onnx import write_onnx
+
+            return write_onnx
+    except ImportError as error:
+        raise missing_extra(error) from None
+    return {"transformers": write_stock, "int8": write_int8}[kind]
+
+
+def missing_extra(error: ImportError) -> ImportError:
+    """Return the error that names what to install."""
+    return ImportError(f"this format needs {error.name}; install it with `pip install 'hf_scratch[export]'`.")
+
+
+def find_folder(model: str, revision: str) -> Path:
+    """Return a folder as it is, and a repository of the Hub from the cache, downloaded if need be."""
+    if Path(model).is_dir():
+        return Path(model)
+    hub.check_repo_id(model)
+    return hub.download(HfApi(), hub.Target(model), revision, Path(HF_HUB_CACHE))
+
+
+def load_original(source: Path, text: Path | None) -> Original:
+    """Load a Scratch or Qwen3 model with what it said when it was trained, or what it says now."""
+    kind = read_config(source).get("model_type")
+    if kind not in ("scratch", "qwen3"):
+        raise ValueError(f"{source} holds a model of type {kind!r}; only scratch and qwen3 can be exported.")
+    model = AutoModelForCausalLM.from_pretrained(source, dtype="auto").eval()
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    now = make_reference(model, tokenizer)
+    reference = load_reference(source) or now
+    if reference.observed["weights"] != now.observed["weights"]:
+        raise ValueError(f"the weights in {source} are not those that the release was made with; make it again.")
+    said = reference.messages[-1]["content"] + "\n" + reference.observed["answer"]
+    return Original(model, tokenizer, reference, text.read_text(encoding="utf-8") if text else said)
+
+
+def bits_per_byte(model: Any, tokenizer: PreTrainedTokenizerBase, text: str) -> float:
+    """Return the bits that the model needs for each byte of the text, read in rows of its context from bos on."""
+    start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+    ids = start + encode_texts(tokenizer, [text])[0]
+    length, nats = model.config.max_position_embeddings, 0.0
+    for begin in range(0, len(ids) - 1, length - 1):
+        row = torch.tensor([ids[begin : begin + length]])
+        with torch.no_grad():
+            logits = model(row, use_cache=False).logits[0, :-1].float()
+        nats += float(torch.nn.functional.cross_entropy(logits, row[0, 1:], reduction="sum"))
+    return nats / math.log(2) / len(text.encode())
+
+
+# ---- transformers: stock qwen3 ----
+
+
+def write_stock(original: Original, folder: Path) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Write a stock `qwen3` checkpoint with equal weights; it must give equal logits, bit for bit."""
+    save_stock(original, folder)
+    checks = verify(folder, original.reference)
+    require(checks, "the stock checkpoint")
+    found = next(check for check in checks if check.name == "logits equal")
+    return {"": f"logits {found.detail}, greedy answer equal"}, ()
+
+
+def save_stock(original: Original, folder: Path) -> None:
+    """Write the model as transformers' own Qwen3."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    model = original.model
+    names = set(Qwen3Config().to_dict()) - {"architectures", "auto_map", "model_type", "transformers_version", "dtype"}
+    given = model.config.to_dict()
+    twin = Qwen3ForCausalLM(Qwen3Config(**{name: given[name] for name in sorted(names) if name in given}))
+    twin = twin.to(model.dtype)
+    twin.load_state_dict(model.state_dict(), strict=True)
+    twin.generation_config = model.generation_config
+    twin.save_pretrained(folder, max_shard_size=MAX_SHARD)
+    original.tokenizer.save_pretrained(folder)
+
+
+# ---- int8 ----
+
+
+def write_int8(original: Original, folder: Path) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Write the stock checkpoint with its linear layers in 8 bits, and measure what that costs."""
+    try:
+        from torchao.quantization import Int8WeightOnlyConfig
+    except ImportError as error:
+        raise missing_extra(error) from None
+    from transformers import TorchAoConfig
+
+    with tempfile.TemporaryDirectory() as stock:
+        save_stock(original, Path(stock))
+        quantized = AutoModelForCausalLM.from_pretrained(
+            stock, quantization_config=TorchAoConfig(Int8WeightOnlyConfig()), dtype="auto"
+        )
+    quantized.save_pretrained(folder, max_shard_size=MAX_SHARD)
+    original.tokenizer.save_pretrained(folder)
+    checks, observed = observe(folder, original.reference, base_loads=False)
+    require(checks, "the 8-bit checkpoint")
+    assert observed is not None, "all checks passed"
+    return {"": differences(original, quantized, observed)}, ("torchao",)
+
+
+def differences(original: Original, other: Any, observed: dict[str, Any]) -> str:
+    """Say how far a quantized model is from the original: logits of the conversation and bits per byte of the text."""
+    expected = original.reference.observed["logits"]
+    error = float((observed["logits"] - expected).norm() / expected.norm())
+    before = bits_per_byte(original.model, original.tokenizer, original.text)
+    after = bits_per_byte(other, original.tokenizer, original.text)
+    bytes_ = len(original.text.encode())
+    return (
+        f"logits differ by {error:.2%}, {before:.4f} to {after:.4f} bits per byte "
+        f"({after / before - 1:+.2%}) of {bytes_:,} bytes of text"
+    )
+
+
+# ---- the other way ----
+
+
+def import_stock(model: str, revision: str, output: Path) -> list[Check]:
+    """Write a Qwen3 dense checkpoint as a Scratch checkpoint and return the checks that it passed.
+
+    Raises:
+        ValueError: Another architecture, a setting that Scratch does not have, an output that exists, or a check
+            that failed.
+    """
+    if output.exists():
+        raise ValueError(f"{output} exists; give a new folder.")
+    source = find_folder(model, revision)
+    config = read_config(source)
+    if config.get("model_type") != "qwen3":
+        raise ValueError(f"{model} is of type {config.get('model_type')!r}; only dense `qwen3` checkpoints fit.")
+    stock = AutoModelForCausalLM.from_pretrained(source, dtype="auto").eval()
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    given = stock.config.to_dict()
+    names = [*(field.name for field in fields(ScratchConfig)), *OFF_IN_QWEN3]
+    kept = {name: given[name] for name in names if name in given and name not in ("architectures", "dtype")}
+    scratch = ScratchForCausalLM(ScratchConfig(**kept)).to(stock.dtype)
+    scratch.load_state_dict(stock.state_dict(), strict=True)
+    scratch.generation_config = stock.generation_config
+    reference = make_reference(stock, tokenizer)
+    with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=output.name) as beside:
+        folder = Path(beside) / "model"
+        scratch.save_pretrained(folder, max_shard_size=MAX_SHARD)
+        tokenizer.save_pretrained(folder)
+        checks = verify(folder, reference)
+        require(checks, "the imported model")
+        os.replace(folder, output)
+    return checks

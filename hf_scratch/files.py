@@ -1,0 +1,117 @@
+"""What can be told of a model folder from its files alone: weights, pickles, code, secrets and paths.
+
+Nothing is executed and nothing heavy is imported, so these checks come first.
+"""
+
+import ast
+import json
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+AUTO_CLASSES = ("AutoConfig", "AutoModel", "AutoModelForCausalLM")
+# What remote code may import besides the standard library and its own folder: the stack that loads it has these.
+STACK = {"torch", "transformers", "huggingface_hub", "safetensors", "tokenizers", "numpy"}
+
+TEXT_SUFFIXES = {".json", ".jsonl", ".md", ".py", ".jinja", ".txt", ".yaml", ".yml", ".html", ""}
+PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
+PICKLE_STARTS = (b"PK\x03\x04", *(b"\x80" + bytes([protocol]) for protocol in range(2, 6)))  # torch.save is a zip
+SECRET = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|AKIA[0-9A-Z]{16})\b"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+)
+LOCAL_PATH = re.compile(
+    r"(?<![\w.:/-])/(?:home|root|Users|tmp|private|mnt|srv|var|opt|content|workspace)/[\w.-]+|\b[A-Za-z]:\\+Users\b"
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at, whether it is as it should be, and what was found."""
+
+    name: str
+    passed: bool
+    detail: str = ""
+
+
+def check_files(folder: Path) -> list[Check]:
+    """Look at the files alone: weights, code, secrets and paths."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    pickles = [path.name for path in files if path.suffix in PICKLE_SUFFIXES or _head(path).startswith(PICKLE_STARTS)]
+    has_weights = any(path.suffix == ".safetensors" for path in files)
+    leaks, missing, foreign = list(_leaks(folder, files)), _missing_code(folder), list(_foreign_imports(folder))
+    return [
+        Check("weights are safetensors", has_weights, "" if has_weights else "no .safetensors file"),
+        Check("no pickle", not pickles, ", ".join(pickles)),
+        Check("the code that config.json names is there", not missing, ", ".join(missing)),
+        Check("the code imports transformers' stack and itself only", not foreign, ", ".join(foreign)),
+        Check("no secrets and no paths of this machine", not leaks, ", ".join(leaks[:5])),
+    ]
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the content of config.json, empty if there is none."""
+    path = folder / "config.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(4)
+
+
+def _missing_code(folder: Path) -> list[str]:
+    """Files and entries of `auto_map` that are not there; a model of transformers' own needs none."""
+    config = read_config(folder)
+    if not config:
+        return ["config.json"]
+    auto_map = config.get("auto_map", {})
+    # A tokenizer's entry is a pair, slow and fast; `user/name--module.Class` is code of another repository.
+    named = [name for entry in auto_map.values() for name in ([entry] if isinstance(entry, str) else entry) if name]
+    files = {name.split(".")[0] + ".py" for name in named if "--" not in name}
+    entries = [name for name in AUTO_CLASSES if auto_map and name not in auto_map]
+    return [*entries, *sorted(name for name in files if not (folder / name).is_file())]
+
+
+def _foreign_imports(folder: Path) -> Iterator[str]:
+    """Imports of the folder's code that another machine cannot satisfy, inside functions too."""
+    for path in sorted(folder.glob("*.py")):
+        try:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+        except SyntaxError as error:
+            yield f"{path.name}, line {error.lineno}: not Python"
+            continue
+        for node in ast.walk(tree):
+            for name in _imported(node):
+                known = (folder / f"{name[1:]}.py").is_file() if name.startswith(".") else _in_stack(name)
+                if not known:
+                    yield f"{path.name}: {name}"
+
+
+def _imported(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name.split(".")[0] for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return ["." * node.level + (node.module or "")] if node.level else [str(node.module).split(".")[0]]
+    return []
+
+
+def _in_stack(name: str) -> bool:
+    return name in STACK or name in sys.stdlib_module_names
+
+
+def _leaks(folder: Path, files: list[Path]) -> Iterator[str]:
+    """Where a text file holds a secret or a path of this machine; the secret itself is not repeated."""
+    here = [str(path) for path in (Path.home(), Path.cwd(), folder.resolve().parent) if len(path.parts) > 2]
+    for path in files:
+        # A vocabulary is learnt from text and may hold anything.
+        if path.suffix not in TEXT_SUFFIXES or path.name == "tokenizer.json":
+            continue
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+            if SECRET.search(line):
+                yield f"{path.name}, line {number}: looks like a secret"
+            if LOCAL_PATH.search(line) or any(known in line for known in here):
+                yield f"{path.name}, line {number}: a path of this machine"

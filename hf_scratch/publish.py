@@ -1,0 +1,224 @@
+"""Publishes a release: verified before the upload, pushed as one commit, downloaded and verified again.
+
+The Space that goes with it is pinned to the commit that was verified. What fails a check is not pushed.
+"""
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from huggingface_hub import HfApi
+
+from . import hub
+from .hub import HubError, Target
+from .verify import Reference, load_reference, require, verify_with_exports
+
+STAGES = ("base", "sft", "dpo")
+NOT_OURS = {".cache", ".git", ".DS_Store", "__pycache__"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """What the demo Space gets: its id, and what is not in its files."""
+
+    repo_id: str
+    hardware: str | None = None  # the Hub's name of it; `zero-a10g` is ZeroGPU
+    secrets: Sequence[str] = ()  # names of environment variables whose values become secrets of the Space
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is to be published, where."""
+
+    repo_id: str
+    space: Space | None = None
+    private: bool | None = None  # None: private repositories stay so, new ones are public
+    branch: str = "main"
+    stages: Sequence[str] = field(default=())  # empty: the release itself
+
+
+def publish(run: Path, plan: Plan, say: Callable[[str], None], *, dry_run: bool = False) -> None:
+    """Publish the release of a run.
+
+    Args:
+        run: Folder of the run, or of its release.
+        say: Gets each line about what is done.
+        dry_run: Do all but what needs the Hub.
+
+    Raises:
+        ValueError: No release, a check failed, or the Hub refused. Except after the upload, nothing was changed then.
+    """
+    release, api = find_release(run), HfApi()
+    plans = targets(release, plan)
+    for target, _ in plans:
+        check_names(target, plan.space)
+    for target, folder in plans:
+        with tempfile.TemporaryDirectory() as scratch:
+            ready = Path(scratch) / "model"
+            copy_for(target, folder, ready, release, plan.space)
+            reference = require_good(ready, say)
+            if dry_run:
+                say(f"{target} would get these files; nothing was sent.")
+                for path, size in sorted(sizes(ready).items()):
+                    say(f"  {size:>13,} bytes  {path}")
+            else:
+                commit = push_model(api, target, ready, reference, plan.private, say)
+    if plan.space and not dry_run:  # it shows the last one
+        push_space(api, plan.space, release, target.repo_id, commit, plan.private, say)
+
+
+def find_release(run: Path) -> Path:
+    """Return the release folder, which holds `model` and `space`."""
+    for folder in (run / "release", run):
+        if (folder / "model" / "config.json").is_file():
+            return folder
+    raise ValueError(
+        f"{run} holds no release (no release/model/config.json); make it with "
+        f"`python -m training.release --run {run} --output_dir {run}/release`, or check the path."
+    )
+
+
+def targets(release: Path, plan: Plan) -> list[tuple[Target, Path]]:
+    """Return which folder goes where, the one that a Space shows last.
+
+    Stages go to branches of their own beside the release, or, where the id has `{stage}` in it, to repositories.
+    """
+    own = "{stage}" in plan.repo_id
+    found = []
+    for stage in plan.stages:
+        if stage not in STAGES:
+            raise ValueError(f"--stages {stage!r} is not one of {', '.join(STAGES)}.")
+        folder = release / "stages" / stage
+        if not (folder / "config.json").is_file():
+            stages = " ".join(plan.stages)
+            raise ValueError(
+                f"{folder} does not exist; make it with `python -m training.release` and --stages {stages}."
+            )
+        target = Target(plan.repo_id.replace("{stage}", stage), branch="main" if own else stage)
+        found.append((target, folder))
+    return found if own else [*found, (Target(plan.repo_id, branch=plan.branch), release / "model")]
+
+
+def check_names(target: Target, space: Space | None) -> None:
+    """Raise HubError for a name that cannot be, before anything is done."""
+    hub.check_repo_id(target.repo_id)
+    if space:
+        hub.check_repo_id(space.repo_id)
+        for name in space.secrets:
+            if name not in os.environ:
+                raise ValueError(f"--space-secret {name}: there is no such environment variable; set it first.")
+
+
+# ---- the model ----
+
+
+def copy_for(target: Target, folder: Path, ready: Path, release: Path, space: Space | None) -> None:
+    """Copy the model's folder with the card naming the id and branch it will have, and the Space that shows it."""
+    for path in listing(folder).values():
+        copy = ready / path.relative_to(folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        hub.link_or_copy(path, copy)
+    card = ready / "README.md"
+    if card.is_file():
+        text = card.read_text(encoding="utf-8").replace(released_as(release), target.repo_id)
+        if target.branch != "main":
+            text = text.replace("(name, trust_remote", f'(name, revision="{target.branch}", trust_remote')
+        if space:
+            link = f"[a page to talk to it]({hub.endpoint()}/spaces/{space.repo_id})"
+            text = text.replace("## Results\n", f"In the browser: {link}.\n\n## Results\n", 1)
+        card.unlink()  # it is the release's own file under a second name
+        card.write_text(text, encoding="utf-8")
+
+
+def released_as(release: Path) -> str:
+    """Return the Hub id that the release was made for, which its card and Space name."""
+    path = release / "stage.json"
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; give the folder that training.release made.")
+    return json.loads(path.read_text(encoding="utf-8"))["config"]["repo_id"]
+
+
+def require_good(folder: Path, say: Callable[[str], None]) -> Reference:
+    """Verify the folder against what its model said when it was trained, and return that.
+
+    Raises:
+        ValueError: A check failed; nothing was pushed.
+    """
+    reference = load_reference(folder)
+    if reference is None:
+        raise ValueError("the release does not say what its model said when it was trained; make the release again.")
+    checks = verify_with_exports(folder, reference)
+    require(checks, "nothing was pushed: the release")
+    say(f"{len(checks)} checks passed in a clean process.")
+    return reference
+
+
+def push_model(
+    api: HfApi, target: Target, ready: Path, reference: Reference, private: bool | None, say: Callable[[str], None]
+) -> str:
+    """Push the folder in one commit, verify what the Hub now holds, and return the commit's id."""
+    hub.ensure_repo(api, target, private)
+    commit = hub.commit(api, target, dict(listing(ready)), f"Publish {target.repo_id.split('/')[1]}")
+    say(f"{hub.endpoint()}/{target.repo_id}/tree/{commit} holds {sum(sizes(ready).values()):,} bytes.")
+    with tempfile.TemporaryDirectory() as cache:
+        pushed = hub.download(api, target, commit, Path(cache))
+        checks = verify_with_exports(pushed, reference)
+    try:
+        require(checks, f"commit {commit} of {target} is bad; do not use it, and publish again: it")
+    except ValueError as error:
+        raise HubError(str(error)) from None
+    say(f"{len(checks)} checks passed with what was downloaded from there.")
+    return commit
+
+
+def listing(folder: Path) -> dict[str, Path]:
+    """Return the folder's files by their path in the repository."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    named = {path.relative_to(folder): path for path in files}
+    return {name.as_posix(): path for name, path in named.items() if not NOT_OURS & set(name.parts)}
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """Return the bytes of each file by its path in the repository."""
+    return {name: path.stat().st_size for name, path in listing(folder).items()}
+
+
+# ---- the Space ----
+
+
+def push_space(
+    api: HfApi,
+    space: Space,
+    release: Path,
+    model_id: str,
+    commit: str,
+    private: bool | None,
+    say: Callable[[str], None],
+) -> None:
+    """Create or update the Space, whose app loads the model at this very commit."""
+    target = Target(space.repo_id, kind="space")
+    files: dict[str, Path | bytes] = dict(listing(release / "space"))
+    old, new = released_as(release), model_id
+    for name in ("app.py", "README.md"):
+        text = (release / "space" / name).read_text(encoding="utf-8").replace(old, new)
+        files[name] = (pin(text, commit) if name == "app.py" else text).encode()
+    hub.ensure_repo(api, target, private, space_sdk="gradio")
+    for name in space.secrets:
+        hub.call(f"setting a secret of {target}", api.add_space_secret, space.repo_id, name, os.environ[name])
+    if space.hardware:
+        hub.call(f"asking hardware for {target}", api.request_space_hardware, space.repo_id, space.hardware)
+    pushed = hub.commit(api, target, files, f"Show {model_id} at {commit[:8]}")
+    say(f"{hub.endpoint()}/spaces/{space.repo_id} shows it (commit {pushed}).")
+
+
+def pin(app: str, commit: str) -> str:
+    """Return the app's code with the model's commit as the revision that it loads unless told otherwise."""
+    pinned = f'environ.get("MODEL_REVISION", "{commit}")'
+    code, count = re.subn(r'environ\.get\("MODEL_REVISION"\)', pinned, app)
+    if count != 1:
+        raise ValueError("the Space's app.py does not read MODEL_REVISION, so it cannot be pinned to a commit.")
+    return code

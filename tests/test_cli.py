@@ -1,0 +1,139 @@
+"""The command `hf-scratch`: help that comes at once and fits a screen, mistakes in one sentence, chat and generate."""
+
+import io
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_release import save_release
+from transformers import PreTrainedTokenizerBase
+
+from hf_scratch import cli
+from hf_scratch.chat import Speaker, chat, continue_text, fit, load_speaker
+
+COMMANDS = ("publish", "verify", "export", "import", "chat", "generate")
+GREEDY = {"temperature": 0.0, "seed": None, "max_new_tokens": 8}
+
+
+@pytest.fixture(scope="module")
+def folder(
+    tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..., Any], tiny_tokenizer: PreTrainedTokenizerBase
+) -> Path:
+    return save_release(tmp_path_factory.mktemp("release") / "model", make_model, tiny_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def speaker(folder: Path) -> Speaker:
+    return load_speaker(str(folder), "main", False)
+
+
+def talk(speaker: Speaker, *lines: str, system: str = "", **how: Any) -> list[str]:
+    """Return the lines that a conversation through a pipe prints."""
+    sink = io.StringIO()
+    chat(speaker, GREEDY | how, system, io.StringIO("\n".join(lines)), sink)
+    return sink.getvalue().splitlines()
+
+
+# ---- help and mistakes ----
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_fits_a_screen_and_names_the_next_step(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([*command.split(), "--help"])
+    shown = capsys.readouterr().out.splitlines()
+    assert len(shown) <= 40 and max(map(len, shown)) <= 120
+    if command:
+        assert any(line.startswith(("Next:", "In the chat:")) for line in shown)
+    else:
+        assert all(any(line.split()[:1] == [name] for line in shown) for name in COMMANDS)
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = "import sys; from hf_scratch import cli; cli.make_parser().format_help(); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "transformers", "huggingface_hub", "numpy"} & set(loaded)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("publish nowhere --repo-id user/x", "nowhere holds no release"),
+        ("publish nowhere --repo-id user/x --space-secret A", "need --space"),
+        ("chat {empty}", "holds no model .no config.json"),
+        ("export {empty} --to gguf", "holds a model of type None; only scratch and qwen3"),
+        ("import {folder} --output {empty}/new", "is of type 'scratch'; only dense `qwen3`"),
+        ("import {folder} --output {empty}", "exists; give a new folder"),
+        ("verify not-an-id", "the owner is missing"),
+    ],
+)
+def test_a_mistake_is_one_sentence(line: str, says: str, folder: Path, tmp_path: Path) -> None:
+    words = line.format(empty=tmp_path, folder=folder).split()
+    with pytest.raises(SystemExit, match=says) as error:
+        cli.main(words)
+    assert str(error.value).startswith(f"hf-scratch {words[0]}: ") and "\n" not in str(error.value)
+
+
+def test_the_readme_s_commands_parse() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    lines = [line.split("  #")[0] for line in readme.splitlines() if line.startswith("hf-scratch ")]
+    assert {line.split()[1] for line in lines} == set(COMMANDS)
+    for line in lines:
+        cli.make_parser().parse_args(shlex.split(line)[1:])
+
+
+# ---- chat ----
+
+
+def test_a_pipe_gives_an_answer_a_line(speaker: Speaker) -> None:
+    answers = talk(speaker, "Hello", "", "Hello")
+    assert len(answers) == 2 and answers[0] and answers[0] != answers[1]  # the second one knows the first
+
+
+def test_reset_forgets_and_save_writes(speaker: Speaker, tmp_path: Path) -> None:
+    path = tmp_path / "talk.json"
+    first, again = talk(speaker, "Hello", "/reset", "Hello", f"/save {path}", system="Be kind.")
+    assert first == again
+    saved = json.loads(path.read_text())["messages"]
+    assert [message["role"] for message in saved] == ["system", "user", "assistant"] and saved[-1]["content"] == again
+    assert talk(speaker, "Hello") != [first]  # without the system prompt
+    assert talk(speaker, "/system Be kind.", "Hello", "/exit", "Hello") == [first]
+
+
+def test_what_is_typed_never_becomes_a_control_token(speaker: Speaker) -> None:
+    plain = fit(speaker, [{"role": "user", "content": "x"}])
+    spelled = fit(speaker, [{"role": "user", "content": "<|im_end|>"}])
+    assert spelled.count(3) == plain.count(3)
+
+
+def test_a_long_conversation_loses_its_oldest_turns_and_a_long_message_is_refused(
+    speaker: Speaker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    history = [{"role": "system", "content": "S"}]
+    for number in range(200):
+        history += [{"role": "user", "content": f"question {number}"}, {"role": "assistant", "content": "answer"}]
+    ids = fit(speaker, [*history, {"role": "user", "content": "last"}])
+    text = speaker.tokenizer.decode(ids)
+    assert len(ids) < speaker.context and "S<|im_end|>" in text and "last" in text and "question 0<" not in text
+    assert talk(speaker, "word " * 5000) == []
+    assert "shorten it" in capsys.readouterr().err
+
+
+def test_the_same_seed_gives_the_same_answer(speaker: Speaker) -> None:
+    answers = [talk(speaker, "Hello", temperature=1.0, seed=seed) for seed in (1, 1, 2)]
+    assert answers[0] == answers[1] != answers[2]
+    with pytest.raises(ValueError, match="--temperature -1.0 is below 0"):
+        continue_text(speaker, GREEDY | {"temperature": -1.0}, "Once", io.StringIO())
+
+
+def test_generate_continues_plain_text(speaker: Speaker) -> None:
+    sink = io.StringIO()
+    continue_text(speaker, GREEDY, "Once upon <|im_end|>", sink)
+    assert sink.getvalue().startswith("Once upon <|im_end|>") and len(sink.getvalue()) > len("Once upon <|im_end|>\n")
+    with pytest.raises(ValueError, match="shorten it"):
+        continue_text(speaker, GREEDY, "word " * 5000, sink)
