@@ -18,6 +18,7 @@ from hypothesis import settings
 from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
 from hf_scratch import ScratchConfig, ScratchForCausalLM, train_tokenizer
+from training.save import save_model
 
 torch.set_num_threads(1)
 settings.register_profile("hf_scratch", deadline=None, max_examples=40, derandomize=True)
@@ -123,3 +124,12 @@ def run_without_hf_scratch(tmp_path_factory: pytest.TempPathFactory) -> Callable
         return result.stdout
 
     return run
+
+
+@pytest.fixture
+def base(
+    make_model: Callable[..., ScratchForCausalLM], tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> str:
+    """Folder of an untrained model, to align."""
+    save_model(make_model(initializer_range=0.05, hidden_size=64), tiny_tokenizer, tmp_path / "base")
+    return str(tmp_path / "base")

@@ -25,8 +25,8 @@ from training.report import procedure, results_table
 from training.stage import atomic_folder, command, hash_input, open_stage, parse_config, read_json, write_json
 
 ROOT = Path(__file__).parent.parent
-STAGES = ("tokenizer", "data", "pretrain", "sft", "dpo", "eval")
-MODEL_STAGES = ("dpo", "sft", "pretrain")  # the last one that ran is released
+STAGES = ("tokenizer", "data", "pretrain", "sft", "dpo", "grpo", "eval")
+MODEL_STAGES = ("grpo", "dpo", "sft", "pretrain")  # the last one that ran is released
 MODEL_FILES = ("*.json", "*.safetensors", "*.py", "*.jinja")
 RECORD_FILES = ("metrics.jsonl", "results.json", "report.md", "loss.png")
 STORIES = (
