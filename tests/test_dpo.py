@@ -137,13 +137,12 @@ def test_the_sft_loss_keeps_the_chosen_answers_likely(base: str, data: str, tmp_
 def test_chosen_answers_that_fall_with_the_rejected_ones_are_told(
     base: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    # Of a pair whose answers begin alike, the shared words fall with the rejected end.
+    # Answers that begin alike: to push the one's end down, the words that they share go down as well.
     alike = [
-        pair(f"kite {i}", f"the little red fox said it's {i} a", f"the little red fox said it's {i} b")
-        for i in range(8)
+        pair(f"kite {i}", f"the little red fox said {i} a a", f"the little red fox said {i} b b") for i in range(8)
     ]
     data = write_jsonl(tmp_path / "alike.jsonl", alike)
-    train(base, data, tmp_path / "run", max_steps=40, learning_rate=0.003, loss_type="hinge")
+    train(base, data, tmp_path / "run", max_steps=40, learning_rate=0.01)
     assert "the chosen answers became less likely with the rejected ones" in "".join(capfd.readouterr())
 
 

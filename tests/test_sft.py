@@ -66,7 +66,7 @@ def test_it_learns_eight_conversations(
     base: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "run"
-    last = train(base, data, output, max_length=64, max_steps=120, learning_rate=0.01)[-1]
+    last = train(base, data, output, max_length=64, max_steps=120, learning_rate=0.01, warmup_ratio=0.03)[-1]
     assert last["step"] == 120 and last["loss"] < 0.1
 
     printed = capsys.readouterr().out

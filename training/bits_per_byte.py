@@ -28,12 +28,12 @@ class BitsPerByte:
 class _Window:
     """Tokens `start .. start + length` are read; the loss of the first `seen` was counted by the window before."""
 
+    document: int
     start: int
     length: int
     seen: int
 
 
-@torch.no_grad()
 def bits_per_byte(
     model: PreTrainedModel,
     tokens: np.ndarray,
@@ -60,30 +60,54 @@ def bits_per_byte(
     Raises:
         ValueError: No text, or a stride that would leave tokens out.
     """
+    if num_bytes <= 0:
+        raise ValueError(
+            f"there is no text to score ({len(starts)} documents, {num_bytes} bytes); give held-out text."
+        )
+    return in_bits(document_nats(model, tokens, starts, context, device, batch_tokens, stride), tokens, num_bytes)
+
+
+def in_bits(nats: np.ndarray, tokens: np.ndarray, num_bytes: int) -> BitsPerByte:
+    """Sum up the nats of documents, of which the stream `tokens` has one separator more."""
+    count, total = len(tokens) - len(nats) - 1, float(nats.sum())
+    return BitsPerByte(total / count, total / math.log(2) / num_bytes, count, num_bytes)
+
+
+@torch.no_grad()
+def document_nats(
+    model: PreTrainedModel,
+    tokens: np.ndarray,
+    starts: np.ndarray,
+    context: int,
+    device: torch.device | str,
+    batch_tokens: int = 8192,
+    stride: int | None = None,
+) -> np.ndarray:
+    """Return the nats (documents,) that the model needs for each document; see `bits_per_byte`."""
     stride = max(1, context // 2) if stride is None else stride
     if not 1 <= stride <= context:
         raise ValueError(f"stride={stride} must be between 1 and the context of {context} tokens.")
     windows = _windows(starts, len(tokens) - 1, context, stride)
-    if not windows or num_bytes <= 0:
-        raise ValueError(
-            f"there is no text to score ({len(starts)} documents, {num_bytes} bytes); give held-out text."
-        )
+    if not windows:
+        raise ValueError(f"there is no text to score ({len(starts)} documents); give held-out text.")
     was_training = model.training
     model.eval()
-    nats = sum(_nats(model, tokens, batch, device) for batch in _batches(windows, batch_tokens))
+    nats = np.zeros(len(starts))
+    for batch in _batches(windows, batch_tokens):
+        np.add.at(nats, [window.document for window in batch], _nats(model, tokens, batch, device))
     model.train(was_training)
-    count = sum(window.length - window.seen for window in windows)
-    return BitsPerByte(nats / count, nats / math.log(2) / num_bytes, count, num_bytes)
+    return nats
 
 
 def _windows(starts: np.ndarray, end: int, context: int, stride: int) -> list[_Window]:
     windows = []
-    for start, next_start in zip(starts.tolist(), [*starts[1:].tolist(), end], strict=True):
+    ends = [*starts[1:].tolist(), end]
+    for document, (start, next_start) in enumerate(zip(starts.tolist(), ends, strict=True)):
         length = next_start - start - 1  # tokens of text; the same number is read, shifted by the separator
-        windows += [_Window(start, min(length, context), 0)] if length else []
+        windows += [_Window(document, start, min(length, context), 0)] if length else []
         for scored in range(context, length, stride):
             last = min(scored + stride, length)
-            windows.append(_Window(start + last - context, context, context - (last - scored)))
+            windows.append(_Window(document, start + last - context, context, context - (last - scored)))
     return windows
 
 
@@ -98,7 +122,8 @@ def _batches(windows: list[_Window], batch_tokens: int) -> Iterator[list[_Window
     yield batch
 
 
-def _nats(model: PreTrainedModel, tokens: np.ndarray, batch: list[_Window], device: torch.device | str) -> float:
+def _nats(model: PreTrainedModel, tokens: np.ndarray, batch: list[_Window], device: torch.device | str) -> np.ndarray:
+    """Return the nats (windows,) of the tokens that each window scores."""
     # Padded on the right, where causal attention never looks from a token: no mask is needed.
     shape = (len(batch), batch[-1].length)
     inputs, targets = np.zeros(shape, dtype=np.int64), np.full(shape, -100, dtype=np.int64)
@@ -110,4 +135,4 @@ def _nats(model: PreTrainedModel, tokens: np.ndarray, batch: list[_Window], devi
     losses = F.cross_entropy(
         logits_BTV.flatten(0, 1).float(), torch.from_numpy(targets).flatten().to(device), reduction="none"
     )
-    return losses.double().sum().item()
+    return losses.view(shape).double().sum(dim=1).cpu().numpy()

@@ -21,7 +21,7 @@ from hf_scratch import ScratchForCausalLM  # noqa: F401, registers the model typ
 from hf_scratch.card import CardFacts, make_card
 from hf_scratch.verify import MESSAGES, Check, check_files, make_reference, require, verify
 from training.eval_model import learns_stories
-from training.report import procedure, results_table
+from training.report_markdown import procedure, results_table
 from training.stage import atomic_folder, command, hash_input, open_stage, parse_config, read_json, write_json
 
 ROOT = Path(__file__).parent.parent
