@@ -19,13 +19,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from hf_scratch import ScratchForCausalLM
 from hf_scratch.tokenizer import CHAT_TEMPLATE
-from training import dpo, sft
-from training.align import AlignConfig, load_model
-from training.align_trainer import last_checkpoint, row_order, training_arguments
+from training import dpo, eval_model, grpo, sft
+from training.align import load_model
+from training.align_trainer import AlignConfig, last_checkpoint, row_order, training_arguments
 from training.hardware import has_native_bf16
-from training.stage import read_json
+from training.stage import parse_config, read_json
 
 ROOT = Path(__file__).parent.parent
+RECIPES = ROOT / "training" / "recipes"
 STAGES = {"sft": sft, "dpo": dpo}
 
 
@@ -51,6 +52,17 @@ def arguments(base: str, data: str, output: Path, **settings: Any) -> list[str]:
 
 def config(base: str, **settings: Any) -> AlignConfig:
     return AlignConfig(model=base, output_dir="runs/x", **{"max_length": 64, **settings})
+
+
+# ---- recipes ----
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_the_settings_of_every_recipe_exist(path: Path) -> None:
+    stages = {"sft": sft.SftConfig, "dpo": dpo.DpoConfig, "grpo": grpo.GrpoConfig, "eval": eval_model.EvalConfig}
+    if path.stem in stages:
+        inputs = ["--model", "m"] if path.stem != "eval" else ["--models", "a=b"]
+        parse_config(stages[path.stem], ["--config", str(path), "--output_dir", "runs/x", *inputs])
 
 
 # ---- what it starts from ----

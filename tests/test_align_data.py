@@ -1,4 +1,4 @@
-"""One script, any model and any shape of data: SFT and DPO on our model and on stock ones; KTO; memory that runs out."""
+"""One script, any model, any shape of data: SFT and DPO on our model and on stock ones; KTO; too little memory."""
 
 import json
 from pathlib import Path

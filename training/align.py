@@ -1,4 +1,4 @@
-"""What SFT and DPO share: settings, the data and its check, the model to train, saving, and the order of these.
+"""What SFT and DPO share: the data and its check, the model to train, saving, and the order of these.
 
 `run_stage` is a stage from its first line to its last; a stage adds its trainer. How the training goes is in
 `training.align_trainer`.
@@ -7,8 +7,8 @@
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import transformers
@@ -19,56 +19,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 import hf_scratch
 from hf_scratch.tokenizer import CHAT_TEMPLATE, IM_END, IM_START
-from training.align_trainer import CHECKPOINTS, say, train
+from training.align_trainer import CHECKPOINTS, AlignConfig, say, train
 from training.data.chat import load_rows
 from training.data.check import Finding, check_data, refuse_errors, table
 from training.data.formats import Kind
 from training.data.tokenized import Tokenized, row_lengths, show, tokenize
 from training.save import save_model
 from training.stage import Stage, atomic_folder, open_stage, write_json
-
-
-@dataclass(kw_only=True)
-class AlignConfig:
-    """Settings that SFT and DPO have in common."""
-
-    output_dir: str = field(default="", metadata={"help": "Folder of the stage."})
-    model: str = field(metadata={"help": "Folder or Hub id of the causal language model to start from."})
-    data: str = field(
-        default="stories",
-        metadata={"help": "stories (embedded), a .jsonl, .json or .parquet file, or a Hub data set's id."},
-    )
-    inspect: bool = field(
-        default=False, metadata={"help": "Show the data check and the first row as the model sees it, and stop."}
-    )
-    num_examples: int = field(default=0, metadata={"help": "Rows to train on; 0 takes all, stories need a number."})
-    eval_examples: int = field(default=0, metadata={"help": "Rows held out for evaluation; 0 is none."})
-    max_length: int = field(default=1024, metadata={"help": "Tokens of a row; what is longer is cut, and counted."})
-
-    epochs: float = field(default=1.0, metadata={"help": "Passes over the rows."})
-    max_steps: int = field(default=0, metadata={"help": "Optimizer steps; 0 lets epochs decide."})
-    batch_size: int = field(default=32, metadata={"help": "Rows of an optimizer step, over all processes."})
-    micro_batch_size: int = field(default=0, metadata={"help": "Rows a process holds at once; 0 takes all of a step."})
-    learning_rate: float = field(default=2e-5, metadata={"help": "Peak learning rate."})
-    schedule: Literal["linear", "cosine", "constant_with_warmup"] = field(
-        default="linear", metadata={"help": "Learning rate after the warmup; linear and cosine fall to 0."}
-    )
-    warmup_ratio: float = field(default=0.03, metadata={"help": "Share of the steps with linear warmup; 0 is none."})
-    weight_decay: float = field(default=0.0, metadata={"help": "On matrices, none on norms and biases; 0 is none."})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Clip the gradient to this length."})
-    tune: Literal["full", "lora", "qlora"] = field(
-        default="full",
-        metadata={"help": "All weights, adapters on all linear layers, or these on a 4-bit model (needs a GPU)."},
-    )
-    lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
-    activation_checkpointing: bool = field(
-        default=False, metadata={"help": "Compute activations twice to save memory; about 20%% slower."}
-    )
-    seed: int = field(default=0, metadata={"help": "Seed of the order of rows, of LoRA's weights and of stories."})
-
-    log_steps: int = field(default=10, metadata={"help": "Steps between lines of metrics.jsonl."})
-    eval_steps: int = field(default=0, metadata={"help": "Steps between evaluations; 0 evaluates at the end only."})
-    save_steps: int = field(default=500, metadata={"help": "Steps between checkpoints, of which the last is kept."})
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How SFT and DPO train: the arguments that TRL gets, the order of rows, a step in pieces, the log, and resuming.
+"""How SFT and DPO train: settings, what TRL gets, the order of rows, a step in pieces, the log, and resuming.
 
 The training itself is TRL's. This file gives it what its defaults would get wrong for a small model or for a CPU. A
 step is one global batch; how many of its rows are held at once is a detail, which is halved when memory runs out.
@@ -10,8 +10,9 @@ import math
 import shutil
 from collections import UserList
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,11 +25,51 @@ from transformers import ProgressCallback, Trainer
 from training.hardware import mixed_precision
 from training.stage import METRICS, Stage, cut_metrics
 
-if TYPE_CHECKING:
-    from training.align import AlignConfig
-
 CHECKPOINTS = "checkpoints"
 POOL = 50  # batches whose rows are sorted by length together: little padding, and still a random mixture
+
+
+@dataclass(kw_only=True)
+class AlignConfig:
+    """Settings that SFT and DPO have in common."""
+
+    output_dir: str = field(default="", metadata={"help": "Folder of the stage."})
+    model: str = field(metadata={"help": "Folder or Hub id of the causal language model to start from."})
+    data: str = field(
+        default="stories",
+        metadata={"help": "stories (embedded), a .jsonl, .json or .parquet file, or a Hub data set's id."},
+    )
+    inspect: bool = field(
+        default=False, metadata={"help": "Show the data check and the first row as the model sees it, and stop."}
+    )
+    num_examples: int = field(default=0, metadata={"help": "Rows to train on; 0 takes all, stories need a number."})
+    eval_examples: int = field(default=0, metadata={"help": "Rows held out for evaluation; 0 is none."})
+    max_length: int = field(default=1024, metadata={"help": "Tokens of a row; what is longer is cut, and counted."})
+
+    epochs: float = field(default=1.0, metadata={"help": "Passes over the rows."})
+    max_steps: int = field(default=0, metadata={"help": "Optimizer steps; 0 lets epochs decide."})
+    batch_size: int = field(default=32, metadata={"help": "Rows of an optimizer step, over all processes."})
+    micro_batch_size: int = field(default=0, metadata={"help": "Rows a process holds at once; 0 takes all of a step."})
+    learning_rate: float = field(default=2e-5, metadata={"help": "Peak learning rate."})
+    schedule: Literal["linear", "cosine", "constant_with_warmup"] = field(
+        default="linear", metadata={"help": "Learning rate after the warmup; linear and cosine fall to 0."}
+    )
+    warmup_ratio: float = field(default=0.03, metadata={"help": "Share of the steps with linear warmup; 0 is none."})
+    weight_decay: float = field(default=0.0, metadata={"help": "On matrices, none on norms and biases; 0 is none."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Clip the gradient to this length."})
+    tune: Literal["full", "lora", "qlora"] = field(
+        default="full",
+        metadata={"help": "All weights, adapters on all linear layers, or these on a 4-bit model (needs a GPU)."},
+    )
+    lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
+    activation_checkpointing: bool = field(
+        default=False, metadata={"help": "Compute activations twice to save memory; about 20%% slower."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of the order of rows, of LoRA's weights and of stories."})
+
+    log_steps: int = field(default=10, metadata={"help": "Steps between lines of metrics.jsonl."})
+    eval_steps: int = field(default=0, metadata={"help": "Steps between evaluations; 0 evaluates at the end only."})
+    save_steps: int = field(default=500, metadata={"help": "Steps between checkpoints, of which the last is kept."})
 
 
 def say(text: str) -> None:
@@ -36,7 +77,7 @@ def say(text: str) -> None:
     PartialState().print(text, flush=True)
 
 
-def training_arguments(config: "AlignConfig") -> dict[str, Any]:
+def training_arguments(config: AlignConfig) -> dict[str, Any]:
     """Return the arguments that TRL's SFTConfig and DPOConfig share.
 
     Raises:
@@ -93,7 +134,7 @@ class Rows(UserList[dict[str, Any]]):
     """The rows of a step as they come from the data set, before they are padded; nothing looks into them."""
 
 
-class WholeStep(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
+class WholeStep(Trainer):
     """Lets a trainer take one global batch a step in pieces of `micro_batch_size` rows, halved when memory runs out.
 
     Rows are padded a piece at a time. Each piece counts by its share of the step, in tokens where the loss is a mean
@@ -199,7 +240,7 @@ def row_order(lengths: np.ndarray, num_rows: int, batch_size: int, seed: int) ->
 
 
 def train(
-    trainer: Any, lengths: Sequence[int], config: "AlignConfig", stage: Stage, measures: Sequence[str]
+    trainer: Any, lengths: Sequence[int], config: AlignConfig, stage: Stage, measures: Sequence[str]
 ) -> dict[str, Any]:
     """Train to the last step, from the last checkpoint if there is one, and return the last figures.
 

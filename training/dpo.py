@@ -21,8 +21,8 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from training.align import AlignConfig, Data, lora_config, run_stage
-from training.align_trainer import WholeStep, training_arguments
+from training.align import Data, lora_config, run_stage
+from training.align_trainer import AlignConfig, WholeStep, training_arguments
 from training.kto import make_kto_trainer
 from training.stage import command, parse_config
 
@@ -151,7 +151,12 @@ def make_trainer(
         "peft_config": lora_config(config),
     }
     if data.train.kind == "thumbs":
-        return make_kto_trainer(config, common)
+        if config.reference == "precomputed" or config.loss_type != ["sigmoid"] or config.loss_weights:
+            raise ValueError(
+                "this data has thumbs and no pairs, so it is trained on with KTO, which has one loss and a reference "
+                "that is a copy or the model with its adapters off; leave loss_type, loss_weights and reference out."
+            )
+        return make_kto_trainer(config, config.beta, common)
     arguments = training_arguments(config)
     trainer = CheckedDPOTrainer(
         **common,

@@ -173,6 +173,8 @@ def evaluate_model(config: EvalConfig, path: str, asked: Asked) -> tuple[dict[st
         Path(file).name: measure(config, model, encode(tokenizer, read_texts(Path(file))))[0] for file in config.text
     }
     if asked:
+        if tokenizer.chat_template is None:
+            raise ValueError(f"{path} has no chat template, so it cannot be asked; give --num_prompts 0 to leave it.")
         how = Asking(config.temperature, config.max_new_tokens, config.batch_size, config.seed)
         outcomes.greedy, outcomes.sampled = (
             [

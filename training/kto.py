@@ -4,15 +4,12 @@
 log are those of DPO.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import trl
 from datasets import Dataset
 
-from training.align_trainer import WholeStep, training_arguments
-
-if TYPE_CHECKING:
-    from training.dpo import DpoConfig
+from training.align_trainer import AlignConfig, WholeStep, training_arguments
 
 MEASURES = ("rewards/chosen", "rewards/rejected", "rewards/margins")
 LOGPS = ("logps/chosen", "logps/rejected", "kl")
@@ -36,17 +33,12 @@ def mismatched(dataset: Dataset) -> Dataset:
     return dataset.add_column("KL_completion_ids", [answers[-1], *answers[:-1]])
 
 
-def make_kto_trainer(config: "DpoConfig", common: dict[str, Any]) -> tuple[trl.KTOTrainer, list[str]]:
+def make_kto_trainer(config: AlignConfig, beta: float, common: dict[str, Any]) -> tuple[trl.KTOTrainer, list[str]]:
     """Return the trainer, and what it logs.
 
     Raises:
-        ValueError: Settings that are made for pairs, or a single row held at once.
+        ValueError: A single row held at once.
     """
-    if config.reference == "precomputed" or config.loss_type != ["sigmoid"] or config.loss_weights:
-        raise ValueError(
-            "this data has thumbs and no pairs, so it is trained on with KTO, which has one loss and a reference that "
-            "is a copy or the model with its adapters off; leave loss_type, loss_weights and reference out."
-        )
     arguments = training_arguments(config)
     if arguments["per_device_eval_batch_size"] < 2:
         raise ValueError("KTO estimates a KL over the rows that are held at once; use micro_batch_size=2 or more.")
@@ -56,7 +48,7 @@ def make_kto_trainer(config: "DpoConfig", common: dict[str, Any]) -> tuple[trl.K
         **common,
         # Both sides weigh the same in all, as equation 8 of the paper asks for.
         args=trl.KTOConfig(
-            **arguments, beta=config.beta, desirable_weight=max(1, down / up), undesirable_weight=max(1, up / down)
+            **arguments, beta=beta, desirable_weight=max(1, down / up), undesirable_weight=max(1, up / down)
         ),
     )
     return trainer, [*MEASURES, *LOGPS, *(f"eval_{name}" for name in MEASURES)]

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import trl
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from training.align import AlignConfig, Data, lora_config, run_stage
-from training.align_trainer import WholeStep, training_arguments
+from training.align import Data, lora_config, run_stage
+from training.align_trainer import AlignConfig, WholeStep, training_arguments
 from training.stage import command, parse_config
 
 
