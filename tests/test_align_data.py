@@ -69,7 +69,7 @@ def stock(request: pytest.FixtureRequest, tiny_tokenizer: PreTrainedTokenizerBas
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("stock", ["ours", "llama", "qwen3"], indirect=True)
+@pytest.mark.parametrize("stock", ["ours", "llama", pytest.param("qwen3", marks=pytest.mark.slow)], indirect=True)
 def test_any_shape_trains_any_model(stock: str, shape: str, tmp_path: Path) -> None:
     stage, row = SHAPES[shape]
     rows = [row, row | {"label": False}] * 2 if shape == "thumbs" else [row] * 4
@@ -83,9 +83,8 @@ def test_any_shape_trains_any_model(stock: str, shape: str, tmp_path: Path) -> N
 
 
 def test_thumbs_raise_what_was_liked(base: str, tmp_path: Path) -> None:
-    data = write_jsonl(tmp_path / "thumbs.jsonl", THUMBS[:12] + THUMBS[12::2])  # more up than down
-    settings = {"max_steps": 30, "learning_rate": 0.003, "batch_size": 7, "micro_batch_size": 7, "eval_examples": 0}
-    lines = run_stage(dpo.main, base, data, tmp_path / "run", **settings)
+    data = write_jsonl(tmp_path / "thumbs.jsonl", THUMBS)
+    lines = run_stage(dpo.main, base, data, tmp_path / "run", max_steps=30, learning_rate=0.003)
     assert lines[0]["loss"] == pytest.approx(0.5, abs=1e-4)  # sigmoid(0) on each side, as model and reference agree
     assert lines[-1]["rewards/chosen"] > 0 > lines[-1]["rewards/rejected"] and lines[-1]["rewards/margins"] > 0.5
     assert lines[-1]["kl"] is not None

@@ -12,8 +12,6 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCardData
-from lm_eval.api.instance import Instance
-from lm_eval.models.huggingface import HFLM
 from tiny_run import make_base, make_tokenizer_and_data
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -213,8 +211,11 @@ def test_any_text_is_measured_with_each_models_own_tokenizer(
     assert "Bits per byte, text.txt" in (tmp_path / "compared/report.html").read_text()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_it_is_lm_evaluation_harness_number(run: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_bits_per_byte_are_those_of_lm_evaluation_harness(run: Path) -> None:
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
     model, tokenizer = eval_model.load(str(run / "base/model"))
     found = run_tasks(model, tokenizer, ["stories_bits", "stories_hero"], limit=6, batch_size=4)
     texts = [row["text"] for row in story_rows.texts()["test"]][:6]
@@ -230,6 +231,7 @@ def test_it_is_lm_evaluation_harness_number(run: Path, tmp_path: Path) -> None:
     assert 0 <= found["stories_hero"]["acc"]["value"] <= 1 and found["stories_hero"]["rows"] == 6
 
 
+@pytest.mark.slow
 def test_a_task_that_is_not_there_is_named(run: Path) -> None:
     model, tokenizer = eval_model.load(str(run / "base/model"))
     with pytest.raises(ValueError, match="has no task stories_hreo; the local ones are stories_bits, stories_hero"):

@@ -99,7 +99,7 @@ def training_arguments(config: AlignConfig) -> dict[str, Any]:
         "output_dir": str(Path(config.output_dir) / CHECKPOINTS),
         "per_device_train_batch_size": config.batch_size // processes,  # `WholeStep` takes it in pieces
         "per_device_eval_batch_size": micro_batch,
-        "num_train_epochs": 1,  # `arrange_rows` lays out all epochs
+        "num_train_epochs": 1,  # `row_order` lays out all epochs
         "max_steps": config.max_steps or -1,
         "max_length": config.max_length,
         "train_sampling_strategy": "sequential",
@@ -214,7 +214,7 @@ class WholeStep(Trainer):
                 f"memory ran out with {held} rows a process; start again with --micro_batch_size {held // 2}, "
                 "which does not change the global batch."
             )
-        self.micro_batch_size = held // 2
+        self.micro_batch_size = self.args.per_device_eval_batch_size = held // 2
         tqdm.write(f"step {self.state.global_step + 1}: memory ran out with {held} rows at once; now {held // 2}")
 
 
