@@ -112,6 +112,7 @@ def test_the_defaults_of_trl_that_hurt_are_set(base: str, trl_config: type) -> N
     args = trl_config(**training_arguments(config(base)))
     assert args.bf16 == has_native_bf16() and args.use_cpu == (not torch.cuda.is_available())
     assert args.activation_checkpointing is False and args.gradient_checkpointing is False
+    assert args.neftune_noise_alpha is None
     assert (
         trl_config(**training_arguments(config(base, activation_checkpointing=True))).activation_checkpointing is True
     )
@@ -227,6 +228,7 @@ def test_lora_trains_an_adapter_and_merges_it(name: str, base: str, data: dict[s
     untrained = AutoModelForCausalLM.from_pretrained(base)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
     adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "run" / "adapter")
+    assert AutoTokenizer.from_pretrained(tmp_path / "run" / "adapter").chat_template == CHAT_TEMPLATE
     ids = torch.arange(40).view(2, 20)
     with torch.no_grad():
         torch.testing.assert_close(adapted(ids).logits, merged(ids).logits, rtol=1e-5, atol=1e-5)

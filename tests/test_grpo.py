@@ -73,7 +73,7 @@ def test_the_reward_rises(tmp_path: Path) -> None:
     # A model that knows six stories by heart and tells one of them, happy or not, whatever it is asked.
     few = "--num_examples 6 --batch_size 6 --max_steps 150 --learning_rate 0.01 --max_length 512".split()
     sft.main(["--model", f"{tmp_path}/base", "--output_dir", f"{tmp_path}/sft", *few])
-    options = "--max_steps 12 --prompts_per_step 2 --num_generations 8 --max_new_tokens 350 --learning_rate 0.002"
+    options = "--max_steps 12 --prompts_per_step 2 --num_generations 8 --max_new_tokens 350 --learning_rate 0.002 --beta 0.001"
     grpo.main(["--model", f"{tmp_path}/sft/model", "--output_dir", f"{tmp_path}/grpo", *options.split()])
     rewards = [json.loads(line)["reward"] for line in (tmp_path / "grpo/metrics.jsonl").read_text().splitlines()]
     assert sum(rewards[-4:]) / 4 > sum(rewards[:2]) / 2 + 0.2

@@ -55,10 +55,8 @@ def load_rows(kinds: Sequence[Kind], data: str, num_train: int, num_eval: int, s
         if num_train < 1:
             raise ValueError("the embedded stories never end; say how many to use, for example num_examples=20000.")
         generate = stories.conversations if kinds[0] == "conversations" else stories.preferences
-        train, held_out = (
-            list(itertools.islice(generate(split, seed), count))
-            for split, count in (("train", num_train), ("dev", num_eval))
-        )
+        train = list(itertools.islice(generate("train", seed), num_train))
+        held_out = list(itertools.islice(generate("dev", seed), num_eval))
         return Loaded(kinds[0], "embedded stories", train, held_out)
     found = _read(data)
     first = next(found, None)
@@ -70,9 +68,9 @@ def load_rows(kinds: Sequence[Kind], data: str, num_train: int, num_eval: int, s
     if len(rows) <= num_eval:
         raise ValueError(f"{data} has {len(rows)} rows, so eval_examples={num_eval} leaves none to train on.")
     order = np.random.default_rng(seed).permutation(len(rows))
-    held, train = order[:num_eval], order[num_eval:]
-    train = train[:num_train] if num_train else train
-    return Loaded(form.kind, form.name, [rows[i] for i in train], [rows[i] for i in held])
+    held, rest = order[:num_eval], order[num_eval:]
+    rest = rest[:num_train] if num_train else rest
+    return Loaded(form.kind, form.name, [rows[i] for i in rest], [rows[i] for i in held])
 
 
 def _read(data: str) -> Iterator[tuple[str, Any]]:

@@ -15,13 +15,13 @@ from training.data import stories, world
 ROWS = 200
 
 
-def texts(**_: Any) -> dict[str, Dataset]:
+def texts(**kwargs: Any) -> dict[str, Dataset]:
     """Stories to be read, for bits per byte."""
     told = itertools.islice(stories.stories("test", 0), ROWS)
     return {"test": Dataset.from_list([{"text": story.text} for story in told])}
 
 
-def hero(**_: Any) -> dict[str, Dataset]:
+def hero(**kwargs: Any) -> dict[str, Dataset]:
     """Stories without their last sentence, and four ways to end them, of which one names the right hero."""
     rng, rows = random.Random(0), []
     for story in stories.stories("test", 0):
