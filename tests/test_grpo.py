@@ -66,14 +66,15 @@ def test_the_recipe_goes_on_from_the_sft_model_of_a_run(tmp_path: Path) -> None:
 def test_the_reward_rises(tmp_path: Path) -> None:
     make_tokenizer_and_data(tmp_path, "--num_stories", "400")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
-    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 512}
+    model_sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 512}
     tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
-    model = ScratchForCausalLM(ScratchConfig(vocab_size=320, **sizes, **tokens))
+    model = ScratchForCausalLM(ScratchConfig(vocab_size=320, **model_sizes, **tokens))
     save_model(model, tokenizer, tmp_path / "base")
     # A model that knows six stories by heart and tells one of them, happy or not, whatever it is asked.
     few = "--num_examples 6 --batch_size 6 --max_steps 150 --learning_rate 0.01 --max_length 512".split()
     sft.main(["--model", f"{tmp_path}/base", "--output_dir", f"{tmp_path}/sft", *few])
-    options = "--max_steps 12 --prompts_per_step 2 --num_generations 8 --max_new_tokens 350 --learning_rate 0.002 --beta 0.001"
-    grpo.main(["--model", f"{tmp_path}/sft/model", "--output_dir", f"{tmp_path}/grpo", *options.split()])
+    sizes = "--max_steps 12 --prompts_per_step 2 --num_generations 8 --max_new_tokens 350".split()
+    rates = "--learning_rate 0.002 --beta 0.001".split()
+    grpo.main(["--model", f"{tmp_path}/sft/model", "--output_dir", f"{tmp_path}/grpo", *sizes, *rates])
     rewards = [json.loads(line)["reward"] for line in (tmp_path / "grpo/metrics.jsonl").read_text().splitlines()]
     assert sum(rewards[-4:]) / 4 > sum(rewards[:2]) / 2 + 0.2

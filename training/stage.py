@@ -147,8 +147,8 @@ def environment() -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     accelerators = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    machine = {"system": platform.system(), "machine": platform.machine(), "cpus": os.cpu_count()}
-    machine |= {"accelerators": accelerators}
+    machine: dict[str, Any] = {"system": platform.system(), "machine": platform.machine(), "cpus": os.cpu_count()}
+    machine["accelerators"] = accelerators
     return {"commit": _git_commit(), "versions": versions, "machine": machine}
 
 
