@@ -164,6 +164,7 @@ def test_evaluation_writes_numbers_report_and_picture(
     assert list(results["models"]) == ["base", "other"]
     for measured in results["models"].values():
         assert measured["text"]["documents"] == 6
+        assert measured["text"]["low"] < measured["text"]["bits_per_byte"] < measured["text"]["high"]
         assert measured["stories"]["followed"]["n"] == 5
         assert measured["stories"]["parts"].keys() == {"hero", "item", "place", "problem", "complete"}
     logged = json.loads((run / "base/metrics.jsonl").read_text().splitlines()[-1])
@@ -205,7 +206,7 @@ def test_any_text_is_measured_with_each_models_own_tokenizer(
     for name in ("ours", "stock"):
         measured = found[name]["texts"]["text.txt"]
         assert measured["bytes"] == len(text.read_bytes()) and (measured["context"], measured["stride"]) == (32, 8)
-        assert measured["low"] <= measured["bits_per_byte"] <= measured["high"]
+        assert measured["low"] is None  # of a single document nothing can be resampled
     assert found["ours"]["texts"]["text.txt"]["bits_per_byte"] < found["stock"]["texts"]["text.txt"]["bits_per_byte"]
     assert "a window that moves on by 8 tokens" in (tmp_path / "compared/report.md").read_text()
     assert "Bits per byte, text.txt" in (tmp_path / "compared/report.html").read_text()

@@ -31,14 +31,14 @@ class Page(html.parser.HTMLParser):
         assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        for name, value in attrs:
-            self.attributes.setdefault(name, []).append(value or "")
+        self.handle_startendtag(tag, attrs)
         if tag != "meta":
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        for name, value in attrs:
+            self.attributes.setdefault(name, []).append(value or "")
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -103,7 +103,15 @@ def make_run(folder: Path, bits: float = 0.25) -> Path:
 def test_a_page_shows_all_of_a_run(tmp_path: Path) -> None:
     source = write_page([make_run(tmp_path / "a")], tmp_path / "page.html").read_text()
     page = Page(source)
-    for shown in ("0.2500", "0.2400 to 0.2600", "+4.0 %", "+4 -0, p = 0.125", "duplicate rows", "3 of 40", "warning"):
+    for shown in (
+        "0.2500",
+        "0.2400 to 0.2600",
+        "+4.0 %",
+        "4 gained, 0 lost, p = 0.125",
+        "duplicate rows",
+        "3 of 40",
+        "warning",
+    ):
         assert shown in page.text
     for shown in ("Reward margin", "KL to the reference", "Bits per byte of held-out text", "learning_rate", "2.13.0"):
         assert shown in page.text

@@ -70,8 +70,10 @@ def colour(index: int) -> str:
 
 def ticks(low: float, high: float, count: int) -> list[float]:
     """Return about `count` round numbers that enclose low and high."""
-    if high - low < 1e-12:
-        low, high = low - (abs(low) or 1) * 0.5, high + (abs(high) or 1) * 0.5
+    scale = max(abs(low), abs(high))
+    if high - low <= 1e-9 * max(scale, 1e-9):
+        around = scale / 2 if scale > 1e-9 else 0.5
+        low, high = low - around, high + around
     rough = (high - low) / count
     power = 10 ** math.floor(math.log10(rough))
     step = next(power * unit for unit in (1, 2, 2.5, 5, 10) if power * unit >= rough * 0.999)

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from hf_scratch import ScratchForCausalLM  # noqa: F401, registers the model type with the Auto classes
 from hf_scratch.tokenizer import Message
@@ -91,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     stage = open_stage("eval", config, inputs, config.output_dir)
     if stage.done:
         return
+    disable_progress_bar()
     results, outcomes = evaluate(config, models)
     results["curves"] = plot_curves(models, stage.folder / "loss.png")
     write_json(stage.folder / "results.json", results)

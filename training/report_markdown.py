@@ -161,7 +161,7 @@ def paired_rows(results: dict[str, Any]) -> list[list[str]]:
         cells.append(f"{found['difference']:+.4f} ({found['low']:+.4f} to {found['high']:+.4f})" if found else "")
         for key in ("followed", "happy"):
             test = pair.get(key)
-            cells.append(f"+{test['gained']} -{test['lost']}, p {p_value(test['p'])}" if test else "")
+            cells.append(f"{test['gained']} gained, {test['lost']} lost, p {p_value(test['p'])}" if test else "")
         rows.append(cells)
     return rows
 

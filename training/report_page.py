@@ -93,7 +93,8 @@ def summary(runs: Sequence[Path], names: Sequence[str]) -> list[str]:
         models = evaluation(run).get("models", {})
         if models:
             facts.insert(1, f"{next(iter(models.values()))['parameters']:,} parameters")
-        lines.append(f"<p class='lead'><b>{text(name)}</b> {text(' · '.join(facts))}</p>")
+        label = f"<b>{text(name)}</b> " if len(runs) > 1 else ""
+        lines.append(f"<p class='lead'>{label}{text(' · '.join(facts))}</p>")
     return lines
 
 

@@ -70,7 +70,7 @@ def measure_text(
     """Return what the model needs for the text, with how it was read, and the nats (documents,) of each document."""
     nats = document_nats(model, text.tokens, text.starts, context, model.device, stride=stride)
     found = in_bits(nats, text.tokens, int(text.num_bytes.sum()))
-    low, high = bootstrap_ratio(nats / math.log(2), text.num_bytes)
+    low, high = bootstrap_ratio(nats / math.log(2), text.num_bytes) if len(nats) > 1 else (None, None)
     how = {"documents": len(text.starts), "context": context, "stride": stride or max(1, context // 2)}
     return asdict(found) | {"low": low, "high": high} | how | {"perplexity": math.exp(found.nats_per_token)}, nats
 

@@ -114,12 +114,16 @@ def _answers(tokenizer: PreTrainedTokenizerBase, kind: Kind, rows: Sequence[Row]
 
 
 def row_lengths(dataset: Dataset) -> list[int]:
-    """Return the tokens of each row; of a pair with the longer answer."""
+    """Return the tokens of each row, by which rows are put together; of a pair with the longer answer.
+
+    Of thumbs all are the same: sorted by length, a batch could hold one side alone.
+    """
     if "input_ids" in dataset.column_names:
         return [len(ids) for ids in dataset["input_ids"]]
-    sides = [f"{side}_ids" for side in ("chosen", "rejected", "completion") if f"{side}_ids" in dataset.column_names]
-    longest = (max(map(len, answers)) for answers in zip(*(dataset[side] for side in sides), strict=True))
-    return [len(prompt) + answer for prompt, answer in zip(dataset["prompt_ids"], longest, strict=True)]
+    if "label" in dataset.column_names:
+        return [1] * len(dataset)
+    columns = (dataset[f"{name}_ids"] for name in ("prompt", "chosen", "rejected"))
+    return [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in zip(*columns, strict=True)]
 
 
 def split_answers(encoded: Sequence[Encoded]) -> tuple[list[int], list[list[int]]]:
