@@ -141,6 +141,7 @@ class WholeStep(Trainer):
     of tokens and in rows where it is a mean of rows, so that the pieces do not change the step.
     """
 
+    data_collator: Any
     micro_batch_size: int
     share = 1.0  # of the piece that is held, in the rows of the step
     first_piece = True

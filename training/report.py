@@ -9,6 +9,7 @@ Writes `report.html`, which opens from the disk without a network, and `report.m
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from training.report_markdown import paired_table, results_table
 from training.report_page import evaluation, records, run_names, write_page
@@ -35,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def markdown(runs: Sequence[Path]) -> str:
     """Return the results of the runs as Markdown, with all their models side by side."""
-    models, parts = {}, []
+    models: dict[str, Any] = {}
+    parts = []
     for run, name in zip(runs, run_names(runs), strict=True):
         results = evaluation(run)
         models |= {f"{name}: {model}": measured for model, measured in results.get("models", {}).items()}
