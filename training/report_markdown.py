@@ -106,9 +106,8 @@ def bits(found: dict[str, Any] | None) -> str:
     """Write bits per byte with their interval."""
     if found is None:
         return ""
-    return f"{found['bits_per_byte']:.4f}" + (
-        f" ({found['low']:.4f} to {found['high']:.4f})" if "low" in found else ""
-    )
+    inside = "" if found.get("low") is None else f" ({found['low']:.4f} to {found['high']:.4f})"
+    return f"{found['bits_per_byte']:.4f}{inside}"
 
 
 def cost(models: list[dict[str, Any]]) -> list[str]:
