@@ -17,11 +17,12 @@ TRAINING = {
     "pretrain": "pretraining on text",
     "sft": "supervised fine-tuning on conversations",
     "dpo": "direct preference optimization",
+    "grpo": "reinforcement by the story checkers (GRPO)",
 }
 # The settings that say most, in this order, of those that a stage has; the rest is in the training record.
 SETTINGS = (
     "optimizer", "learning_rate", "schedule", "weight_decay", "batch_rows", "batch_size", "context_length",
-    "max_length", "beta", "loss_type", "lora_r",
+    "max_length", "beta", "loss_type", "tune",
 )  # fmt: skip
 SIZES = {
     "num_hidden_layers": "Layers",

@@ -20,6 +20,7 @@ from running_space import running, space_release  # noqa: F401, fixtures of one 
 from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
 from hf_scratch import ScratchConfig, ScratchForCausalLM, train_tokenizer
+from training.save import save_model
 
 torch.set_num_threads(1)
 settings.register_profile("hf_scratch", deadline=None, max_examples=40, derandomize=True)
@@ -147,3 +148,12 @@ def run_online(hub: HubServer, tmp_path: Path) -> Callable[..., subprocess.Compl
         return subprocess.run(command, env=kept, input=said, capture_output=True, text=True)
 
     return run
+
+
+@pytest.fixture
+def base(
+    make_model: Callable[..., ScratchForCausalLM], tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> str:
+    """Folder of an untrained model, to align."""
+    save_model(make_model(initializer_range=0.05, hidden_size=64), tiny_tokenizer, tmp_path / "base")
+    return str(tmp_path / "base")

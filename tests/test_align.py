@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +19,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from hf_scratch import ScratchForCausalLM
 from hf_scratch.tokenizer import CHAT_TEMPLATE
-from training import dpo, sft
-from training.align import AlignConfig, last_checkpoint, load_model, row_order, training_arguments
+from training import dpo, eval_model, grpo, sft
+from training.align import load_model
+from training.align_trainer import AlignConfig, last_checkpoint, row_order, training_arguments
 from training.hardware import has_native_bf16
-from training.save import save_model
-from training.stage import read_json
+from training.stage import parse_config, read_json
 
 ROOT = Path(__file__).parent.parent
+RECIPES = ROOT / "training" / "recipes"
 STAGES = {"sft": sft, "dpo": dpo}
-
-
-@pytest.fixture
-def base(
-    make_model: Callable[..., ScratchForCausalLM], tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> str:
-    """Folder of an untrained model whose tokenizer ends documents, as after pretraining."""
-    save_model(make_model(initializer_range=0.02, bos_token_id=0), tiny_tokenizer, tmp_path / "base")
-    return str(tmp_path / "base")
 
 
 @pytest.fixture
@@ -63,11 +54,22 @@ def config(base: str, **settings: Any) -> AlignConfig:
     return AlignConfig(model=base, output_dir="runs/x", **{"max_length": 64, **settings})
 
 
+# ---- recipes ----
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_the_settings_of_every_recipe_exist(path: Path) -> None:
+    stages = {"sft": sft.SftConfig, "dpo": dpo.DpoConfig, "grpo": grpo.GrpoConfig, "eval": eval_model.EvalConfig}
+    if path.stem in stages:
+        inputs = ["--model", "m"] if path.stem != "eval" else ["--models", "a=b"]
+        parse_config(stages[path.stem], ["--config", str(path), "--output_dir", "runs/x", *inputs])
+
+
 # ---- what it starts from ----
 
 
 def test_a_turn_ends_as_the_template_ends_it(base: str) -> None:
-    model, tokenizer = load_model(config(base))
+    model, tokenizer = load_model(base)
     assert tokenizer.eos_token == "<|im_end|>" and tokenizer.padding_side == "left"
     assert model.config.eos_token_id == tokenizer.eos_token_id
     assert model.dtype == torch.float32
@@ -75,7 +77,7 @@ def test_a_turn_ends_as_the_template_ends_it(base: str) -> None:
 
 def test_our_tokens_get_our_template(base: str) -> None:
     (Path(base) / "chat_template.jinja").unlink()
-    assert load_model(config(base))[1].chat_template == CHAT_TEMPLATE
+    assert load_model(base)[1].chat_template == CHAT_TEMPLATE
 
 
 @pytest.mark.parametrize(
@@ -87,7 +89,7 @@ def test_our_tokens_get_our_template(base: str) -> None:
 )
 def test_a_model_that_does_not_fit_is_refused(base: str, settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        load_model(config(**{"base": settings.pop("model", base), **settings}))
+        load_model(settings.pop("model", base), **settings)
 
 
 def test_a_model_without_chat_tokens_needs_a_template(base: str) -> None:
@@ -97,7 +99,7 @@ def test_a_model_without_chat_tokens_needs_a_template(base: str) -> None:
     settings = Path(base) / "tokenizer_config.json"
     settings.write_text(settings.read_text().replace("<|im_start|>", "<|other|>"))
     with pytest.raises(ValueError, match="has no chat template, and not the tokens"):
-        load_model(config(base))
+        load_model(base)
 
 
 def test_a_batch_must_be_a_multiple_of_what_is_held_at_once(base: str) -> None:
@@ -110,6 +112,7 @@ def test_the_defaults_of_trl_that_hurt_are_set(base: str, trl_config: type) -> N
     args = trl_config(**training_arguments(config(base)))
     assert args.bf16 == has_native_bf16() and args.use_cpu == (not torch.cuda.is_available())
     assert args.activation_checkpointing is False and args.gradient_checkpointing is False
+    assert args.neftune_noise_alpha is None
     assert (
         trl_config(**training_arguments(config(base, activation_checkpointing=True))).activation_checkpointing is True
     )
@@ -219,12 +222,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(base: str, data: dict[str, str]
 def test_lora_trains_an_adapter_and_merges_it(name: str, base: str, data: dict[str, str], tmp_path: Path) -> None:
     from peft import PeftModel
 
-    STAGES[name].main(arguments(base, data[name], tmp_path / "run", epochs=10, lora_r=2))
+    STAGES[name].main(arguments(base, data[name], tmp_path / "run", epochs=10, tune="lora"))
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["loss"] < json.loads(lines[0])["loss"]
     untrained = AutoModelForCausalLM.from_pretrained(base)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
     adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "run" / "adapter")
+    assert AutoTokenizer.from_pretrained(tmp_path / "run" / "adapter").chat_template == CHAT_TEMPLATE
     ids = torch.arange(40).view(2, 20)
     with torch.no_grad():
         torch.testing.assert_close(adapted(ids).logits, merged(ids).logits, rtol=1e-5, atol=1e-5)

@@ -10,14 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
+from huggingface_hub import ModelCardData
 from tiny_run import make_base, make_tokenizer_and_data
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from hf_scratch import ScratchForCausalLM
 from training import eval_model
+from training.answers import Answer, Asking, answer, preference, read_answer, score, variety
 from training.bits_per_byte import bits_per_byte
 from training.data.stories import Story, check, prompts, stories
-from training.eval_model import Answer, EvalConfig, answer, preference, read_answer, score, wilson
+from training.intervals import bootstrap_ratio, mcnemar, paired_difference, wilson
+from training.lm_tasks import run_tasks
+from training.tasks import story_rows
+from training.text_bits import encode, measure_text
 
 CONTEXT, STRIDE = 16, 4
 LENGTHS = (0, 1, 5, 15, 16, 17, 20, 33, 50)  # tokens of documents: none, shorter, equal to and longer than the context
@@ -104,6 +110,36 @@ def test_right_answers_score_100_percent_and_wrong_ones_0() -> None:
     assert wrong["happy"]["count"] == happy
 
 
+def test_mcnemar_is_the_exact_binomial_test() -> None:
+    # 9 gained and 1 lost: 2 * (C(10, 0) + C(10, 1)) / 2**10.
+    before = [False] * 9 + [True] + [True] * 5
+    after = [True] * 9 + [False] + [True] * 5
+    assert mcnemar(before, after) == {"gained": 9, "lost": 1, "n": 15, "p": pytest.approx(22 / 1024)}
+    assert mcnemar(before, before)["p"] == 1
+    assert mcnemar([False, True], [True, False])["p"] == 1
+
+
+def test_bootstrap_intervals_hold_what_they_should() -> None:
+    rng = np.random.default_rng(1)
+    held = 0
+    for _ in range(200):
+        sizes = rng.integers(1, 9, 60).astype(float)
+        low, high = bootstrap_ratio(sizes * rng.normal(3, 1, 60), sizes)
+        held += low <= 3 <= high
+    assert 0.90 <= held / 200 <= 0.99
+    before, sizes = rng.normal(5, 1, 100), np.ones(100)
+    found = paired_difference(before, before + 0.1, sizes)  # far smaller than the spread of either
+    assert found == {key: pytest.approx(0.1) for key in ("difference", "low", "high")}
+
+
+def test_variety_and_repetition_are_counted() -> None:
+    said = [Answer("a b a b a b", 6, True), Answer("c d e f g", 5, True)]
+    found = variety(said)
+    assert found["distinct_1"] == 7 / 11 and found["distinct_2"] == 6 / 9
+    assert found["repetition"]["mean"] == pytest.approx((1 - 2 / 3) / 2)
+    assert variety([Answer("", 1, True)])["repetition"]["mean"] == 0
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with two models."""
@@ -128,6 +164,7 @@ def test_evaluation_writes_numbers_report_and_picture(
     assert list(results["models"]) == ["base", "other"]
     for measured in results["models"].values():
         assert measured["text"]["documents"] == 6
+        assert measured["text"]["low"] < measured["text"]["bits_per_byte"] < measured["text"]["high"]
         assert measured["stories"]["followed"]["n"] == 5
         assert measured["stories"]["parts"].keys() == {"hero", "item", "place", "problem", "complete"}
     logged = json.loads((run / "base/metrics.jsonl").read_text().splitlines()[-1])
@@ -136,10 +173,70 @@ def test_evaluation_writes_numbers_report_and_picture(
     assert f"{logged['val_bpb']:.4f}" in report and "0.0 % (0.0 to 43.4)" in report
     assert results["samples"][1]["prompt"] in report
     assert (tmp_path / "eval/loss.png").read_bytes().startswith(b"\x89PNG")
+    (pair,) = results["paired"]
+    assert (pair["from"], pair["to"], pair["followed"]["p"]) == ("base", "other", 1)
+    gap = [m["text"]["bits_per_byte"] for m in results["models"].values()]
+    # An interval's documents have the bytes of their tokens, which is a little off for a tokenizer that cuts letters.
+    assert pair["bits_per_byte"]["difference"] == pytest.approx(gap[1] - gap[0], rel=1e-6)
+    said = [json.loads(line) for line in (tmp_path / "eval/answers.jsonl").read_text().splitlines()]
+    assert len(said) == 2 * 2 * 5 and said[0]["prompt"] == results["samples"][0]["prompt"]
+    card = ModelCardData(**yaml.safe_load((tmp_path / "eval/card_results.yaml").read_text()), model_name="base")
+    assert {result.metric_type for result in card.eval_results} >= {"bits_per_byte", "followed", "happy"}
 
     capsys.readouterr()
     evaluate(run, tmp_path / "eval", "base", "other")
     assert "nothing has changed, skipped" in capsys.readouterr().out
+
+
+def test_any_text_is_measured_with_each_models_own_tokenizer(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_tokenizer_and_data(tmp_path, "--num_stories", "60", "--seed", "1")
+    config = LlamaConfig(
+        vocab_size=320, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
+    AutoTokenizer.from_pretrained(tmp_path / "tokenizer").save_pretrained(tmp_path / "llama")
+    text = tmp_path / "text.txt"
+    text.write_text("Once upon a time a little fox lost a red kite. " * 30 + "café", encoding="utf-8")
+    models = [f"ours={run / 'base/model'}", f"stock={tmp_path / 'llama'}"]
+    options = ["--text", str(text), "--num_prompts", "0", "--context", "32", "--stride", "8"]
+    eval_model.main(["--output_dir", f"{tmp_path}/compared", "--models", *models, *options])
+    found = json.loads((tmp_path / "compared/results.json").read_text())["models"]
+    for name in ("ours", "stock"):
+        measured = found[name]["texts"]["text.txt"]
+        assert measured["bytes"] == len(text.read_bytes()) and (measured["context"], measured["stride"]) == (32, 8)
+        assert measured["low"] is None  # of a single document nothing can be resampled
+    assert found["ours"]["texts"]["text.txt"]["bits_per_byte"] < found["stock"]["texts"]["text.txt"]["bits_per_byte"]
+    assert "a window that moves on by 8 tokens" in (tmp_path / "compared/report.md").read_text()
+    assert "Bits per byte, text.txt" in (tmp_path / "compared/report.html").read_text()
+
+
+@pytest.mark.slow
+def test_bits_per_byte_are_those_of_lm_evaluation_harness(run: Path) -> None:
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    model, tokenizer = eval_model.load(str(run / "base/model"))
+    found = run_tasks(model, tokenizer, ["stories_bits", "stories_hero"], limit=6, batch_size=4)
+    texts = [row["text"] for row in story_rows.texts()["test"]][:6]
+    context = 64  # shorter than the stories, so that windows matter
+    ours, _ = measure_text(model, encode(tokenizer, texts), 512, 512)
+    assert ours["bits_per_byte"] == pytest.approx(found["stories_bits"]["bits_per_byte"]["value"], rel=1e-3)
+    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, max_length=context)
+    requests = [Instance("loglikelihood_rolling", {}, (text,), i) for i, text in enumerate(texts)]
+    theirs = -sum(harness.loglikelihood_rolling(requests, disable_tqdm=True))
+    bits, _ = measure_text(model, encode(tokenizer, texts), context, context)
+    expected = theirs / math.log(2) / sum(len(text.encode()) for text in texts)
+    assert bits["bits_per_byte"] == pytest.approx(expected, rel=1e-3)
+    assert 0 <= found["stories_hero"]["acc"]["value"] <= 1 and found["stories_hero"]["rows"] == 6
+
+
+@pytest.mark.slow
+def test_a_task_that_is_not_there_is_named(run: Path) -> None:
+    model, tokenizer = eval_model.load(str(run / "base/model"))
+    with pytest.raises(ValueError, match="has no task stories_hreo; the local ones are stories_bits, stories_hero"):
+        run_tasks(model, tokenizer, ["stories_hreo"], 1, 1)
 
 
 def test_a_model_of_other_text_is_asked_no_stories(tmp_path: Path) -> None:
@@ -159,9 +256,7 @@ def test_answers_do_not_depend_on_the_batch(run: Path) -> None:
     for parameter in model.parameters():  # away from the start, where all logits are about alike
         torch.nn.init.normal_(parameter, std=0.3)
     asked = list(itertools.islice(prompts("dev", 0), 4))
-    alone, together = (
-        answer(model, tokenizer, asked, small_config(batch_size=size), sampled=False) for size in (1, 4)
-    )
+    alone, together = (answer(model, tokenizer, asked, asking(batch_size=size), sampled=False) for size in (1, 4))
     assert alone == together
     assert len({said.text for said in alone}) > 1
 
@@ -170,14 +265,12 @@ def test_sampled_answers_vary_and_come_again_with_their_seed(run: Path) -> None:
     folder = run / "base/model"
     model, tokenizer = ScratchForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     asked = list(itertools.islice(prompts("dev", 0), 1)) * 4
-    first, again, other = (
-        answer(model, tokenizer, asked, small_config(seed=seed), sampled=True) for seed in (0, 0, 1)
-    )
+    first, again, other = (answer(model, tokenizer, asked, asking(seed=seed), sampled=True) for seed in (0, 0, 1))
     assert first == again != other and len({said.text for said in first}) > 1
 
 
-def small_config(**changes: int) -> EvalConfig:
-    return EvalConfig(output_dir="", models=[], data="", max_new_tokens=16, **changes)
+def asking(batch_size: int = 256, seed: int = 0) -> Asking:
+    return Asking(temperature=0.7, max_new_tokens=16, batch_size=batch_size, seed=seed)
 
 
 def test_an_answer_is_what_comes_before_the_end_token(run: Path) -> None:
@@ -199,11 +292,12 @@ def test_an_answer_is_what_comes_before_the_end_token(run: Path) -> None:
         (["runs/a/model"], "is not a new NAME=FOLDER"),
         (["sft="], "is not a new NAME=FOLDER"),
         (["sft=nowhere"], "nowhere holds no model"),
+        (["sft=nobody/nothing"], "nobody/nothing is not a model's folder, nor a Hub id"),
     ],
 )
 def test_wrong_models_are_named(models: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=message):
-        eval_model.main(["--output_dir", str(tmp_path), "--data", "data", "--models", *models])
+        eval_model.main(["--output_dir", f"{tmp_path}/eval", "--data", "data", "--models", *models])
 
 
 def test_shards_of_another_tokenizer_are_refused(run: Path, tmp_path: Path) -> None:

@@ -35,12 +35,12 @@ def default_batch_tokens(vocab_size: int) -> int:
 class _Window:
     """Tokens `start .. start + length` are read; the loss of the first `seen` was counted by the window before."""
 
+    document: int
     start: int
     length: int
     seen: int
 
 
-@torch.no_grad()
 def bits_per_byte(
     model: PreTrainedModel,
     tokens: np.ndarray,
@@ -72,36 +72,63 @@ def bits_per_byte(
     Raises:
         ValueError: No text, or a stride that would leave tokens out.
     """
+    if num_bytes <= 0:
+        raise ValueError(
+            f"there is no text to score ({len(starts)} documents, {num_bytes} bytes); give held-out text."
+        )
+    nats = document_nats(model, tokens, starts, context, device, batch_tokens, stride, share, add_up)
+    return in_bits(nats, tokens, num_bytes)
+
+
+def in_bits(nats: np.ndarray, tokens: np.ndarray, num_bytes: int) -> BitsPerByte:
+    """Sum up the nats of documents, of which the stream `tokens` has one separator more."""
+    count, total = len(tokens) - len(nats) - 1, float(nats.sum())
+    return BitsPerByte(total / count, total / math.log(2) / num_bytes, count, num_bytes)
+
+
+@torch.no_grad()
+def document_nats(
+    model: PreTrainedModel,
+    tokens: np.ndarray,
+    starts: np.ndarray,
+    context: int,
+    device: torch.device | str,
+    batch_tokens: int | None = None,
+    stride: int | None = None,
+    share: tuple[int, int] = (0, 1),
+    add_up: Callable[[torch.Tensor], torch.Tensor] = lambda nats: nats,
+) -> np.ndarray:
+    """Return the nats (documents,) that the model needs for each document; see `bits_per_byte`."""
     stride = max(1, context // 2) if stride is None else stride
     if not 1 <= stride <= context:
         raise ValueError(f"stride={stride} must be between 1 and the context of {context} tokens.")
     windows = _windows(starts, len(tokens) - 1, context, stride)
-    if not windows or num_bytes <= 0:
-        raise ValueError(
-            f"there is no text to score ({len(starts)} documents, {num_bytes} bytes); give held-out text."
-        )
+    if not windows:
+        raise ValueError(f"there is no text to score ({len(starts)} documents); give held-out text.")
     was_training = model.training
     model.eval()
     batches = list(_batches(windows, batch_tokens or default_batch_tokens(model.config.vocab_size)))
-    mine = batches[share[0] :: share[1]]
-    scored = torch.tensor(sum(_nats(model, tokens, batch, device) for batch in mine), dtype=torch.float64)
+    nats = torch.zeros(len(starts), dtype=torch.float64)
+    for batch in batches[share[0] :: share[1]]:
+        scored = torch.from_numpy(_nats(model, tokens, batch, device))
+        nats.index_add_(0, torch.tensor([window.document for window in batch]), scored)
     if share[0] >= len(batches) % share[1] > 0:
         # A sharded model computes on all processes at once: who has a batch less reads one that does not count.
         _nats(model, tokens, batches[0], device)
-    nats = float(add_up(scored))
+    nats = add_up(nats)
     model.train(was_training)
-    count = sum(window.length - window.seen for window in windows)
-    return BitsPerByte(nats / count, nats / math.log(2) / num_bytes, count, num_bytes)
+    return nats.numpy()
 
 
 def _windows(starts: np.ndarray, end: int, context: int, stride: int) -> list[_Window]:
     windows = []
-    for start, next_start in zip(starts.tolist(), [*starts[1:].tolist(), end], strict=True):
+    ends = [*starts[1:].tolist(), end]
+    for document, (start, next_start) in enumerate(zip(starts.tolist(), ends, strict=True)):
         length = next_start - start - 1  # tokens of text; the same number is read, shifted by the separator
-        windows += [_Window(start, min(length, context), 0)] if length else []
+        windows += [_Window(document, start, min(length, context), 0)] if length else []
         for scored in range(context, length, stride):
             last = min(scored + stride, length)
-            windows.append(_Window(start + last - context, context, context - (last - scored)))
+            windows.append(_Window(document, start + last - context, context, context - (last - scored)))
     return windows
 
 
@@ -116,7 +143,8 @@ def _batches(windows: list[_Window], batch_tokens: int) -> Iterator[list[_Window
     yield batch
 
 
-def _nats(model: PreTrainedModel, tokens: np.ndarray, batch: list[_Window], device: torch.device | str) -> float:
+def _nats(model: PreTrainedModel, tokens: np.ndarray, batch: list[_Window], device: torch.device | str) -> np.ndarray:
+    """Return the nats (windows,) of the tokens that each window scores."""
     # Padded on the right, where causal attention never looks from a token: no mask is needed.
     shape = (len(batch), batch[-1].length)
     inputs, targets = np.zeros(shape, dtype=np.int64), np.full(shape, -100, dtype=np.int64)
@@ -128,4 +156,4 @@ def _nats(model: PreTrainedModel, tokens: np.ndarray, batch: list[_Window], devi
     losses = F.cross_entropy(
         logits_BTV.flatten(0, 1).float(), torch.from_numpy(targets).flatten().to(device), reduction="none"
     )
-    return losses.double().sum().item()
+    return losses.view(shape).double().sum(dim=1).cpu().numpy()

@@ -2,39 +2,35 @@
 
     python -m training.dpo --config training/recipes/quickstart/dpo.yaml \\
         --model runs/quickstart/sft/model --output_dir runs/quickstart/dpo
+    python -m training.dpo --model runs/quickstart/sft/model --data pairs.jsonl --inspect
 
 The reference is the model as it was loaded: before the first step both agree, so that the loss is ln 2, or the run
-stops. Pairs come from the embedded stories, a JSONL or Parquet file (`--data my.jsonl`) or the Hub.
+stops. Pairs come from the embedded stories, a file (prompt, chosen and rejected; two chats; HH-RLHF's text) or the
+Hub; answers with a thumb up or down (prompt, completion, label) are trained on with KTO instead.
 """
 
 import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import trl
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from training.align import (
-    AlignConfig,
-    finish,
-    load_model,
-    lora_config,
-    open_align_stage,
-    say,
-    train,
-    training_arguments,
-)
-from training.data.chat import Encoded, Row, encode_chats, load_rows
+from training.align import Data, lora_config, run_stage
+from training.align_trainer import AlignConfig, WholeStep, training_arguments
+from training.kto import make_kto_trainer
 from training.stage import command, parse_config
 
 TOLERANCE = 1e-3  # of the first loss around ln 2: summed rounding of some hundred log-probabilities is below 1e-4
+FALLEN = 1.0  # nats that the chosen answers lose against the reference before it is worth a warning
+KL_PAIRS = 2  # pairs whose answers the KL is measured on: it needs all logits of both models
 MEASURES = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
-LOGPS = ("logps/chosen", "logps/rejected")
+LOGPS = ("logps/chosen", "logps/rejected", "kl", "length/chosen", "length/rejected")
 
 
 @dataclass(kw_only=True)
@@ -50,10 +46,17 @@ class DpoConfig(AlignConfig):
     loss_weights: list[float] = field(
         default_factory=list, metadata={"help": "Weight of each loss; none given is 1 for each."}
     )
+    reference: Literal["auto", "copy", "precomputed"] = field(
+        default="auto",
+        metadata={
+            "help": "auto: the model with its adapters off, or a copy of it where all weights are trained; "
+            "precomputed: log-probabilities written down before the first step, which saves the copy."
+        },
+    )
 
 
-class CheckedDPOTrainer(trl.DPOTrainer):
-    """TRL's trainer on rows that are tokenized already, with a look at the first loss."""
+class CheckedDPOTrainer(WholeStep, trl.DPOTrainer):
+    """TRL's trainer on rows that are tokenized already, with a look at the first loss and more in the log."""
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
         return dataset
@@ -65,9 +68,32 @@ class CheckedDPOTrainer(trl.DPOTrainer):
             ValueError: Before the first step, model and reference do not give the pairs the same log-probabilities.
         """
         loss = super().compute_loss(model, inputs, *args, **kwargs)
+        figures = self._metrics["train" if model.training else "eval"]
         if self.state.global_step == 0 and model.training:
-            check_first_loss({key: values[-1] for key, values in self._metrics["train"].items()})
+            check_first_loss({key: values[-1] for key, values in figures.items()})
+        lengths = inputs["completion_mask"].sum(dim=1).float().chunk(2)
+        figures["length/chosen"].append(lengths[0].mean().item())
+        figures["length/rejected"].append(lengths[1].mean().item())
+        step = self.state.global_step + 1
+        logged = step == 1 or step % self.args.logging_steps == 0 or step == self.state.max_steps
+        if model.training and self.first_piece and logged and not self.precompute_ref_logps:
+            figures["kl"].append(self.kl_to_reference(model, inputs))
         return loss
+
+    @torch.no_grad()
+    def kl_to_reference(self, model: Any, inputs: dict[str, torch.Tensor]) -> float:
+        """Return KL(model || reference) in nats a token, over the whole vocabulary, at tokens of some answers."""
+        half = len(inputs["input_ids"]) // 2
+        rows = [side * half + i for side in (0, 1) for i in range(min(KL_PAIRS, half))]
+        batch = {name: inputs[name][rows] for name in ("input_ids", "attention_mask")}
+        logps = model(**batch, use_cache=False).logits.float().log_softmax(-1)
+        if self.ref_model is not None:
+            reference = self.ref_model(**batch, use_cache=False).logits
+        else:
+            with self.accelerator.unwrap_model(self.model).disable_adapter():
+                reference = model(**batch, use_cache=False).logits
+        kl_BT = (logps.exp() * (logps - reference.float().log_softmax(-1))).sum(-1)[:, :-1]
+        return kl_BT[inputs["completion_mask"][rows][:, 1:].bool()].mean().item()
 
 
 def check_first_loss(figures: dict[str, float]) -> None:
@@ -83,91 +109,75 @@ def check_first_loss(figures: dict[str, float]) -> None:
             )
 
 
+class ChosenFalls(TrainerCallback):
+    """Warns once when the chosen answers become unlikely together with the rejected ones."""
+
+    def __init__(self, beta: float) -> None:
+        self.beta, self.warned = beta, False
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Look at the rewards, which are beta times the log-ratio to the reference."""
+        if self.warned or not state.is_world_process_zero or "rewards/chosen" not in logs:
+            return
+        chosen, rejected = (logs[f"rewards/{side}"] / self.beta for side in ("chosen", "rejected"))
+        if chosen < -FALLEN and rejected < -FALLEN:
+            self.warned = True
+            tqdm.write(
+                f"warning, step {state.global_step}: the chosen answers became less likely with the rejected ones, by "
+                f"{-chosen:.1f} and {-rejected:.1f} nats an answer. The margin grows while the model forgets what to "
+                "say; `--loss_type sigmoid sft` holds the chosen answers up, a lower learning_rate or a higher beta "
+                "slows it."
+            )
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage."""
     config = parse_config(DpoConfig, argv, __doc__)
-    stage = open_align_stage("dpo", config)
-    if stage.done:
-        return
-    model, tokenizer = load_model(config)
-    rows, held_out = load_rows("preferences", config.data, config.num_examples, config.eval_examples, config.seed)
-    dataset, counts = tokenize(tokenizer, rows, config.max_length)
-    eval_dataset = tokenize(tokenizer, held_out, config.max_length)[0] if held_out else None
-    say(
-        "{rows:,} pairs, {tokens:,} tokens of which {answer_tokens:,} are answers; {truncated:,} cut at max_length, "
-        "{dropped:,} dropped because the prompt fills it".format(**counts)
-    )
-    show(tokenizer, dataset[0])
+    advice = "Next: `python -m training.eval_model`, or talk to it."
+    run_stage("dpo", config, ["preferences", "thumbs"], make_trainer, advice)
+
+
+def make_trainer(
+    config: DpoConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Data
+) -> tuple[trl.DPOTrainer | trl.KTOTrainer, list[str]]:
+    """Return the trainer, KTO's for thumbs, and what it logs."""
+    common = {
+        "model": model,
+        "ref_model": reference_model(config, model),
+        "train_dataset": data.train.dataset,
+        "eval_dataset": data.held_out.dataset if data.held_out else None,
+        "processing_class": tokenizer,
+        "peft_config": lora_config(config),
+    }
+    if data.train.kind == "thumbs":
+        if config.reference == "precomputed" or config.loss_type != ["sigmoid"] or config.loss_weights:
+            raise ValueError(
+                "this data has thumbs and no pairs, so it is trained on with KTO, which has one loss and a reference "
+                "that is a copy or the model with its adapters off; leave loss_type, loss_weights and reference out."
+            )
+        return make_kto_trainer(config, config.beta, common)
+    arguments = training_arguments(config)
     trainer = CheckedDPOTrainer(
-        model=model,
-        # Without LoRA, TRL would load the reference from where the model once came from.
-        ref_model=None if config.lora_r else copy.deepcopy(model),
+        **common,
         args=trl.DPOConfig(
-            **training_arguments(config),
+            **arguments,
             beta=config.beta,
             loss_type=config.loss_type,
             loss_weights=config.loss_weights or None,
+            precompute_ref_log_probs=config.reference == "precomputed",
+            precompute_ref_batch_size=arguments["per_device_eval_batch_size"],
         ),
-        train_dataset=dataset,
-        eval_dataset=eval_dataset,
-        processing_class=tokenizer,
-        peft_config=lora_config(config),
+        callbacks=[ChosenFalls(config.beta)],
     )
-    lengths = [len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in dataset]
-    measures = [*MEASURES, *LOGPS, *(f"eval_{name}" for name in MEASURES)]
-    metrics = train(trainer, lengths, config, stage, measures)
-    finish(stage, counts | metrics, "Next: `python -m training.eval_model`, or talk to it.")
+    return trainer, [*MEASURES, *LOGPS, *(f"eval_{name}" for name in MEASURES)]
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, rows: list[Row], max_length: int) -> tuple[Dataset, dict[str, int]]:
-    """Return token ids of prompts, chosen and rejected answers, and the counts of what was kept, cut and dropped.
-
-    Raises:
-        ValueError: Nothing is left.
-    """
-    counts = {"rows": 0, "tokens": 0, "answer_tokens": 0, "truncated": 0, "dropped": 0}
-    columns: dict[str, list[list[int]]] = {"prompt_ids": [], "chosen_ids": [], "rejected_ids": []}
-    both = (row["prompt"] + row[side] for row in rows for side in ("chosen", "rejected"))
-    encoded = encode_chats(tokenizer, both)
-    pairs = zip(encoded, encoded, strict=True)
-    for chosen, rejected in tqdm(pairs, "tokenize", len(rows), disable=None, leave=False):
-        prompt, *answers = split_pair(chosen, rejected)
-        room = max_length - len(prompt)
-        if room <= 0:
-            counts["dropped"] += 1
-            continue
-        columns["prompt_ids"].append(prompt)
-        columns["chosen_ids"].append(answers[0][:room])
-        columns["rejected_ids"].append(answers[1][:room])
-        answer_tokens = sum(min(len(answer), room) for answer in answers)
-        counts["rows"] += 1
-        counts["tokens"] += 2 * len(prompt) + answer_tokens
-        counts["answer_tokens"] += answer_tokens
-        counts["truncated"] += any(len(answer) > room for answer in answers)
-    if not counts["rows"]:
-        raise ValueError(f"the prompts of all {len(rows)} pairs fill max_length={max_length} tokens; raise it.")
-    return Dataset.from_dict(columns), counts
-
-
-def split_pair(chosen: Encoded, rejected: Encoded) -> tuple[list[int], list[int], list[int]]:
-    """Return prompt, chosen and rejected answer; an answer ends with its end token, as the model's own would."""
-    (chosen_start, chosen_end), (rejected_start, rejected_end) = last_answer(chosen[1]), last_answer(rejected[1])
-    start = min(chosen_start, rejected_start)
-    return chosen[0][:start], chosen[0][start:chosen_end], rejected[0][start:rejected_end]
-
-
-def last_answer(mask: list[int]) -> tuple[int, int]:
-    """Return where the last run of ones begins and ends."""
-    end = len(mask) - mask[::-1].index(1)
-    return end - [0, *mask[:end]][::-1].index(0), end
-
-
-def show(tokenizer: PreTrainedTokenizerBase, row: dict[str, list[int]]) -> None:
-    """Print one pair as the model sees it."""
-    say("The first pair as the model sees it:")
-    for name in ("prompt", "chosen", "rejected"):
-        say(f"  {name:>8} | {tokenizer.decode(row[name + '_ids'])!r}")
+def reference_model(config: DpoConfig, model: PreTrainedModel) -> PreTrainedModel | None:
+    """Return a copy of the model, None where it need not be kept; TRL would load it from where the model came from."""
+    if config.reference == "copy" or (config.reference == "auto" and config.tune == "full"):
+        return copy.deepcopy(model)
+    return None
 
 
 if __name__ == "__main__":

@@ -1,33 +1,38 @@
-"""Measure models side by side: bits per byte of held-out text, and how well they do what story prompts ask.
+"""Measure models side by side: bits per byte of held-out text, public tasks, and how well they answer story prompts.
 
     python -m training.eval_model --config training/recipes/quickstart/eval.yaml --data runs/mine/data \\
         --models base=runs/mine/pretrain/model sft=runs/mine/sft/model --output_dir runs/mine/eval
+    python -m training.eval_model --models a=user/model b=runs/mine/release/model --text book.txt \\
+        --tasks hellaswag stories_hero --num_prompts 0 --output_dir runs/compared
 
-Every model gets the same prompts and answers greedily. `results.json` holds the numbers, `report.md` says what they
-mean, `loss.png` shows the training curves.
+Every model gets the same text and prompts. `results.json` holds the numbers with intervals and paired tests,
+`report.md` and `report.html` say what they mean, `answers.jsonl` has every answer.
 """
 
 import itertools
-import math
-import statistics
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from hf_scratch import ScratchForCausalLM  # noqa: F401, registers the model type with the Auto classes
-from hf_scratch.tokenizer import Message, encode_prompt
-from training.bits_per_byte import bits_per_byte
-from training.data.batches import load_shards
+from hf_scratch.tokenizer import Message
+from training.answers import Answer, Asking, answer, preference, score, variety
 from training.data.stories import Check, Request, check, prompts
-from training.report import plot_curves, write_report
+from training.intervals import mcnemar, paired_difference
+from training.lm_tasks import run_tasks
+from training.report_markdown import card_results, plot_curves, write_report
+from training.report_page import write_page
 from training.stage import command, hash_input, open_stage, parse_config, read_json, write_json
+from training.text_bits import Text, encode, measure_text, read_shards, read_texts
 
-PARTS = ("hero", "item", "place", "problem", "complete")  # what `Check.followed` is made of
-Z_95 = statistics.NormalDist().inv_cdf(0.975)
+Asked = list[tuple[Request, list[Message]]]
 
 
 @dataclass(kw_only=True)
@@ -35,10 +40,25 @@ class EvalConfig:
     """Settings of the stage `eval`."""
 
     output_dir: str = field(metadata={"help": "Folder of the results."})
-    models: list[str] = field(metadata={"help": "NAME=FOLDER for each model, in the order they were trained."})
+    models: list[str] = field(metadata={"help": "NAME=FOLDER or NAME=HUB_ID for each, in the order of training."})
     data: str = field(
-        metadata={"help": "Folder of token shards, made by training.prepare_data; its val split counts."}
+        default="",
+        metadata={"help": "Folder of token shards, made by training.prepare_data; its val split counts. Empty: none."},
     )
+    text: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Text files to score besides, each read with the model's own tokenizer."},
+    )
+    stride: int = field(
+        default=0,
+        metadata={"help": "Tokens by which the window moves on in a long document; 0 is half the context."},
+    )
+    context: int = field(default=0, metadata={"help": "Longest input in tokens; 0 takes the model's own context."})
+    tasks: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Tasks of lm-evaluation-harness: local stories_bits, stories_hero, or public by name."},
+    )
+    task_rows: int = field(default=0, metadata={"help": "Rows of each task; 0 takes all."})
     num_prompts: int = field(default=200, metadata={"help": "Story prompts; 0 asks none."})
     split: Literal["test", "dev"] = field(
         default="test", metadata={"help": "Split of the prompts; dev is for tuning."}
@@ -50,13 +70,14 @@ class EvalConfig:
     num_samples: int = field(default=3, metadata={"help": "Prompts whose answers the report shows."})
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a model said to a prompt: text without the end token, tokens with it, and whether it came to an end."""
+@dataclass
+class Outcomes:
+    """What a model did document by document and prompt by prompt, for the paired tests."""
 
-    text: str
-    tokens: int
-    ended: bool
+    nats: np.ndarray | None = None  # (documents,) of the run's held-out text
+    num_bytes: np.ndarray | None = None
+    greedy: list[tuple[Answer, Check]] = field(default_factory=list)
+    sampled: list[tuple[Answer, Check]] = field(default_factory=list)
 
 
 @command
@@ -64,20 +85,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage."""
     config = parse_config(EvalConfig, argv, __doc__)
     models = parse_models(config.models)
-    inputs = {"models": [*models.values(), *(f"{name}=" for name in models)], "data": config.data}
+    if not (config.data or config.text or config.tasks or config.num_prompts):
+        raise ValueError("there is nothing to measure; give --data, --text, --tasks or --num_prompts.")
+    inputs: dict[str, Any] = {"models": [*models.values(), *(f"{name}=" for name in models)]}
+    inputs |= {"data": config.data, "text": config.text}
     stage = open_stage("eval", config, inputs, config.output_dir)
     if stage.done:
         return
-    results = evaluate(config, models)
+    disable_progress_bar()
+    results, outcomes = evaluate(config, models)
     results["curves"] = plot_curves(models, stage.folder / "loss.png")
     write_json(stage.folder / "results.json", results)
+    write_answers(stage.folder / "answers.jsonl", story_prompts(config), outcomes)
+    card_results(results, stage.folder / "card_results.yaml")
     write_report(results, stage.folder / "report.md")
     stage.finish(results["models"])
-    print(f"report: {stage.folder / 'report.md'}")
+    run = stage.folder.parent if stage.folder.name == "eval" else stage.folder
+    page = write_page([run], stage.folder / "report.html")
+    print(f"report: {stage.folder / 'report.md'} and {page}")
 
 
 def parse_models(options: list[str]) -> dict[str, str]:
-    """Return the folder of each name.
+    """Return the folder or Hub id of each name.
 
     Raises:
         ValueError: Not NAME=FOLDER, a name given twice, or a folder without a model.
@@ -89,47 +118,93 @@ def parse_models(options: list[str]) -> dict[str, str]:
             raise ValueError(
                 f"--models {option!r} is not a new NAME=FOLDER; write for example sft=runs/mine/sft/model."
             )
-        if not (Path(path) / "config.json").is_file():
+        hub_id = path.count("/") == 1 and not Path(path).parent.exists()
+        if not hub_id and not (Path(path) / "config.json").is_file():
             raise ValueError(f"{path} holds no model (no config.json); train it first or check the path.")
         models[name] = path
     return models
 
 
-def evaluate(config: EvalConfig, models: dict[str, str]) -> dict[str, Any]:
-    """Return the content of results.json."""
+def load(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model in float32, and its tokenizer.
+
+    Raises:
+        ValueError: There is no such model.
+    """
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(device).eval()
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is not a model's folder, nor a Hub id that can be read ({reason})") from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model, tokenizer
+
+
+def evaluate(config: EvalConfig, models: dict[str, str]) -> tuple[dict[str, Any], dict[str, Outcomes]]:
+    """Return the content of results.json, and what each model did prompt by prompt."""
     asked = story_prompts(config)
     results: dict[str, Any] = {"models": {}, "prompts": None, "samples": []}
     if asked:
-        results["prompts"] = {"count": len(asked)} | {
-            k: getattr(config, k) for k in ("split", "seed", "temperature", "max_new_tokens")
-        }
-        results["samples"] = [
-            {"prompt": messages[-1]["content"], "answers": {}} for _, messages in asked[: config.num_samples]
-        ]
+        settings = ("split", "seed", "temperature", "max_new_tokens")
+        results["prompts"] = {"count": len(asked)} | {name: getattr(config, name) for name in settings}
+    outcomes: dict[str, Outcomes] = {}
     for name, path in models.items():
-        device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(device).eval()
-        measured = {"sha256": hash_input(path), "parameters": model.num_parameters()}
-        measured |= {"text": measure_text(model, config.data)}
-        line = f"{name}: {measured['text']['bits_per_byte']:.4f} bits per byte"
-        if asked:
-            tokenizer = AutoTokenizer.from_pretrained(path)
-            answers = answer(model, tokenizer, asked, config, sampled=False)
-            checks = [check(request, said.text) for (request, _), said in zip(asked, answers, strict=True)]
-            drawn = answer(model, tokenizer, asked, config, sampled=True)
-            drawn_checks = [check(request, said.text) for (request, _), said in zip(asked, drawn, strict=True)]
-            measured["stories"] = score(checks, answers) | preference(drawn_checks)
-            for sample, said, found in zip(results["samples"], answers, checks, strict=False):
-                sample["answers"][name] = asdict(said) | {"followed": found.followed, "happy": found.happy}
-            line += ", followed {followed[rate]:.1%}, happy {happy[rate]:.1%}".format(**measured["stories"])
-        print(line, flush=True)
-        results["models"][name] = measured
-    return results
+        results["models"][name], outcomes[name] = evaluate_model(config, path, asked)
+        print(one_line(name, results["models"][name]), flush=True)
+    results["samples"] = side_by_side(asked[: config.num_samples], outcomes)
+    results["paired"] = [
+        {"from": old, "to": new} | compare(outcomes[old], outcomes[new])
+        for old, new in itertools.combinations(models, 2)
+    ]
+    return results, outcomes
 
 
-def story_prompts(config: EvalConfig) -> list[tuple[Request, list[Message]]]:
+def evaluate_model(config: EvalConfig, path: str, asked: Asked) -> tuple[dict[str, Any], Outcomes]:
+    """Return the measures of one model, and what it did prompt by prompt."""
+    model, tokenizer = load(path)
+    measured: dict[str, Any] = {"sha256": hash_input(path), "parameters": model.num_parameters()}
+    outcomes = Outcomes()
+    if config.data:
+        text = read_shards(model, config.data, tokenizer)
+        measured["text"], outcomes.nats = measure(config, model, text)
+        outcomes.num_bytes = text.num_bytes
+    measured["texts"] = {
+        Path(file).name: measure(config, model, encode(tokenizer, read_texts(Path(file))))[0] for file in config.text
+    }
+    if asked:
+        if tokenizer.chat_template is None:
+            raise ValueError(f"{path} has no chat template, so it cannot be asked; give --num_prompts 0 to leave it.")
+        how = Asking(config.temperature, config.max_new_tokens, config.batch_size, config.seed)
+        outcomes.greedy, outcomes.sampled = (
+            [
+                (said, check(request, said.text))
+                for (request, _), said in zip(
+                    asked, answer(model, tokenizer, asked, how, sampled=sampled), strict=True
+                )
+            ]
+            for sampled in (False, True)
+        )
+        greedy, sampled_answers = ([said for said, _ in both] for both in (outcomes.greedy, outcomes.sampled))
+        measured["stories"] = score([found for _, found in outcomes.greedy], greedy)
+        measured["stories"] |= preference([found for _, found in outcomes.sampled]) | variety(sampled_answers)
+    if config.tasks:
+        measured["tasks"] = run_tasks(model, tokenizer, config.tasks, config.task_rows, min(16, config.batch_size))
+    return measured, outcomes
+
+
+def measure(config: EvalConfig, model: PreTrainedModel, text: Text) -> tuple[dict[str, Any], np.ndarray]:
+    """Return bits per byte of a text with the configured window."""
+    own = getattr(model.config, "max_position_embeddings", 2048)
+    context = min(config.context, own) if config.context else own
+    return measure_text(model, text, config.stride or None, context)
+
+
+def story_prompts(config: EvalConfig) -> Asked:
     """Return the prompts to ask, none for a single model that was trained on other text than the stories."""
-    if len(config.models) == 1 and not learns_stories(read_json(Path(config.data) / "stage.json")):
+    if len(config.models) == 1 and config.data and not learns_stories(read_json(Path(config.data) / "stage.json")):
         return []
     return list(itertools.islice(prompts(config.split, config.seed), config.num_prompts))
 
@@ -139,110 +214,59 @@ def learns_stories(record: dict[str, Any]) -> bool:
     return bool(record) and "files" not in record["inputs"] and record["config"]["dataset"] is None
 
 
-def measure_text(model: PreTrainedModel, data: str) -> dict[str, Any]:
-    """Return bits per byte and perplexity on the val split of the shards, read with the model's whole context."""
-    shards, context = load_shards(Path(data), "val"), model.config.max_position_embeddings
-    if shards.vocab_size > model.config.vocab_size:
-        raise ValueError(
-            f"the shards in {data} have {shards.vocab_size} token ids, the model {model.config.vocab_size}; "
-            "they were made with another tokenizer. Run training.prepare_data with the model's."
-        )
-    found = bits_per_byte(model, shards.tokens, shards.starts, shards.num_bytes, context, model.device)
-    measured = asdict(found) | {"documents": len(shards.starts), "context": context}
-    return measured | {"perplexity": math.exp(found.nats_per_token)}
+def compare(old: Outcomes, new: Outcomes) -> dict[str, Any]:
+    """Return the paired tests of two models: the same documents, the same prompts."""
+    found: dict[str, Any] = {}
+    if old.nats is not None and new.nats is not None and old.num_bytes is not None:
+        bits = (old.nats / np.log(2), new.nats / np.log(2))
+        found["bits_per_byte"] = paired_difference(*bits, old.num_bytes)
+        found["bits_per_byte"]["share"] = float(bits[1].sum() / bits[0].sum() - 1)
+    if old.greedy:
+        followed = ([check.followed for _, check in model.greedy] for model in (old, new))
+        happy = ([check.happy for _, check in model.sampled] for model in (old, new))
+        found |= {"followed": mcnemar(*followed), "happy": mcnemar(*happy)}
+    return found
 
 
-def answer(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    asked: list[tuple[Request, list[Message]]],
-    config: EvalConfig,
-    *,
-    sampled: bool,
-) -> list[Answer]:
-    """Answer the prompts greedily or sampled, up to an end token.
-
-    Raises:
-        ValueError: A prompt fills the model's context.
-    """
-    encoded = [encode_prompt(tokenizer, messages) for _, messages in asked]
-    room = model.config.max_position_embeddings - max(map(len, encoded))
-    if room < 1:
-        raise ValueError(
-            f"the longest prompt has {max(map(len, encoded))} tokens and the model's context "
-            f"{model.config.max_position_embeddings}; there is no room for an answer. Train with a longer context."
-        )
-    how = (
-        {"do_sample": True, "temperature": config.temperature, "top_k": 0, "top_p": 1.0}
-        if sampled
-        else {"do_sample": False}
-    )
-    torch.manual_seed(config.seed)
-    answers = []
-    for i in range(0, len(encoded), config.batch_size):
-        inputs = tokenizer.pad({"input_ids": encoded[i : i + config.batch_size]}, return_tensors="pt")
-        length = inputs["input_ids"].shape[1]
-        output = model.generate(**inputs.to(model.device), **how, max_new_tokens=min(config.max_new_tokens, room))
-        answers += [read_answer(tokenizer, ids, model) for ids in output[:, length:].tolist()]
-    return answers
+def side_by_side(asked: Asked, outcomes: dict[str, Outcomes]) -> list[dict[str, Any]]:
+    """Return prompts, each with the greedy answer of every model and what the checker says to it."""
+    return [
+        {
+            "prompt": messages[-1]["content"],
+            "answers": {
+                name: asdict(model.greedy[i][0])
+                | {key: getattr(model.greedy[i][1], key) for key in ("followed", "happy")}
+                for name, model in outcomes.items()
+            },
+        }
+        for i, (_, messages) in enumerate(asked)
+    ]
 
 
-def read_answer(tokenizer: PreTrainedTokenizerBase, ids: list[int], model: PreTrainedModel) -> Answer:
-    """Cut generated token ids at the first end token and decode them."""
-    ends = model.generation_config.eos_token_id
-    ends = ends if isinstance(ends, list) else [ends]
-    end = next((i for i, token in enumerate(ids) if token in ends), None)
-    # Control tokens inside an answer stay visible: they are a fault that checker and reader should see.
-    return Answer(tokenizer.decode(ids[:end]), len(ids) if end is None else end + 1, end is not None)
+def write_answers(path: Path, asked: Asked, outcomes: dict[str, Outcomes]) -> None:
+    """Write every answer of every model, a line each."""
+    with path.open("w", encoding="utf-8") as file:
+        for name, model in outcomes.items():
+            for kind, said in (("greedy", model.greedy), ("sampled", model.sampled)):
+                for (_, messages), (text, found) in zip(asked if said else [], said, strict=True):
+                    line = {"model": name, "kind": kind, "prompt": messages[-1]["content"], **asdict(text)}
+                    line |= {"followed": found.followed, **asdict(found)}
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def score(checks: list[Check], answers: list[Answer]) -> dict[str, Any]:
-    """Return the rates over all answers, each with its 95 % interval, and the mean length in tokens."""
-    lengths = [said.tokens for said in answers]
-    return {
-        "followed": rate(sum(found.followed for found in checks), len(checks)),
-        "ended": rate(sum(said.ended for said in answers), len(answers)),
-        "parts": {part: rate(sum(getattr(found, part) for found in checks), len(checks)) for part in PARTS},
-        "tokens": mean(lengths),
-    }
-
-
-def preference(checks: list[Check]) -> dict[str, Any]:
-    """Return how sampled answers end; greedy ones would show the likelier ending only, however close the two are."""
-    followed = [found for found in checks if found.followed]
-    return {
-        "followed_sampled": rate(len(followed), len(checks)),
-        "happy": rate(sum(found.happy for found in checks), len(checks)),
-        "happy_of_followed": rate(sum(found.happy for found in followed), len(followed)),
-    }
-
-
-def rate(count: int, n: int) -> dict[str, Any]:
-    """Return count / n with its 95 % interval; the rate of nothing is None."""
-    if n == 0:
-        return {"rate": None, "low": None, "high": None, "count": 0, "n": 0}
-    low, high = wilson(count, n)
-    return {"rate": count / n, "low": low, "high": high, "count": count, "n": n}
-
-
-def wilson(count: int, n: int) -> tuple[float, float]:
-    """Return the 95 % score interval of a proportion (E. B. Wilson, JASA 22, 1927, p. 209).
-
-    Unlike the textbook interval it is never empty and never leaves [0, 1], at 0 and n successes too.
-    """
-    p, z = count / n, Z_95
-    center = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    return max(0.0, center - half), min(1.0, center + half)
-
-
-def mean(values: list[int]) -> dict[str, Any]:
-    """Return the mean with its 95 % interval by the normal approximation; a single value has none."""
-    n, middle = len(values), statistics.fmean(values)
-    if n == 1:
-        return {"mean": middle, "low": None, "high": None, "n": n}
-    half = Z_95 * statistics.stdev(values) / math.sqrt(n)
-    return {"mean": middle, "low": middle - half, "high": middle + half, "n": n}
+def one_line(name: str, measured: dict[str, Any]) -> str:
+    """Return the main numbers of a model in a line."""
+    parts = []
+    texts = {"held-out text": measured["text"]} if "text" in measured else {}
+    parts += [
+        f"{found['bits_per_byte']:.4f} bits per byte of {title}"
+        for title, found in (texts | measured["texts"]).items()
+    ]
+    if "stories" in measured:
+        parts.append("followed {followed[rate]:.1%}, happy {happy[rate]:.1%}".format(**measured["stories"]))
+    for task, scores in measured.get("tasks", {}).items():
+        parts += [f"{task} {key} {value['value']:.4f}" for key, value in scores.items() if key != "rows"]
+    return f"{name}: {', '.join(parts)}"
 
 
 if __name__ == "__main__":

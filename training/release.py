@@ -23,14 +23,14 @@ from hf_scratch.card import CardFacts, make_card
 from hf_scratch.files import Check, check_files
 from hf_scratch.verify import MESSAGES, make_reference, require, save_reference, verify
 from training.eval_model import learns_stories
-from training.report import ROWS, procedure, results_table
+from training.report_markdown import ROWS, procedure, results_table
 from training.run import MODELS
 from training.stage import atomic_folder, command, hash_input, open_stage, parse_config, read_json, write_json
 
 ROOT = Path(__file__).parent.parent
-STAGES = ("tokenizer", "data", "pretrain", "sft", "dpo", "eval")
-MODEL_STAGES = ("dpo", "sft", "pretrain")  # the last one that ran is released
-EARLIER = {"pretrain": "base", "sft": "sft"}  # stages before the released one, and their names in the Space
+STAGES = ("tokenizer", "data", "pretrain", "sft", "dpo", "grpo", "eval")
+MODEL_STAGES = ("grpo", "dpo", "sft", "pretrain")  # the last one that ran is released
+EARLIER = {"pretrain": "base", "sft": "sft", "dpo": "dpo"}  # stages before the released one, as the Space calls them
 MODEL_FILES = ("*.json", "*.safetensors", "*.py", "*.jinja")
 RECORD_FILES = ("metrics.jsonl", "results.json", "report.md", "loss.png")
 STORIES = (

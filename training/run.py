@@ -1,4 +1,4 @@
-"""Run a recipe from raw text to a release folder: tokenizer, data, pretrain, sft, dpo, eval, release, in this order.
+"""Run a recipe from raw text to a release folder: tokenizer, data, pretrain, sft, dpo, grpo, eval, release.
 
     python -m training.run training/recipes/quickstart
     python -m training.run training/recipes/shakespeare --files tinyshakespeare.txt
@@ -19,7 +19,12 @@ from pathlib import Path
 
 from training.stage import command, read_json
 
-MODELS = {"base": "pretrain", "sft": "sft", "dpo": "dpo"}  # what a model is called, and the stage that makes it
+MODELS = {
+    "base": "pretrain",
+    "sft": "sft",
+    "dpo": "dpo",
+    "grpo": "grpo",
+}  # what a model is called, and the stage that makes it
 
 
 @dataclass
@@ -56,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def steps(recipe: Path, run: Path, files: list[str]) -> list[Step]:
     """Return the recipe's stages with the inputs that each takes from the ones before."""
     present = {path.stem for path in recipe.glob("*.yaml")}
-    models = [f"{name}={run / stage / 'model'}" for name, stage in MODELS.items() if stage in present]
+    made = {name: run / stage / "model" for name, stage in MODELS.items()}
+    # A recipe of later stages alone goes on in a run that has the earlier ones.
+    models = [f"{name}={path}" for name, path in made.items() if MODELS[name] in present or path.is_dir()]
     text = ["--files", *files] if files else []
     tokenizer, data = str(run / "tokenizer"), str(run / "data")
     all_steps = [
@@ -65,6 +72,7 @@ def steps(recipe: Path, run: Path, files: list[str]) -> list[Step]:
         Step("pretrain", "training.pretrain", ["--data", data, "--tokenizer", tokenizer]),
         Step("sft", "training.sft", ["--model", str(run / "pretrain/model")]),
         Step("dpo", "training.dpo", ["--model", str(run / "sft/model")]),
+        Step("grpo", "training.grpo", ["--model", str(run / "sft/model")]),
         Step("eval", "training.eval_model", ["--data", data, "--models", *models]),
         Step("release", "training.release", ["--run", str(run)]),
     ]

@@ -21,6 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import yaml
 from trl import TrlParser
 
@@ -145,7 +146,9 @@ def environment() -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    machine = {"system": platform.system(), "machine": platform.machine(), "cpus": os.cpu_count()}
+    accelerators = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    machine: dict[str, Any] = {"system": platform.system(), "machine": platform.machine(), "cpus": os.cpu_count()}
+    machine["accelerators"] = accelerators
     return {"commit": _git_commit(), "versions": versions, "machine": machine}
 
 

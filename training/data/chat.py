@@ -1,15 +1,16 @@
-"""Conversations and preference pairs: from the embedded stories, a JSONL or Parquet file or the Hub, to token ids.
+"""Conversations and preference pairs: from the embedded stories, a file or the Hub, to token ids.
 
-Every row is checked when it is read, and a row that does not fit is an error that shows the expected shape. Content is
-encoded as plain text whatever it spells, and a mask marks what the assistant says, its end tokens included.
+Every row is checked when it is read (`training.data.formats` knows the shapes). Content is encoded as plain text
+whatever it spells, and a mask marks what the assistant says, its end tokens included.
 """
 
 import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jinja2 import TemplateError
@@ -17,36 +18,33 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_scratch.tokenizer import Message, encode_chat
 from training.data import stories
+from training.data.formats import FORMATS, Kind, Row, detect, read_row
 
-Kind = Literal["conversations", "preferences"]
-Row = dict[str, list[Message]]
 Rendered = tuple[str, list[tuple[int, int]]]  # a conversation as text, and where each answer begins and ends in it
 Encoded = tuple[list[int], list[int]]  # token ids, and 1 where the assistant speaks
 
-ROLES = ("system", "user", "assistant")
-SHAPES: dict[Kind, str] = {
-    "conversations": '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}',
-    "preferences": (
-        '{"prompt": [{"role": "user", "content": "..."}], "chosen": [{"role": "assistant", "content": "..."}], '
-        '"rejected": [{"role": "assistant", "content": "..."}]}'
-    ),
-}
-COLUMNS: dict[Kind, tuple[str, ...]] = {
-    "conversations": ("messages",),
-    "preferences": ("prompt", "chosen", "rejected"),
-}
 BATCH = 1000  # rows tokenized at once: enough to keep all cores busy
 
 
 # ---- reading ----
 
 
-def load_rows(kind: Kind, data: str, num_train: int, num_eval: int, seed: int) -> tuple[list[Row], list[Row]]:
+@dataclass(frozen=True)
+class Loaded:
+    """Rows in our own shape, to train on and held out, what kind they are, and the format they came in."""
+
+    kind: Kind
+    format: str
+    train: list[Row]
+    held_out: list[Row]
+
+
+def load_rows(kinds: Sequence[Kind], data: str, num_train: int, num_eval: int, seed: int) -> Loaded:
     """Return the rows to train on and the rows to evaluate on.
 
     Args:
-        kind: What a row is, see `SHAPES`; text instead of messages in a preference row is one turn.
-        data: `stories`, a .jsonl or .parquet file, or the Hub id of a data set (its `train` split).
+        kinds: What the stage takes; the columns of the first row decide.
+        data: `stories`, a .jsonl, .json or .parquet file, or the Hub id of a data set (its `train` split).
         num_train: Rows to train on; 0 takes all of a file or data set.
         num_eval: Rows to hold out. Stories have a split of their own for it; of a file they are drawn by the seed.
 
@@ -56,19 +54,23 @@ def load_rows(kind: Kind, data: str, num_train: int, num_eval: int, seed: int) -
     if data == "stories":
         if num_train < 1:
             raise ValueError("the embedded stories never end; say how many to use, for example num_examples=20000.")
-        generate = stories.conversations if kind == "conversations" else stories.preferences
-        return (
-            list(itertools.islice(generate("train", seed), num_train)),
-            list(itertools.islice(generate("dev", seed), num_eval)),
-        )
-    rows = [check_row(kind, row, where) for where, row in _read(data)]
-    if not rows:
-        raise ValueError(f"{data} is empty; expected rows like {SHAPES[kind]}.")
+        generate = stories.conversations if kinds[0] == "conversations" else stories.preferences
+        train = list(itertools.islice(generate("train", seed), num_train))
+        held_out = list(itertools.islice(generate("dev", seed), num_eval))
+        return Loaded(kinds[0], "embedded stories", train, held_out)
+    found = _read(data)
+    first = next(found, None)
+    if first is None:
+        shapes = " or ".join(form.example for form in FORMATS if form.kind in kinds)
+        raise ValueError(f"{data} is empty; expected rows like {shapes}.")
+    form = detect(kinds, first[1], first[0])
+    rows = [read_row(form, row, where) for where, row in itertools.chain([first], found)]
     if len(rows) <= num_eval:
         raise ValueError(f"{data} has {len(rows)} rows, so eval_examples={num_eval} leaves none to train on.")
     order = np.random.default_rng(seed).permutation(len(rows))
-    held_out, train = order[:num_eval], order[num_eval:]
-    return [rows[i] for i in (train[:num_train] if num_train else train)], [rows[i] for i in held_out]
+    held, rest = order[:num_eval], order[num_eval:]
+    rest = rest[:num_train] if num_train else rest
+    return Loaded(form.kind, form.name, [rows[i] for i in rest], [rows[i] for i in held])
 
 
 def _read(data: str) -> Iterator[tuple[str, Any]]:
@@ -76,10 +78,12 @@ def _read(data: str) -> Iterator[tuple[str, Any]]:
     path = Path(data)
     if path.suffix == ".jsonl":
         yield from _read_jsonl(path)
+    elif path.suffix == ".json":
+        yield from _read_json(path)
     elif path.suffix == ".parquet":
         yield from _read_parquet(path)
-    elif path.exists() or path.suffix in (".json", ".csv", ".txt"):
-        raise ValueError(f"{data} is not a .jsonl or .parquet file; convert it, one conversation a row.")
+    elif path.exists() or path.suffix in (".csv", ".txt"):
+        raise ValueError(f"{data} is not a .jsonl, .json or .parquet file; convert it, one conversation a row.")
     else:
         yield from _read_hub(data)
 
@@ -101,6 +105,19 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, Any]]:
             f"{path} is not UTF-8 (byte {error.object[error.start]:#04x} at position {error.start}); "
             "convert it, for example with `iconv -t UTF-8`."
         ) from None
+
+
+def _read_json(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; check the path given by --data.") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}).") from None
+    if not isinstance(content, list):
+        raise ValueError(f"{path} holds a {type(content).__name__} and not a list of rows; a .jsonl has one a line.")
+    for number, row in enumerate(content, start=1):
+        yield f"{path}, row {number}", row
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
@@ -125,66 +142,11 @@ def _read_hub(data: str) -> Iterator[tuple[str, Any]]:
         dataset = load_dataset(data, split="train")
     except Exception as error:  # each way of not being there has its own exception in the Hub stack
         raise ValueError(
-            f"{data} is neither `stories`, nor a .jsonl or .parquet file, nor a data set with a train split that can "
-            f"be read from the Hub ({str(error).splitlines()[0]})."
+            f"{data} is neither `stories`, nor a .jsonl, .json or .parquet file, nor a data set with a train split "
+            f"that can be read from the Hub ({str(error).splitlines()[0]})."
         ) from None
     for number, row in enumerate(dataset, start=1):
         yield f"{data}, row {number}", row
-
-
-def check_row(kind: Kind, row: Any, where: str) -> Row:
-    """Return the row's messages, each with its role and content alone.
-
-    Raises:
-        ValueError: The row has another shape; the message shows both.
-    """
-    columns = COLUMNS[kind]
-    try:
-        if not isinstance(row, dict):
-            raise ValueError(f"it is a {type(row).__name__}")
-        if missing := [name for name in columns if name not in row]:
-            raise ValueError(f"it has no {', '.join(missing)}, its columns are {', '.join(row) or '(none)'}")
-        if kind == "conversations":
-            return {"messages": _check_messages(row["messages"], "messages")}
-        checked = {name: _check_messages(_as_messages(name, row[name]), name) for name in columns}
-        if checked["prompt"][-1]["role"] != "user":
-            raise ValueError("its prompt does not end with a user message")
-        for name in ("chosen", "rejected"):
-            if [message["role"] for message in checked[name]] != ["assistant"]:
-                raise ValueError(f"its {name} is not exactly one assistant message")
-        return checked
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}; expected {SHAPES[kind]}.") from None
-
-
-def _as_messages(column: str, value: Any) -> Any:
-    if isinstance(value, str):
-        return [{"role": "user" if column == "prompt" else "assistant", "content": value}]
-    return value
-
-
-def _check_messages(messages: Any, column: str) -> list[Message]:
-    if not isinstance(messages, list) or not messages:
-        raise ValueError(f"its {column} is {_short(messages)} and not a list of messages")
-    for number, message in enumerate(messages, start=1):
-        role = message.get("role") if isinstance(message, dict) else None
-        content = message.get("content") if isinstance(message, dict) else None
-        if not isinstance(role, str) or not isinstance(content, str):
-            raise ValueError(f"message {number} of its {column} is {_short(message)}, without role and content")
-        try:
-            content.encode()
-        except UnicodeEncodeError as error:  # a broken `\\ud83d` in JSON
-            raise ValueError(f"message {number} of its {column} holds half of a surrogate pair ({error})") from None
-        if role not in ROLES:
-            raise ValueError(f"message {number} of its {column} has the role {role!r}, not one of {', '.join(ROLES)}")
-    if column in ("messages", "prompt") and messages[0]["role"] == "assistant":
-        raise ValueError(f"its {column} begins with the assistant")
-    return [{"role": message["role"], "content": message["content"]} for message in messages]
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 # ---- encoding ----

@@ -1,0 +1,103 @@
+"""GRPO: what is rewarded, that the reward rises, and that the pipeline knows the stage."""
+
+import itertools
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_align import run_stage, write_jsonl
+from transformers import AutoTokenizer
+
+from hf_scratch import ScratchConfig, ScratchForCausalLM
+from training import grpo, sft, train_tokenizer
+from training.data import stories
+from training.run import steps as plan_steps
+from training.save import save_model
+
+
+def answers(*texts: str) -> list[list[dict[str, str]]]:
+    return [[{"role": "assistant", "content": text}] for text in texts]
+
+
+def test_the_checkers_reward_what_was_asked() -> None:
+    told = next(story for story in stories.stories("train", 0) if story.happy)
+    other = next(
+        story
+        for story in stories.stories("train", 1)
+        if not story.happy and not stories.check(told.request, story.text).followed
+    )
+    facts = [json.dumps(asdict(told.request))] * 3
+    said = answers(told.text, other.text, told.text.rpartition(". ")[0])
+    right, wrong, cut = grpo.instruction(said, request=facts)
+    assert right == 1 and wrong < 1 and cut < 1
+    assert grpo.happy_ending(said, request=facts) == [1, 0, 0]
+
+
+def test_every_place_of_the_run_has_its_prompt() -> None:
+    config = grpo.GrpoConfig(output_dir="runs/x", model="m", max_steps=3, prompts_per_step=2)
+    rows = grpo.asked(config)
+    assert len(rows) == 6 and rows[0]["prompt"][0]["role"] == "user"
+    assert stories.Request(**json.loads(rows[0]["request"])) == next(stories.prompts("train", 0))[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_generations": 1}, "compares nothing"),
+        ({"micro_batch_size": 5}, "is not a multiple of micro_batch_size=5"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named(settings: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        grpo.grpo_arguments(grpo.GrpoConfig(output_dir="runs/x", model="m", **settings))
+
+
+def test_the_recipe_goes_on_from_the_sft_model_of_a_run(tmp_path: Path) -> None:
+    for stage in ("pretrain", "sft"):
+        (tmp_path / stage / "model").mkdir(parents=True)
+    plan = plan_steps(Path(__file__).parent.parent / "training/recipes/grpo", tmp_path, [])
+    assert [step.name for step in plan] == ["grpo", "eval"]
+    assert plan[0].inputs == ["--model", str(tmp_path / "sft/model")]
+    names = [option.partition("=")[0] for option in plan[1].inputs if "=" in option]
+    assert names == ["base", "sft", "grpo"]
+
+
+def endings(count: int) -> list[dict[str, Any]]:
+    """Conversations whose answer is nothing but the end of a story, happy in every second one."""
+    told = stories.stories("train", 0)
+    sentences: dict[bool, list[str]] = {True: [], False: []}
+    while min(map(len, sentences.values())) < 3:
+        story = next(told)
+        sentence = story.text.rpartition(". ")[2]
+        sentences[stories.check(story.request, sentence).happy].append(sentence)
+    asked = itertools.islice(stories.prompts("train", 1), count)
+    return [
+        {"messages": [*messages, {"role": "assistant", "content": sentences[i % 2 == 0][i // 2 % 3]}]}
+        for i, (_, messages) in enumerate(asked)
+    ]
+
+
+@pytest.mark.slow
+def test_the_reward_rises(tmp_path: Path) -> None:
+    text = ["--vocab_size", "800", "--num_stories", "1000"]
+    train_tokenizer.main(["--output_dir", f"{tmp_path}/tokenizer", *text])
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 128}
+    tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+    torch.manual_seed(0)
+    save_model(ScratchForCausalLM(ScratchConfig(vocab_size=800, **sizes, **tokens)), tokenizer, tmp_path / "base")
+    # A model that answers with the end of a story, happy or not, whatever it is asked.
+    data = write_jsonl(tmp_path / "endings.jsonl", endings(48))
+    learn = {"max_steps": 90, "batch_size": 16, "learning_rate": 0.01, "max_length": 128}
+    run_stage(sft.main, f"{tmp_path}/base", data, tmp_path / "sft", **learn)
+    steps = "--max_steps 12 --prompts_per_step 2 --num_generations 8 --max_new_tokens 40".split()
+    rates = "--learning_rate 0.003 --beta 0.001".split()
+    grpo.main(["--model", f"{tmp_path}/sft/model", "--output_dir", f"{tmp_path}/grpo", *steps, *rates])
+    lines = [json.loads(line) for line in (tmp_path / "grpo/metrics.jsonl").read_text().splitlines()]
+    happy = [line["rewards/happy_ending/mean"] for line in lines]
+    assert 0.2 < sum(happy[:2]) / 2 < 0.8 and sum(happy[-3:]) / 3 > 0.9
+    assert sum(line["reward"] for line in lines[-3:]) / 3 > sum(line["reward"] for line in lines[:2]) / 2 + 0.2
+    assert (tmp_path / "grpo/model/model.safetensors").is_file() and lines[-1]["kl"] > 0

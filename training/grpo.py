@@ -1,0 +1,163 @@
+"""Reinforcement by checkers: raise what the story checkers reward, instead of imitating or comparing answers (GRPO).
+
+    python -m training.run training/recipes/grpo --output_dir runs/quickstart
+    python -m training.grpo --config training/recipes/grpo/grpo.yaml \\
+        --model runs/quickstart/sft/model --output_dir runs/quickstart/grpo
+
+Each step asks a few prompts several times, and moves the model towards the answers that are better than the others to
+the same prompt (arXiv:2402.03300). Prompts are those of the stories' training split; the chain is base, SFT, then DPO
+or this.
+"""
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import trl
+from accelerate import PartialState
+from datasets import Dataset
+
+from training.align import finish, load_model, quiet
+from training.align_trainer import CHECKPOINTS, MetricsLog, run_trainer
+from training.data import stories
+from training.hardware import mixed_precision
+from training.save import save_model
+from training.stage import METRICS, command, open_stage, parse_config
+
+PARTS = ("hero", "item", "place", "problem", "complete")
+MEASURES = (
+    "reward",
+    "reward_std",
+    "rewards/instruction/mean",
+    "rewards/happy_ending/mean",
+    "kl",
+    "entropy",
+    "completions/mean_length",
+    "completions/clipped_ratio",
+)
+
+
+@dataclass(kw_only=True)
+class GrpoConfig:
+    """Settings of the stage `grpo`."""
+
+    output_dir: str = field(metadata={"help": "Folder of the stage."})
+    model: str = field(metadata={"help": "Folder or Hub id of the causal language model to start from, after SFT."})
+    max_steps: int = field(default=100, metadata={"help": "Optimizer steps."})
+    prompts_per_step: int = field(default=8, metadata={"help": "Prompts asked a step, over all processes."})
+    num_generations: int = field(default=8, metadata={"help": "Answers to each prompt, which are compared."})
+    micro_batch_size: int = field(default=0, metadata={"help": "Answers a process holds at once; 0 takes all."})
+    max_new_tokens: int = field(default=256, metadata={"help": "Longest answer in tokens."})
+    temperature: float = field(default=1.0, metadata={"help": "Of the answers; without spread nothing is learnt."})
+    learning_rate: float = field(default=1e-6, metadata={"help": "Learning rate, constant after the warmup."})
+    warmup_ratio: float = field(default=0.03, metadata={"help": "Share of the steps with linear warmup; 0 is none."})
+    beta: float = field(default=0.0, metadata={"help": "Weight of the KL to the model before; 0 is none."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Clip the gradient to this length."})
+    seed: int = field(default=0, metadata={"help": "Seed of prompts and answers."})
+    log_steps: int = field(default=1, metadata={"help": "Steps between lines of metrics.jsonl."})
+    save_steps: int = field(default=50, metadata={"help": "Steps between checkpoints, of which the last is kept."})
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the stage."""
+    config = parse_config(GrpoConfig, argv, __doc__)
+    quiet()
+    with PartialState().main_process_first():
+        stage = open_stage("grpo", config, {"model": config.model}, config.output_dir)
+    if stage.done:
+        return
+    model, tokenizer = load_model(config.model)
+    trainer = trl.GRPOTrainer(
+        model=model,
+        args=trl.GRPOConfig(**grpo_arguments(config)),
+        reward_funcs=[instruction, happy_ending],
+        train_dataset=asked(config),
+        processing_class=tokenizer,
+    )
+    metrics = run_trainer(trainer, stage, MetricsLog(stage.folder / METRICS, MEASURES, 1 / config.max_steps))
+    if trainer.accelerator.is_main_process:
+        save_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, stage.folder / "model")
+    finish(stage, metrics, "Next: `python -m training.eval_model`, or talk to it.")
+
+
+def asked(config: GrpoConfig) -> Dataset:
+    """Return a prompt for each place of the run, with what it asks for."""
+    drawn = itertools.islice(stories.prompts("train", config.seed), config.max_steps * config.prompts_per_step)
+    return Dataset.from_list(
+        [{"prompt": messages, "request": json.dumps(asdict(request))} for request, messages in drawn]
+    )
+
+
+def instruction(completions: list[Any], request: list[str], **kwargs: Any) -> list[float]:
+    """Reward the share of hero, thing, place, mishap and a whole story that is right."""
+    checks = check_all(completions, request)
+    return [sum(getattr(found, part) for part in PARTS) / len(PARTS) for found in checks]
+
+
+def happy_ending(completions: list[Any], request: list[str], **kwargs: Any) -> list[float]:
+    """Reward a happy ending, 1 or 0."""
+    return [float(found.happy) for found in check_all(completions, request)]
+
+
+def check_all(completions: list[Any], request: list[str]) -> list[stories.Check]:
+    """Return what the checker finds in each answer."""
+    texts = [answer[0]["content"] for answer in completions]
+    return [
+        stories.check(stories.Request(**json.loads(facts)), text) for facts, text in zip(request, texts, strict=True)
+    ]
+
+
+def grpo_arguments(config: GrpoConfig) -> dict[str, Any]:
+    """Return the arguments of TRL's trainer.
+
+    Raises:
+        ValueError: The answers of a step cannot be shared out evenly.
+    """
+    processes = PartialState().num_processes
+    answers = config.prompts_per_step * config.num_generations
+    micro_batch = config.micro_batch_size or answers // processes
+    if config.num_generations < 2:
+        raise ValueError(f"num_generations={config.num_generations} compares nothing; use at least 2.")
+    if micro_batch < 1 or answers % (micro_batch * processes):
+        raise ValueError(
+            f"prompts_per_step={config.prompts_per_step} times num_generations={config.num_generations} is not a "
+            f"multiple of micro_batch_size={config.micro_batch_size} times {processes} processes; change one of them."
+        )
+    return {
+        "output_dir": str(Path(config.output_dir) / CHECKPOINTS),
+        "per_device_train_batch_size": micro_batch,
+        "gradient_accumulation_steps": answers // (micro_batch * processes),
+        "num_generations": config.num_generations,
+        "max_steps": config.max_steps,
+        "max_completion_length": config.max_new_tokens,
+        "temperature": config.temperature,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": "constant_with_warmup",
+        "warmup_steps": config.warmup_ratio,  # below 1 it is a share
+        "weight_decay": 0.0,
+        "max_grad_norm": config.max_grad_norm,
+        "beta": config.beta,
+        "shuffle_dataset": False,  # the prompts come from a stream that is random already
+        "disable_dropout": True,
+        "seed": config.seed,
+        "bf16": mixed_precision() == "bf16",
+        "use_cpu": not (torch.cuda.is_available() or torch.backends.mps.is_available()),
+        "activation_checkpointing": False,
+        "gradient_checkpointing": False,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "logging_steps": config.log_steps,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,
+        "save_steps": config.save_steps,
+        "save_total_limit": 1,
+        "report_to": "none",
+    }
+
+
+if __name__ == "__main__":
+    main()
