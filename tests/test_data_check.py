@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from training import dpo, sft
 from training.data.check import Finding, check_data, refuse_errors, table
-from training.data.formats import Kind, Row
+from training.data.chat_formats import Kind, Row
 from training.data.tokenized import tokenize
 from training.stage import read_json
 

@@ -1,6 +1,6 @@
 """Conversations and preference pairs: from the embedded stories, a file or the Hub, to token ids.
 
-Every row is checked when it is read (`training.data.formats` knows the shapes). Content is encoded as plain text
+Every row is checked when it is read (`training.data.chat_formats` knows the shapes). Content is encoded as plain text
 whatever it spells, and a mask marks what the assistant says, its end tokens included.
 """
 
@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_scratch.tokenizer import Message, encode_chat
 from training.data import stories
-from training.data.formats import FORMATS, Kind, Row, detect, read_row
+from training.data.chat_formats import FORMATS, Kind, Row, detect, read_row
 
 Rendered = tuple[str, list[tuple[int, int]]]  # a conversation as text, and where each answer begins and ends in it
 Encoded = tuple[list[int], list[int]]  # token ids, and 1 where the assistant speaks

@@ -14,7 +14,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from hf_scratch.tokenizer import Message
-from training.data.formats import Row
+from training.data.chat_formats import Row
 from training.data.tokenized import Tokenized
 
 Level = Literal["", "warning", "error"]

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from training.data.batches import IGNORE
 from training.data.chat import Encoded, encode_chats
-from training.data.formats import Kind, Row
+from training.data.chat_formats import Kind, Row
 
 SIDES = {"preferences": ("chosen", "rejected"), "thumbs": ("completion",)}
 NOUNS = {"conversations": "conversations", "preferences": "pairs", "thumbs": "answers with a thumb"}

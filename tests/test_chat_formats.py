@@ -8,7 +8,7 @@ import pytest
 from tiny_align import pair, turns, write_jsonl
 
 from training.data.chat import load_rows
-from training.data.formats import Kind, Row
+from training.data.chat_formats import Kind, Row
 
 ASKED, SAID, UNSAID = "Who has the kite?", "The red fox.", "No one."
 HH = "\n\nHuman: a\n\nAssistant: b\n\nHuman: " + ASKED + "\n\nAssistant: "
