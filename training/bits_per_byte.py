@@ -13,6 +13,8 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from training.data.batches import Tokens
+
 
 @dataclass(frozen=True)
 class BitsPerByte:
@@ -36,7 +38,7 @@ class _Window:
 @torch.no_grad()
 def bits_per_byte(
     model: PreTrainedModel,
-    tokens: np.ndarray,
+    tokens: Tokens,
     starts: np.ndarray,
     num_bytes: int,
     context: int,
@@ -98,7 +100,7 @@ def _batches(windows: list[_Window], batch_tokens: int) -> Iterator[list[_Window
     yield batch
 
 
-def _nats(model: PreTrainedModel, tokens: np.ndarray, batch: list[_Window], device: torch.device | str) -> float:
+def _nats(model: PreTrainedModel, tokens: Tokens, batch: list[_Window], device: torch.device | str) -> float:
     # Padded on the right, where causal attention never looks from a token: no mask is needed.
     shape = (len(batch), batch[-1].length)
     inputs, targets = np.zeros(shape, dtype=np.int64), np.full(shape, -100, dtype=np.int64)

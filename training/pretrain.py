@@ -28,7 +28,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from hf_scratch import ScratchConfig, ScratchForCausalLM
 from training.bits_per_byte import BitsPerByte, bits_per_byte
 from training.checkpoint import load_latest, save_checkpoint
-from training.data.batches import IGNORE, Batch, PackedDocuments, Shards, Windows, load_shards
+from training.data.batches import IGNORE, Batch, Shards
+from training.data.mixture import Rows, data_inputs, open_data
 from training.hardware import mixed_precision
 from training.optimizer import build_optimizers, learning_rate
 from training.save import save_model
@@ -40,7 +41,9 @@ class PretrainConfig:
     """Settings of the stage `pretrain`."""
 
     output_dir: str = field(metadata={"help": "Folder of the run."})
-    data: str = field(metadata={"help": "Folder of token shards, made by training.prepare_data."})
+    data: list[str] = field(
+        metadata={"help": "Folder or URL of token shards; several mix as FOLDER=WEIGHT, 1 being one pass an epoch."}
+    )
     tokenizer: str = field(metadata={"help": "Folder or Hub id of the tokenizer that made the shards."})
 
     hidden_size: int = field(default=768, metadata={"help": "Width of the model."})
@@ -93,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse_config(PretrainConfig, argv, __doc__)
     accelerator = Accelerator(mixed_precision=mixed_precision())
     with accelerator.main_process_first():
-        inputs = {"data": config.data, "tokenizer": config.tokenizer}
+        inputs = {"tokenizer": config.tokenizer} | data_inputs(config.data)
         stage = open_stage("pretrain", config, inputs, config.output_dir)
     if not stage.done:
         metrics = train(config, accelerator, stage.folder)
@@ -104,9 +107,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def train(config: PretrainConfig, accelerator: Accelerator, folder: Path) -> dict[str, Any]:
     """Train from the newest checkpoint, or from the start, to `max_steps`; save the model and return its figures."""
     tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
-    shards, held_out = (load_shards(Path(config.data), split) for split in ("train", "val"))
-    rows = (PackedDocuments if config.pack_documents else Windows)(shards, config.context_length, config.seed)
-    trainer = Trainer(config, accelerator, folder, build_model(config, shards.vocab_size, tokenizer), held_out)
+    rows, held_out = open_data(config.data, config.context_length, config.seed, config.pack_documents)
+    trainer = Trainer(config, accelerator, folder, build_model(config, held_out.vocab_size, tokenizer), held_out)
     trainer.resume()
     trainer.loop(rows)
     if accelerator.is_main_process:
@@ -168,7 +170,7 @@ class Trainer:
             f"{'bfloat16 autocast' if accelerator.mixed_precision == 'bf16' else 'float32'}"
         )
 
-    def loop(self, rows: PackedDocuments | Windows) -> None:
+    def loop(self, rows: Rows) -> None:
         """Train to the last step; log, evaluate and save on the way."""
         config, progress = self.config, self.progress
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -214,7 +216,7 @@ class Trainer:
                 group["lr"] = lr
         return lr
 
-    def train_step(self, rows: PackedDocuments | Windows) -> tuple[float, int, float]:
+    def train_step(self, rows: Rows) -> tuple[float, int, float]:
         """Take one optimizer step; return mean loss in nats a token, tokens of the global batch and gradient norm.
 
         The loss is divided by the tokens of the whole step, not of each micro-batch, so accumulation and processes
@@ -252,7 +254,7 @@ class Trainer:
         self.accelerator.backward(loss)
         return loss.detach()
 
-    def micro_batches(self, rows: PackedDocuments | Windows) -> list[Batch]:
+    def micro_batches(self, rows: Rows) -> list[Batch]:
         """Return this process's share of the step's rows, in pieces that it can hold at once."""
         config = self.config
         first = self.progress.step * config.batch_rows

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from trl import TrlParser
 
 Config = TypeVar("Config")
 
@@ -36,6 +35,8 @@ def parse_config(config_class: type[Config], argv: Sequence[str] | None = None, 
     Raises:
         ValueError: A key that the dataclass does not have, a value of the wrong type, or no such file.
     """
+    from trl import TrlParser  # takes seconds, and the processes that prepare data import this file too
+
     argv = list(sys.argv[1:] if argv is None else argv)
     known = [f.name for f in fields(config_class)]  # type: ignore[arg-type]
     if "--config" in argv[:-1]:

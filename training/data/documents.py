@@ -56,12 +56,12 @@ def read_documents(source: DocumentSource, split: Split) -> Iterator[str]:
         yield text[:cut] if split == "train" else text[cut:]
         return
     for text in itertools.chain(first_two, documents):
-        if (_fraction(text) < source.val_fraction) == (split == "val"):
+        if (fraction_of(text) < source.val_fraction) == (split == "val"):
             yield text
 
 
-def _fraction(text: str) -> float:
-    """A number in [0, 1) that depends on the text alone."""
+def fraction_of(text: str) -> float:
+    """Return a number in [0, 1) that depends on the text alone; below `val_fraction` the text is held out."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
