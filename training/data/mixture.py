@@ -58,22 +58,20 @@ def open_data(entries: list[str], context: int, seed: int, packed: bool) -> tupl
     if "://" in entries[0]:
         if len(entries) > 1 or packed:
             raise ValueError(
-                f"{entries[0]} is streamed a shard at a time, which neither mixes with other data nor packs documents; "
+                f"{entries[0]} is streamed a shard at a time, which neither mixes with other data nor packs text; "
                 "download it, or give this one alone with pack_documents=false."
             )
         streamed = StreamedWindows(entries[0], context, seed)
         return streamed, streamed.held_out()
     kind = PackedDocuments if packed else Windows
-    folders = [(Path(folder), *weight) for folder, *weight in map(_split, entries)]
-    readers = [kind(load_shards(folder, "train"), context, seed) for folder, _ in folders]
-    held_out = join_shards([load_shards(folder, "val") for folder, _ in folders])
-    if len(readers) == 1:
-        return readers[0], held_out
-    return Mixture(readers, [weight for _, weight in folders], seed), held_out
+    folders, weights = zip(*map(_split, entries), strict=True)
+    readers = [kind(load_shards(Path(folder), "train"), context, seed) for folder in folders]
+    held_out = join_shards([load_shards(Path(folder), "val") for folder in folders])
+    return (readers[0] if len(readers) == 1 else Mixture(readers, list(weights), seed)), held_out
 
 
 def data_inputs(entries: list[str]) -> dict[str, str | list[str] | None]:
-    """Return what `--data` adds to the inputs of a stage: the folders by content, and their weights if there are any."""
+    """Return what `--data` adds to the inputs of a stage: the folders by content, and their weights, if any."""
     folders, weights = zip(*map(_split, entries), strict=True)
     if len(folders) == 1:
         return {"data": folders[0]}
@@ -120,7 +118,7 @@ class Mixture:
 
 
 def stack(batches: list[Batch]) -> Batch:
-    """Return batches as one, padded to the widest: with tokens that carry no loss and begin a document of their own."""
+    """Return batches as one, padded to the widest by tokens without loss that begin a document of their own."""
     width = max(batch["labels"].shape[1] for batch in batches)
     padded = []
     for batch in batches:

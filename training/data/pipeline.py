@@ -2,7 +2,7 @@
 
     clean -> [exact duplicates] -> [near duplicates] -> tokenize -> shuffle
 
-Each pass is cut into `tasks`, which `workers` processes take up; a task that was finished is not done again. The result
+Each pass is cut into `tasks`, which `workers` processes take up; a task that is finished is not done again. The result
 depends on the recipe and the tasks, never on the workers. Everything lies in one folder, local or on object storage.
 """
 
@@ -111,9 +111,7 @@ def plan(
             before.append(ExactDedupFilter(_path(folder, "exact/found"), _exact()))
         passes += _near_passes(folder, config, before, tasks)
         reading.append(
-            MinhashDedupFilter(
-                _path(folder, "near/found"), Dropped(ledger, "near_duplicate"), load_cluster_ids=True
-            )
+            MinhashDedupFilter(_path(folder, "near/found"), Dropped(ledger, "near_duplicate"), load_cluster_ids=True)
         )
     weights = {source.name: float(source.weight) for source in sources}
     passes.append(Pass("tokenize", [*reading, Tokenize(folder, tokenizer, meta, weights, ledger)], tasks))
@@ -171,9 +169,7 @@ def _minhash(options: dict[str, Any]) -> MinhashConfig:
         raise ValueError(f"step near_duplicates: {error}") from None
 
 
-def _near_passes(
-    folder: DataFolder, config: MinhashConfig, reading: list[PipelineStep], tasks: int
-) -> list[Pass]:
+def _near_passes(folder: DataFolder, config: MinhashConfig, reading: list[PipelineStep], tasks: int) -> list[Pass]:
     signatures, pairs, found = (_path(folder, f"near/{name}") for name in ("signatures", "pairs", "found"))
     sign = Signatures(signatures, config, language=WORDS)
     search = MinhashDedupBuckets(signatures, pairs, config=config, lines_to_buffer=1000)

@@ -307,9 +307,7 @@ def _read_hub(unit: Unit) -> Iterator[Found]:
 
     source = unit.source
     part, parts = map(int, unit.path.split("/"))
-    data = load_dataset(
-        source.dataset, source.subset, split=source.split, revision=source.revision, streaming=True
-    )
+    data = load_dataset(source.dataset, source.subset, split=source.split, revision=source.revision, streaming=True)
     if data.num_shards >= parts:
         data, numbers = data.shard(parts, part), 1
     else:

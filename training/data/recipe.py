@@ -194,7 +194,7 @@ def list_units(sources: list[Source], tasks: int) -> list[Unit]:
 
 
 def _find(pattern: str) -> Iterator[tuple[str, str, int]]:
-    """Yield path, label and size of the files that a folder, a glob or an fsspec URL means; hidden files are no text."""
+    """Yield path, label and size of the files that a folder, a glob or an fsspec URL means, none of them hidden."""
     from fsspec.core import url_to_fs
 
     remote = "://" in pattern

@@ -157,7 +157,7 @@ def _noise(report: dict[str, Any]) -> str:
     signs = "".join(f"<li><code>{html.escape(sign)}</code>: {n:,}</li>" for sign, n in noise["signs"].items())
     return (
         f"<p>{noise['share']:.2%} of the documents that are left ({noise['documents']:,}) hold a sign of broken "
-        f"characters or of markup that stayed; in code and texts about code the latter is no noise.</p><ul>{signs}</ul>"
+        f"characters or of markup that stayed; in code and texts about code it is no noise.</p><ul>{signs}</ul>"
     )
 
 
@@ -178,8 +178,8 @@ def dataset_card(report: dict[str, Any]) -> str:
     lines += [
         "# Token shards",
         "",
-        f"{total['tokens']:,} tokens of {total['documents_out']:,} documents ({size(total['bytes_out'])} of text), left "
-        f"of {total['documents_in']:,} documents. Licences of the documents: {', '.join(map(_plain, licenses))}.",
+        f"{total['tokens']:,} tokens of {total['documents_out']:,} documents ({size(total['bytes_out'])} of text), "
+        f"left of {total['documents_in']:,} documents. Licences of the documents: {', '.join(map(_plain, licenses))}.",
         "",
         "| source | licence | weight | documents in | documents out | tokens |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
@@ -196,9 +196,9 @@ def dataset_card(report: dict[str, Any]) -> str:
         "",
         "## Files",
         "",
-        f"`train-*.bin` and `val.bin` are streams of little-endian {made['dtype']} token ids: a separator, a document, "
-        "a separator, and so on. `*.starts.npy` holds the position of each separator before a document, `*.parquet` "
-        "the id, source, licence, address and language of each document, `tokenizer/` the tokenizer. Documents are "
+        f"`train-*.bin` and `val.bin` are streams of {made['dtype']} token ids, little-endian: a separator, a "
+        "document, a separator and so on. `*.starts.npy` holds the position of each separator before a document, "
+        "`*.parquet` the id, source, licence, address and language of each document, `tokenizer/` the tokenizer. Documents are "
         f"shuffled by seed {made['seed']}; {made['val_fraction']:g} of them, chosen by a hash of their text, are held "
         "out.",
         "",

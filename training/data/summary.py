@@ -1,7 +1,7 @@
 """The end of a data run: shards moved to where pretraining reads them, the books added up, and the report written.
 
-`data_report.json` holds every number; `data_report.html` shows them; `dataset_card.md` becomes the README of the shards
-when they are published.
+`data_report.json` holds every number; `data_report.html` shows them; `dataset_card.md` becomes the README of the
+shards when they are published.
 """
 
 import json
@@ -75,9 +75,7 @@ def _bring(work: DataFolder, name: str, target: Path) -> None:
         beside.replace(target)
 
 
-def build_report(
-    work: DataFolder, meta: dict[str, Any], sources: list[Source], steps: list[Step]
-) -> dict[str, Any]:
+def build_report(work: DataFolder, meta: dict[str, Any], sources: list[Source], steps: list[Step]) -> dict[str, Any]:
     """Return all figures of a run, whose books must balance."""
     clean, kept = add_up(work, "clean"), add_up(work, "tokenize")
     by_source = {source.name: _source_row(source, clean, kept) for source in sources}
@@ -139,9 +137,7 @@ def _dropped(clean: dict[str, Any], kept: dict[str, Any]) -> dict[str, Any]:
     return {reason: {"documents": n, "examples": examples.get(reason, [])} for reason, n in counts.most_common()}
 
 
-def _steps(
-    work: DataFolder, clean: dict[str, Any], kept: dict[str, Any], dropped: dict[str, Any]
-) -> dict[str, Any]:
+def _steps(work: DataFolder, clean: dict[str, Any], kept: dict[str, Any], dropped: dict[str, Any]) -> dict[str, Any]:
     """Return what went in and out of each step, and how fast; seconds are of all processes together."""
     rows: dict[str, Any] = {name: dict(counts) for name, counts in clean["steps"].items()}
     documents = sum(row.get("documents_in", 0) for row in kept["sources"].values())
@@ -157,7 +153,10 @@ def _steps(
             documents -= lost[reason]
             rows[name]["documents_out"] = documents
     rows |= {name: dict(counts) for name, counts in kept["steps"].items()}
-    rows["shuffle"] = {"bytes_in": rows.get("tokenize", {}).get("bytes_in", 0), "seconds": pass_seconds(work, "shuffle")}
+    rows["shuffle"] = {
+        "bytes_in": rows.get("tokenize", {}).get("bytes_in", 0),
+        "seconds": pass_seconds(work, "shuffle"),
+    }
     for row in rows.values():
         row["mb_per_s"] = row["bytes_in"] / 1e6 / row["seconds"] if row.get("seconds") and "bytes_in" in row else None
     return rows
@@ -168,7 +167,10 @@ def pass_seconds(work: DataFolder, name: str) -> float:
     total = 0.0
     for path in work.list_files(glob_pattern=f"logs/{name.replace(' ', '-')}*/stats/*.json"):
         with work.open(path, "rb") as file:
-            total += max(step["time_stats"].get("total", 0.0) for step in json.loads(file.read()))
+            # The steps of a task run into one another; the last one that measures itself includes those before.
+            total += max(
+                (step["time_stats"]["total"] for step in json.loads(file.read()) if step["time_stats"]), default=0
+            )
     return total
 
 

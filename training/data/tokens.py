@@ -165,7 +165,11 @@ class Shuffle(PipelineStep):
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> None:
         """Write NAME.bin, NAME.starts.npy, NAME.parquet with the documents' origins, and at last NAME.json."""
-        name = shard_names(self.meta["shards"])[rank]
+        with self.track_time():
+            self.write_shard(shard_names(self.meta["shards"])[rank])
+
+    def write_shard(self, name: str) -> None:
+        """Put the documents of all parts in the order of their keys, between separators."""
         entries = np.frombuffer(self.gather(name, "entries"), dtype=ENTRY)
         tokens = np.frombuffer(self.gather(name, "tokens"), dtype=self.meta["dtype"])
         begins = np.concatenate([[0], np.cumsum(entries["tokens"], dtype=np.int64)])
