@@ -45,6 +45,7 @@ def finish(folder: Path, shards: int) -> None:
     write_json(folder / "meta.json", meta)
 
 
+@settings(max_examples=20)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(0, 40), st.integers(0, 40))
 def test_streams_that_are_joined_are_read_as_one(lengths: list[int], start: int, stop: int) -> None:
     streams = [np.array([*range(10 * i + 1, 10 * i + length), 0]) for i, length in enumerate(lengths)]

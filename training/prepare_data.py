@@ -1,14 +1,13 @@
 """Turn text into token shards that pretraining memory-maps: a stream of ids and where each document starts.
 
     python -m training.prepare_data --tokenizer runs/mine/tokenizer --files "books/*.txt" --output_dir runs/mine/data
-    python -m training.prepare_data --config training/recipes/web/data.yaml \\
-        --tokenizer runs/mine/tokenizer --output_dir runs/mine/data
+    python -m training.prepare_data --config data.yaml --tokenizer runs/mine/tokenizer --output_dir runs/mine/data
 
-The first takes text as it is. A recipe with `sources` reads Common Crawl, wiki dumps, books, code, tables and Hub data
-sets, cleans, deduplicates and decontaminates them, and reports what was thrown away; `training/data/README.md` has all
-of it. `train.bin` and `val.bin` (with `sources`: `train-00000.bin`, ...) hold `<|endoftext|>` and the tokens of each
-document in turn, and a last `<|endoftext|>`, as uint16 (uint32 above 65,536 tokens); `*.starts.npy` the position of
-each document; `meta.json` the counts.
+The first takes text as it is. The second, a recipe with `sources`, reads Common Crawl, wiki dumps, books, code, tables
+and Hub data sets, cleans, deduplicates and decontaminates them, and reports what was thrown away, as
+`training/data/README.md` tells. `train.bin` and `val.bin` (with `sources`: `train-00000.bin`, ...) hold
+`<|endoftext|>` and the tokens of each document in turn, and a last `<|endoftext|>`, as uint16 (uint32 above 65,536
+tokens); `*.starts.npy` the position of each document; `meta.json` the counts.
 """
 
 import itertools
@@ -41,7 +40,6 @@ class DataConfig(DocumentSource):
     output_dir: str = field(metadata={"help": "Folder of the shards."})
     tokenizer: str = field(metadata={"help": "Folder or Hub id of the tokenizer."})
 
-    sources: list[dict] = field(default_factory=list, metadata={"help": "Sources to clean and mix; in YAML only."})
     steps: list[dict] = field(default_factory=list, metadata={"help": "What each document goes through; YAML only."})
     max_document_bytes: int = field(default=10_000_000, metadata={"help": "sources: longer texts are cut or dropped."})
     tasks: int = field(default=8, metadata={"help": "sources: pieces of the work; more for more than 50 GB."})

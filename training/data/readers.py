@@ -14,9 +14,13 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from datatrove.data import Document
+from datatrove.utils.logging import logger
 
 from training.data import stories
 from training.data.recipe import Source, Unit, type_of
+
+# datatrove tells about each task on the terminal; our own lines say what a user wants to know.
+logger.disable("datatrove")
 
 BOMB_RATIO, BOMB_BYTES = 300, 2**26  # text compresses to a tenth, logs to a hundredth of its size
 
@@ -59,7 +63,8 @@ class Unpacked(io.RawIOBase):
         Raises:
             DecompressionBomb: The file is one.
         """
-        data = self.file.read(len(buffer))
+        # read1: what is good of a file that ends early comes out before the error does.
+        data = self.file.read1(len(buffer)) if self.compressed else self.file.read(len(buffer))
         buffer[: len(data)] = data
         self.seen += len(data)
         if self.compressed and self.seen > max(BOMB_BYTES, BOMB_RATIO * self.raw.tell()):

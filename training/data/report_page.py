@@ -197,10 +197,10 @@ def dataset_card(report: dict[str, Any]) -> str:
         "## Files",
         "",
         f"`train-*.bin` and `val.bin` are streams of {made['dtype']} token ids, little-endian: a separator, a "
-        "document, a separator and so on. `*.starts.npy` holds the position of each separator before a document, "
-        "`*.parquet` the id, source, licence, address and language of each document, `tokenizer/` the tokenizer. Documents are "
-        f"shuffled by seed {made['seed']}; {made['val_fraction']:g} of them, chosen by a hash of their text, are held "
-        "out.",
+        "document, a separator and so on. `*.starts.npy` has the position of each separator before a document, "
+        "`*.parquet` the id, source, licence, address and language of each document, `tokenizer/` the tokenizer. "
+        f"Documents are shuffled by seed {made['seed']}; {made['val_fraction']:g} of them, chosen by a hash of their "
+        "text, are held out.",
         "",
         "## Limits",
         "",

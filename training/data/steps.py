@@ -45,7 +45,7 @@ HASH = HashConfig(hash_fc="sha1")
 class Words(WordTokenizer):
     """Words and sentences of any language by Unicode properties; scripts without spaces count by character.
 
-    datatrove's own choice is spaCy, 100 MB and ten times slower, for word counts and n-grams that differ by little.
+    datatrove's own choice, spaCy, is a large dependency for word counts and n-grams that differ by little.
     """
 
     WORD = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]|[\w'’]+|[^\w\s]+")
