@@ -246,6 +246,43 @@ def kill_when(command: list[str], work: Path, mark: str) -> None:
     process.wait()
 
 
+SBATCH = """#!/bin/bash
+# As the real one: the script comes last, and runs once for each number of its array.
+script="${@: -1}"
+last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$script")
+for ((i = 0; i <= last; i++)); do
+    SLURM_JOB_ID=1 SLURM_NODELIST=localhost SLURM_ARRAY_TASK_ID=$i bash "$script" >> "$FAKE_LOG" 2>&1 || exit 1
+done
+cp "$script" "$(dirname "$FAKE_LOG")/script"
+echo "Submitted batch job 1"
+"""
+SRUN = """#!/bin/bash
+while [[ "$1" == -* ]]; do [[ "$1" == -n ]] && shift; shift; done
+exec "$@"
+"""
+
+
+@pytest.mark.slow
+def test_slurm_runs_the_same_recipe(tmp_path: Path, tokenizer: Path) -> None:
+    """The commands of Slurm are stand-ins that run a script at once; scripts, pickles and tasks are the real ones."""
+    (tmp_path / "bin").mkdir()
+    for name, script in {"sbatch": SBATCH, "srun": SRUN, "scontrol": "#!/bin/bash\necho localhost\n"}.items():
+        (tmp_path / "bin" / name).write_text(script)
+        (tmp_path / "bin" / name).chmod(0o755)
+    settings: dict[str, Any] = {"sources": [{"name": "s", "stories": 30}], "tasks": 1, "shards": 1}
+    run(recipe(tmp_path, **settings), tokenizer, tmp_path / "here")
+    settings |= {"executor": "slurm", "executor_options": {"time": "1:00:00", "partition": "cpu"}}
+    config = recipe(tmp_path, **settings)
+    command = [sys.executable, "-m", "training.prepare_data", "--config", str(config), "--tokenizer", str(tokenizer)]
+    path = os.pathsep.join([str(tmp_path / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "FAKE_LOG": str(tmp_path / "log")}
+    command += ["--output_dir", str(tmp_path / "there")]
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr + (tmp_path / "log").read_text()
+    assert "#SBATCH --partition=cpu" in (tmp_path / "log").with_name("script").read_text()
+    assert content(tmp_path / "here") == content(tmp_path / "there")
+
+
 def test_the_shards_hold_what_the_documents_say(tmp_path: Path, tokenizer: Path) -> None:
     texts = {f"d{i}": f"Text {i} with <|im_end|> and <|endoftext|> and é🦊 {'word ' * i}" for i in range(40)}
     rows = [{"id": name, "text": text, "url": f"http://a/{name}"} for name, text in texts.items()]

@@ -44,7 +44,7 @@ class DataConfig(DocumentSource):
     max_document_bytes: int = field(default=10_000_000, metadata={"help": "sources: longer texts are cut or dropped."})
     tasks: int = field(default=8, metadata={"help": "sources: pieces of the work; more for more than 50 GB."})
     shards: int = field(default=8, metadata={"help": "sources: training shards; each is shuffled in memory."})
-    workers: int = field(default=0, metadata={"help": "sources: processes at once; 0 takes a process for each core."})
+    workers: int = field(default=0, metadata={"help": "sources: processes at once; 0 is one for each core."})
     executor: Literal["local", "slurm", "ray", "jobs"] = field(
         default="local", metadata={"help": "sources: where datatrove runs the tasks."}
     )
@@ -155,7 +155,7 @@ def prepare_sources(config: DataConfig) -> None:
     from datatrove.io import get_datafolder
 
     folder = get_datafolder(config.work_dir or str((stage.folder / "work").absolute()))
-    workers = config.workers or os.cpu_count() or 1
+    workers = config.workers or ((os.cpu_count() or 1) if config.executor == "local" else -1)  # -1: no limit
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if workers == 1 else "false"  # one core each is enough then
     tokenizer, meta = describe_tokenizer(config)
     passes = plan(folder, sources, steps, tokenizer, meta, config.tasks, config.max_document_bytes)

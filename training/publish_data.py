@@ -7,7 +7,6 @@ The first only writes the folder that the second uploads. Pretraining streams ei
 `--data hf://datasets/user/shards`. Texts of dropped documents stay here: they may hold what had to be removed.
 """
 
-import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from training.stage import atomic_folder, command, parse_config, read_json, write_json
+from training.stage import atomic_folder, command, link_or_copy, parse_config, read_json, write_json
 
 
 @dataclass(kw_only=True)
@@ -67,9 +66,11 @@ def build_folder(data: Path, tokenizer: Path, folder: Path) -> None:
     names = {"val": "val"} | {
         name: f"train-{number:05d}" for number, name in enumerate(meta["train"].get("shards", ["train"]))
     }
+    facts = {name: facts_of(data, name, meta) for name in names}
     with atomic_folder(folder) as beside:
         for name, published in names.items():
-            copy_shard(data, name, beside, published, meta)
+            copy_shard(data, name, beside, published)
+            write_json(beside / f"{published}.json", facts[name])
         shutil.copytree(tokenizer, beside / "tokenizer", ignore=shutil.ignore_patterns("stage.json", ".*"))
         report = read_json(data / "data_report.json")
         if report:
@@ -97,8 +98,12 @@ def check_tokenizer(tokenizer: Path, meta: dict[str, Any]) -> None:
         )
 
 
-def copy_shard(data: Path, name: str, folder: Path, published: str, meta: dict[str, Any]) -> None:
-    """Copy one shard under its published name, with the facts that streaming reads."""
+def facts_of(data: Path, name: str, meta: dict[str, Any]) -> dict[str, Any]:
+    """Return what streaming has to know of a shard.
+
+    Raises:
+        ValueError: Its file has another size.
+    """
     facts = read_json(data / f"{name}.json")
     if not facts:  # text as it is: one shard, whose facts are in meta.json
         facts = {key: meta[key] for key in ("dtype", "vocab_size")} | meta[name]
@@ -107,18 +112,14 @@ def copy_shard(data: Path, name: str, folder: Path, published: str, meta: dict[s
         raise ValueError(
             f"{data / name}.bin has {size:,} bytes, which is not {facts['tokens']:,} tokens; prepare the data again."
         )
+    return facts
+
+
+def copy_shard(data: Path, name: str, folder: Path, published: str) -> None:
+    """Copy the files of one shard under its published name."""
     for kind in (".bin", ".starts.npy", ".parquet"):
         if (data / f"{name}{kind}").exists():
             link_or_copy(data / f"{name}{kind}", folder / f"{published}{kind}")
-    write_json(folder / f"{published}.json", facts)
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Make a second name for a file, or a copy where the file system has no such thing."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy(source, target)
 
 
 def without_texts(report: dict[str, Any]) -> dict[str, Any]:

@@ -213,6 +213,14 @@ def cut_metrics(path: Path, step: int) -> None:
     beside.replace(path)
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make a second name for a file, or a copy where the file system has no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy(source, target)
+
+
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Give a folder beside `path` to write into, and rename it to `path` when all of it is on the disk.

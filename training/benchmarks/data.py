@@ -135,6 +135,7 @@ def measure(folder: Path, tokenizer: Path, megabytes: int, workers: int) -> dict
         "tokenize_and_write_share": round(
             report["steps"]["tokenize"]["bytes_in"] / 1e6 / both / plain["encode_batch"], 3
         ),
+        "reader_tokens_per_s": reader_speeds(output),
         "documents": report["total"],
     }
 
@@ -155,6 +156,27 @@ def watch_memory(process: subprocess.Popen) -> int:
         peak = max(peak, total)
         time.sleep(0.2)
     return peak or resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+
+
+def reader_speeds(data: Path, context: int = 1024, rows: int = 2000) -> dict[str, int]:
+    """Return how many tokens a second the readers for training give, in batches of 8 rows of `context` tokens."""
+    import numpy as np
+
+    from training.data.mixture import open_data
+
+    speeds = {}
+    for name, entries, packed in (
+        ("windows", [str(data)], False),
+        ("packed", [str(data)], True),
+        ("mixture", [str(data), f"{data}=0.5"], False),
+    ):
+        reader, _ = open_data(entries, context, 0, packed)
+        reader.batch(np.arange(8))
+        started = time.perf_counter()
+        for first in range(0, rows, 8):
+            reader.batch(np.arange(first, first + 8))
+        speeds[name] = round(rows * context / (time.perf_counter() - started))
+    return speeds
 
 
 def plain_speeds(corpus: Path, tokenizer: Path) -> dict[str, float]:

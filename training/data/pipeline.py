@@ -228,7 +228,8 @@ def build_executor(
         case "slurm":
             from datatrove.executor.slurm import SlurmPipelineExecutor
 
-            return SlurmPipelineExecutor(**common, depends=previous, job_name=step.folder)
+            logs = {"slurm_logs_folder": _path(folder, f"logs/{step.folder}/slurm")}
+            return SlurmPipelineExecutor(**{**logs, **common}, depends=previous, job_name=step.folder)
         case "ray":
             from datatrove.executor.ray import RayPipelineExecutor
 

@@ -16,7 +16,7 @@ from training.data.ledger import add_up
 from training.data.recipe import Source, Step
 from training.data.report_page import dataset_card, page
 from training.data.tokens import shard_names
-from training.stage import write_json
+from training.stage import link_or_copy, write_json
 
 SHARD_FILES = (".bin", ".starts.npy", ".parquet", ".json")
 
@@ -63,16 +63,15 @@ def _main_reasons(report: dict[str, Any]) -> str:
 
 
 def _bring(work: DataFolder, name: str, target: Path) -> None:
-    """Move a file out of the work folder; one that an interrupted call has moved already stays where it is."""
-    if not work.exists(name):
-        return
+    """Take a file over from the work folder, which keeps it until all is done: this may be interrupted."""
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(target.name + ".tmp")
+    beside.unlink(missing_ok=True)
     if work.is_local():
-        Path(work.resolve_paths(name)).replace(target)
+        link_or_copy(Path(work.resolve_paths(name)), beside)
     else:
         work.get_file(name, str(beside))
-        beside.replace(target)
+    beside.replace(target)
 
 
 def build_report(work: DataFolder, meta: dict[str, Any], sources: list[Source], steps: list[Step]) -> dict[str, Any]:
@@ -94,7 +93,7 @@ def build_report(work: DataFolder, meta: dict[str, Any], sources: list[Source], 
         },
         "sources": by_source,
         "recipe": [{"step": step.name, "options": step.options, "sources": list(step.sources)} for step in steps],
-        "steps": _steps(work, clean, kept, dropped),
+        "steps": _steps(work, clean, kept),
         "dropped": dropped,
         "near_duplicate_groups": [found for name, found in kept["examples"].items() if name.startswith("cluster ")],
         "distributions": {
@@ -137,7 +136,7 @@ def _dropped(clean: dict[str, Any], kept: dict[str, Any]) -> dict[str, Any]:
     return {reason: {"documents": n, "examples": examples.get(reason, [])} for reason, n in counts.most_common()}
 
 
-def _steps(work: DataFolder, clean: dict[str, Any], kept: dict[str, Any], dropped: dict[str, Any]) -> dict[str, Any]:
+def _steps(work: DataFolder, clean: dict[str, Any], kept: dict[str, Any]) -> dict[str, Any]:
     """Return what went in and out of each step, and how fast; seconds are of all processes together."""
     rows: dict[str, Any] = {name: dict(counts) for name, counts in clean["steps"].items()}
     documents = sum(row.get("documents_in", 0) for row in kept["sources"].values())
