@@ -309,6 +309,27 @@ def test_the_shards_hold_what_the_documents_say(tmp_path: Path, tokenizer: Path)
     assert set(train) <= set(documents_of(tmp_path / "out", tokenizer))
 
 
+def test_the_work_may_lie_on_object_storage(tmp_path: Path, tokenizer: Path) -> None:
+    settings: dict[str, Any] = {
+        "sources": [{"name": "s", "stories": 40}],
+        "steps": ["normalize", "exact_duplicates", {"near_duplicates": {"num_buckets": 2}}],
+        "tasks": 2,
+    }
+    run(recipe(tmp_path, **settings), tokenizer, tmp_path / "here")
+    run(recipe(tmp_path, **settings, work_dir="memory://work"), tokenizer, tmp_path / "there")
+    assert content(tmp_path / "here") == content(tmp_path / "there")
+
+
+def test_a_tokenizer_learns_from_the_same_sources(tmp_path: Path) -> None:
+    from training.train_tokenizer import main as train_tokenizer
+
+    (tmp_path / "wiki.xml").write_text(WIKI + "</mediawiki>")
+    sources = [{"name": "s", "stories": 200}, {"name": "wiki", "files": str(tmp_path / "wiki.xml")}]
+    (tmp_path / "tokenizer.yaml").write_text(yaml.safe_dump({"sources": sources, "vocab_size": 500}))
+    train_tokenizer(["--config", str(tmp_path / "tokenizer.yaml"), "--output_dir", str(tmp_path / "t")])
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "t")) == 500
+
+
 def test_the_report_shows_documents_as_text(tmp_path: Path, tokenizer: Path) -> None:
     rows = ["<script>alert(1)</script> and | so on"] * 3 + [f"another {i}" for i in range(30)]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))

@@ -118,6 +118,30 @@ def test_a_text_longer_than_the_limit_is_cut_at_blank_lines_and_an_endless_line_
     assert "".join(texts(documents)) == "before\nafter\n" and [reason for reason, _ in bad] == ["line_too_long"]
 
 
+def test_hub_data_sets_are_streamed_and_shared_between_tasks(tmp_path: Path) -> None:
+    for part in "ab":
+        rows = "".join(json.dumps({"body": f"{part}{i}"}) + "\n" for i in range(5))
+        (tmp_path / f"{part}.jsonl").write_text(rows)
+    (source,) = read_sources([{"name": "hub", "dataset": str(tmp_path), "text_column": "body", "license": "mit"}])
+    for tasks in (1, 2, 3):
+        units = list_units([source], tasks)
+        found = [record for unit in units for record in read_unit(unit, LIMIT)]
+        assert len(units) == tasks and sorted(record.text for record in found) == [
+            f"{p}{i}" for p in "ab" for i in range(5)
+        ]
+        assert len({record.id for record in found}) == 10 and found[0].metadata["license"] == "mit"
+
+
+def test_files_may_lie_on_object_storage() -> None:
+    import fsspec
+
+    storage = fsspec.filesystem("memory")
+    storage.pipe("/sources/a/1.jsonl.gz", gzip.compress(b'{"text": "far away"}\n'))
+    storage.pipe("/sources/a/.hidden.txt", b"no")
+    documents, bad = read("memory://sources/**")
+    assert texts(documents) == ["far away"] and documents[0].id == "a/1.jsonl.gz#1" and not bad
+
+
 # ---- formats ----
 
 
@@ -150,10 +174,18 @@ def test_web_archives(tmp_path: Path) -> None:
     assert [document.metadata["url"] for document in documents] == ["http://a.org/1", "http://a.org/2"]
     assert "One é." in documents[0].text and "Two é." in documents[1].text and "menu" not in documents[0].text
     assert [reason for reason, _ in bad] == ["http_status", "not_html", "no_main_text", "too_large"]
-    whole = (tmp_path / "crawl.warc.gz").read_bytes()
-    (tmp_path / "half.warc.gz").write_bytes(whole[: len(whole) // 2])
-    documents, bad = read(tmp_path / "half.warc.gz")
-    assert len(documents) <= 1 and "corrupt_file" in [reason for reason, _ in bad]
+
+
+def test_a_web_archive_that_is_cut_off_is_noticed_wherever_the_cut_is(tmp_path: Path) -> None:
+    warc(
+        tmp_path / "whole.warc.gz",
+        *((f"http://a.org/{i}", "404 Not Found", "text/html", page("x" * 500)) for i in (1, 2)),
+    )
+    whole = (tmp_path / "whole.warc.gz").read_bytes()
+    for cut in range(20, len(whole) - 10, 41):
+        (tmp_path / "cut.warc.gz").write_bytes(whole[:cut])
+        documents, bad = read(tmp_path / "cut.warc.gz")
+        assert not documents and "corrupt_file" in [reason for reason, _ in bad], f"{cut} of {len(whole)} bytes"
 
 
 def test_wet_files(tmp_path: Path) -> None:

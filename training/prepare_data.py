@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from training.data.documents import DocumentSource, Split, expand_files, read_documents
-from training.data.recipe import Source, list_units, read_sources, read_steps
-from training.stage import Stage, command, hash_text, open_stage, parse_config, write_json
+from training.data.recipe import describe_files, read_sources, read_steps
+from training.stage import Stage, command, open_stage, parse_config, write_json
 
 # Worker processes import this file as well: what takes long to import is imported where it is used.
 if TYPE_CHECKING:
@@ -170,18 +170,6 @@ def prepare_sources(config: DataConfig) -> None:
 def say(line: str) -> None:
     """Print a line at once."""
     print(line, flush=True)
-
-
-def describe_files(sources: list[Source]) -> str:
-    """Return what stands for the sources' content in the fingerprint: hashing terabytes would take hours."""
-    units = [(unit.label, unit.size, modified(unit.path)) for unit in list_units(sources, 1) if unit.source.files]
-    size = sum(unit[1] for unit in units)
-    return f"{len(units)} files, {size} bytes, by name, size and time {hash_text(json.dumps(units))}"
-
-
-def modified(path: str) -> float:
-    """Return when a local file was changed, 0 for any other."""
-    return Path(path).stat().st_mtime if "://" not in path else 0.0
 
 
 def describe_tokenizer(config: DataConfig) -> tuple[str, dict[str, Any]]:

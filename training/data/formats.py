@@ -6,7 +6,7 @@ the markup out of wiki pages. What is not text, or may not be used, is a `Bad` w
 
 import re
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
@@ -30,32 +30,25 @@ def extract_page(html: str) -> str:
     return trafilatura.extract(html, include_comments=False, favor_precision=True, deduplicate=False) or ""
 
 
-class PageReader:
-    """Extracts pages in a process of its own, which is ended when a page takes too long or too much memory."""
+@cache
+def _sandbox() -> Any:
+    """A process that extracts pages, ended and begun anew when one takes too long or too much memory."""
+    from datatrove.pipeline.extractors.base import ExtractorSandbox
 
-    def __init__(self) -> None:
-        from datatrove.pipeline.extractors.base import ExtractorSandbox
+    return ExtractorSandbox(timeout=PAGE_SECONDS, warmup_text="")
 
-        self.sandbox = ExtractorSandbox(timeout=PAGE_SECONDS, warmup_text="")
 
-    def __enter__(self) -> "PageReader":
-        self.sandbox.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.sandbox.__exit__(*error)
-
-    def read(self, html: str, id: str, metadata: dict[str, Any]) -> Found:
-        """Return the page's text as a document."""
-        try:
-            text = self.sandbox.process_document(html, extract_page)
-        except TimeoutError:
-            return Bad("page_timeout", id, html[:200], len(html))
-        except EOFError:  # the process died
-            return Bad("page_failed", id, html[:200], len(html))
-        if not text:
-            return Bad("no_main_text", id, html[:200], len(html))
-        return Document(text, id, metadata=metadata)
+def read_page(html: str, id: str, metadata: dict[str, Any]) -> Found:
+    """Return the main text of a page as a document."""
+    try:
+        text = _sandbox().process_document(html, extract_page)
+    except TimeoutError:
+        return Bad("page_timeout", id, html[:200], len(html))
+    except EOFError:  # the process died
+        return Bad("page_failed", id, html[:200], len(html))
+    if not text:
+        return Bad("no_main_text", id, html[:200], len(html))
+    return Document(text, id, metadata=metadata)
 
 
 def decode_page(data: bytes, charset: str | None) -> str | None:
@@ -79,8 +72,7 @@ def read_html(file: BinaryIO, unit: Unit, limit: int) -> Iterator[Found]:
     if page is None:
         yield Bad("too_large" if len(data) > limit else "undecodable", unit.label, size=len(data))
         return
-    with PageReader() as pages:
-        yield pages.read(page, unit.label, {})
+    yield read_page(page, unit.label, {})
 
 
 def read_warc(file: BinaryIO, unit: Unit, limit: int) -> Iterator[Found]:
@@ -91,21 +83,20 @@ def read_warc(file: BinaryIO, unit: Unit, limit: int) -> Iterator[Found]:
     """
     from warcio.archiveiterator import ArchiveIterator
 
-    with PageReader() as pages:
-        for record in ArchiveIterator(file):
-            if record.rec_type not in ("response", "conversion"):
-                continue
-            yield _read_record(record, pages, limit)
-            record.content_stream().read()
-            if getattr(record.raw_stream, "limit", 0):
-                raise EOFError(f"{record.raw_stream.limit} bytes of record {_id_of(record)} are missing")
+    for record in ArchiveIterator(file):
+        if record.rec_type not in ("response", "conversion"):
+            continue
+        yield _read_record(record, limit)
+        record.content_stream().read()
+        if getattr(record.raw_stream, "limit", 0):
+            raise EOFError(f"{record.raw_stream.limit} bytes of record {_id_of(record)} are missing")
 
 
 def _id_of(record: Any) -> str:
     return record.rec_headers.get_header("WARC-Record-ID") or "without id"
 
 
-def _read_record(record: Any, pages: PageReader, limit: int) -> Found:
+def _read_record(record: Any, limit: int) -> Found:
     name, url = _id_of(record), record.rec_headers.get_header("WARC-Target-URI") or ""
     data = record.content_stream().read(limit + 1)
     if len(data) > limit:
@@ -125,7 +116,7 @@ def _read_record(record: Any, pages: PageReader, limit: int) -> Found:
     page = decode_page(data, charset[1] if charset else None)
     if page is None:
         return Bad("undecodable", name, url, len(data))
-    return pages.read(page, name, {"url": url})
+    return read_page(page, name, {"url": url})
 
 
 # ---- wikis ----

@@ -9,14 +9,18 @@
       - exact_duplicates
       - near_duplicates: {n_grams: 5}
 
-This file only reads and checks; it needs nothing beyond fsspec, so that a recipe's mistakes are found at once.
+This file only reads and checks, before anything that takes time is loaded, so that mistakes are found at once.
 """
 
 import difflib
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from training.stage import hash_text
 
 SUFFIXES = {
     ".txt": "text",
@@ -213,6 +217,18 @@ def _find(pattern: str) -> Iterator[tuple[str, str, int]]:
         raise ValueError(f"{pattern} matches no file; check `files` of the recipe.")
     for name in names:
         yield (fs.unstrip_protocol(name) if remote else name), labels[name], int(found[name]["size"] or 0)
+
+
+def describe_files(sources: list[Source]) -> str:
+    """Return what stands for the sources' content in the fingerprint: hashing terabytes would take hours."""
+    units = [(unit.label, unit.size, modified(unit.path)) for unit in list_units(sources, 1) if unit.source.files]
+    size = sum(unit[1] for unit in units)
+    return f"{len(units)} files, {size} bytes, by name, size and time {hash_text(json.dumps(units))}"
+
+
+def modified(path: str) -> float:
+    """Return when a local file was changed, 0 for any other."""
+    return Path(path).stat().st_mtime if "://" not in path else 0.0
 
 
 def type_of(path: str) -> tuple[str | None, str | None]:
