@@ -11,7 +11,6 @@ tokens); `*.starts.npy` the position of each document; `meta.json` the counts.
 """
 
 import itertools
-import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence

@@ -112,10 +112,11 @@ def measure(folder: Path, tokenizer: Path, megabytes: int, workers: int) -> dict
     recipe.write_text(yaml.safe_dump({"sources": sources, "steps": STEPS}), encoding="utf-8")
     words = ["--config", str(recipe), "--tokenizer", str(tokenizer), "--output_dir", str(output)]
     line = [sys.executable, "-m", "training.prepare_data", *words, "--workers", str(workers)]
-    started = time.perf_counter()
+    started, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     process = subprocess.Popen(line)
     memory = watch_memory(process)
     seconds = time.perf_counter() - started
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     if process.returncode:
         raise ValueError(f"preparing {megabytes} MB failed with status {process.returncode}; see above.")
     report = read_json(output / "data_report.json")
@@ -127,7 +128,8 @@ def measure(folder: Path, tokenizer: Path, megabytes: int, workers: int) -> dict
         "workers": workers,
         "seconds": round(seconds, 1),
         "mb_per_s": round(size / 1e6 / seconds, 2),
-        "seconds_of_workers": round(sum(row.get("seconds", 0) for row in report["steps"].values()), 1),
+        # Of all processes, start-up included; unlike the seconds it hardly depends on what else the machine does.
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime - used.ru_utime - used.ru_stime, 1),
         "peak_memory_mb": round(memory / 1e6),
         "steps_mb_per_s": steps,
         "plain_mb_per_s": plain,
