@@ -1,12 +1,11 @@
 """A corpus with known defects: clean English documents that share no sentence, and copies and spoilt ones among them.
 
-The clean documents are drawn from templates and the words of a real play, so that they pass for English, differ in
-almost every sentence, and need no download.
+The clean documents are drawn from a small grammar and some 300 words, so that they pass for English, share no run of
+words that matters, and need no download.
 """
 
 import json
 import random
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,18 +27,9 @@ ADJECTIVES = (
     "fragile gentle golden hollow honest humble hungry jealous lonely marble modest narrow nervous patient peaceful "
     "pleasant polite proud quiet rapid rough silent simple sleepy slender smooth sturdy sudden tender tired wooden"
 ).split()
-TEMPLATES = (
-    "The {a} {n} {v} a {a} {n} before anyone in the {n} could ask why.",
-    "When the {n} {v} the {n}, every {a} {n} near the {n} fell silent.",
-    "Nobody had {v} such a {a} {n} since the {n} was closed by the {n}.",
-    "It was the {n}, not the {a} {n}, that {v} them through the {n}.",
-    "Two days later a {a} {n} {v} their {n} and left it beside the {n}.",
-    "She said that a {n} {v} with patience is worth more than any {a} {n}.",
-    "He {v} the {n} for an hour, then {v} a {n} with his {a} {n}.",
-    "Beyond the {a} {n} there is a {n} which the {n} has never {v}.",
-    "Their {n} and my {n} were both {v} by the same {a} {n} of the {n}.",
-    "At noon the {n} {v} its {a} {n}, and with it the hope of a {n}.",
-)
+ARTICLES = ("the", "a", "his", "her", "their", "every", "this", "that", "our", "some", "one")
+PREPOSITIONS = ("of", "with", "to", "from", "behind", "near", "under", "without", "before", "after", "beside", "into")
+CONNECTORS = ("and", "but", "while", "because", "until", "although", "so", "when", "as", "for")
 GERMAN = (
     "Der alte Lehrer ging am Abend langsam durch den Garten und dachte an {n} und an seine Kindheit.",
     "Niemand wusste, warum das Fenster offen stand, obwohl es draußen seit {n} geschneit hatte.",
@@ -81,10 +71,27 @@ class Planted:
         path.write_text("".join(json.dumps({"id": name, "text": self.texts[name]}) + "\n" for name in names))
 
 
-def sentence(rng: random.Random, templates: tuple[str, ...] = TEMPLATES) -> str:
-    """Return a sentence that hardly comes twice."""
-    words = {"n": NOUNS, "v": VERBS, "a": ADJECTIVES}
-    return re.sub(r"\{(\w)\}", lambda slot: rng.choice(words[slot[1]]), rng.choice(templates))
+def phrase(rng: random.Random) -> str:
+    """Return a noun with what belongs to it."""
+    adjective = f"{rng.choice(ADJECTIVES)} " if rng.random() < 0.6 else ""
+    return f"{rng.choice(ARTICLES)} {adjective}{rng.choice(NOUNS)}"
+
+
+def clause(rng: random.Random) -> str:
+    """Return a clause in the past tense."""
+    place = f" {rng.choice(PREPOSITIONS)} {phrase(rng)}" if rng.random() < 0.7 else ""
+    return f"{phrase(rng)} {rng.choice(VERBS)} {phrase(rng)}{place}"
+
+
+def sentence(rng: random.Random) -> str:
+    """Return a sentence that is English by its words and never comes twice."""
+    words = f"{clause(rng)} {rng.choice(CONNECTORS)} {clause(rng)}"
+    return words[0].upper() + words[1:] + rng.choice("..........!?")
+
+
+def foreign(rng: random.Random, templates: tuple[str, ...]) -> str:
+    """Return a sentence of another language."""
+    return rng.choice(templates).format(n=rng.choice(NOUNS).capitalize())
 
 
 def paragraphs(sentences: list[str]) -> str:
@@ -110,7 +117,7 @@ def plant(clean: int = 1000, each: int = 50, seed: int = 0) -> Planted:
         menu = [f"Sign up for our newsletter number {number} today", "Home | About | Contact", "All rights reserved"]
         corpus.add("boilerplate", "\n".join(menu * 12))
         templates = GERMAN if number % 2 else FRENCH
-        corpus.add("language", paragraphs([sentence(rng, templates) for _ in range(15)]))
+        corpus.add("language", paragraphs([foreign(rng, templates) for _ in range(15)]))
         mail = f"{rng.choice(NOUNS)}.{rng.choice(NOUNS)}{number}@mail{number}.org"
         address = f"8.{rng.randrange(256)}.{rng.randrange(256)}.{number}"
         corpus.add("mail", paragraphs([sentence(rng) for _ in range(18)]) + f" Write to {mail} from {address}.")

@@ -4,6 +4,8 @@ import bz2
 import gzip
 import io
 import json
+import lzma
+import random
 from pathlib import Path
 from typing import Any
 
@@ -97,13 +99,33 @@ def test_what_is_broken_is_named_and_the_rest_is_read(tmp_path: Path) -> None:
     assert found.count("row 0") == 1 and sum(text.startswith("row") for text in found) > 5000
 
 
-def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+def test_a_compressed_file_that_is_cut_off_is_read_to_there_and_one_of_many_parts_to_its_end(
+    tmp_path: Path, suffix: str
+) -> None:
+    pack: Any = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}.get(
+        suffix, zstandard.ZstdCompressor().compress
+    )
+    rng = random.Random(0)
+    rows = [json.dumps({"text": f"{i} {rng.random()}"}) + "\n" for i in range(60_000)]
+    parts = [pack("".join(half).encode()) for half in (rows[:50_000], rows[50_000:])]
+    (tmp_path / f"whole.jsonl{suffix}").write_bytes(b"".join(parts))
+    documents, bad = read(tmp_path / f"whole.jsonl{suffix}")
+    assert len(documents) == len(rows) and not bad
+    (tmp_path / f"cut.jsonl{suffix}").write_bytes(parts[0][: len(parts[0]) * 9 // 10])
+    documents, bad = read(tmp_path / f"cut.jsonl{suffix}")
+    assert len(documents) > 10_000 and [reason for reason, _ in bad][-1] == "corrupt_file"
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_bomb_is_not_unpacked(tmp_path: Path, suffix: str) -> None:
     line = b'{"text": "' + b"a" * 50_000 + b'"}\n'
-    with gzip.open(tmp_path / "bomb.jsonl.gz", "wb") as file:
-        for _ in range(3000):  # 150 MB in 0.2
+    pack: Any = gzip.open if suffix == ".gz" else zstandard.open
+    with pack(tmp_path / f"bomb.jsonl{suffix}", "wb") as file:
+        for _ in range(2500):  # 125 MB in 0.1
             file.write(line)
     documents, bad = read(tmp_path)
-    assert bad == [("decompression_bomb", "bomb.jsonl.gz")] and len(documents) < 1500
+    assert bad == [("decompression_bomb", f"bomb.jsonl{suffix}")] and len(documents) < 1500
 
 
 def test_a_text_longer_than_the_limit_is_cut_at_blank_lines_and_an_endless_line_is_left_out(tmp_path: Path) -> None:
