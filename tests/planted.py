@@ -9,6 +9,8 @@ import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import ftfy.bad_codecs  # noqa: F401  registers sloppy-windows-1252
+
 NOUNS = (
     "harbour orchard lantern bridge market teacher river engine garden letter window captain mountain winter kitchen "
     "village doctor forest island library station painter blanket compass farmer ladder meadow mirror needle ocean "
@@ -127,6 +129,7 @@ def plant(clean: int = 1000, each: int = 50, seed: int = 0) -> Planted:
         leak[9] = f"{question['question'].upper()} {question['answer']}"
         corpus.add("leak", paragraphs(leak))
         right = paragraphs([f"“{sentence(rng)}” said the naïve señor at the café." for _ in range(10)])
-        name = corpus.add("mojibake", right.encode().decode("cp1252", "replace"))
+        # As browsers and most programs read Windows-1252: every byte is some character.
+        name = corpus.add("mojibake", right.encode().decode("sloppy-windows-1252"))
         corpus.repaired[name] = right
     return corpus
