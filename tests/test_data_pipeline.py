@@ -18,10 +18,10 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import yaml
+from archives import PARAGRAPH, WIKI, page, warc
+from planted import plant
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from tests.planted import plant
-from tests.test_data_sources import PARAGRAPH, WIKI, page, warc
 from training.data.batches import load_shards
 from training.prepare_data import main as prepare_data
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import zstandard
+from archives import PARAGRAPH, WIKI, page, warc
 from datatrove.data import Document
-from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
 from training.data.formats import name_license, strip_wikitext
@@ -20,7 +20,6 @@ from training.data.readers import Bad, read_unit
 from training.data.recipe import list_units, read_sources, read_steps
 
 LIMIT = 100_000
-PARAGRAPH = "The old mill stands by the river, and its wheel has not turned since the flood of that long winter. " * 4
 
 
 def read(pattern: Path | str, limit: int = LIMIT, **settings: Any) -> tuple[list[Document], list[tuple[str, str]]]:
@@ -167,21 +166,6 @@ def test_files_may_lie_on_object_storage() -> None:
 # ---- formats ----
 
 
-def warc(path: Path, *records: tuple[str, str, str, bytes]) -> None:
-    """Write responses of (url, status, content type, body) to a compressed WARC file."""
-    with path.open("wb") as file:
-        writer = WARCWriter(file, gzip=True)
-        writer.write_record(writer.create_warcinfo_record("it.warc.gz", {"software": "a test"}))
-        for url, status, kind, body in records:
-            headers = StatusAndHeaders(status, [("Content-Type", kind)], protocol="HTTP/1.1")
-            writer.write_record(writer.create_warc_record(url, "response", io.BytesIO(body), http_headers=headers))
-
-
-def page(text: str, charset: str = "utf-8") -> bytes:
-    html = f"<html><body><nav>menu menu</nav><article><h1>Title</h1><p>{text}</p></article></body></html>"
-    return html.encode(charset)
-
-
 def test_web_archives(tmp_path: Path) -> None:
     warc(
         tmp_path / "crawl.warc.gz",
@@ -220,16 +204,6 @@ def test_wet_files(tmp_path: Path) -> None:
         writer.write_record(record)
     documents, bad = read(tmp_path / "crawl.warc.wet.gz")
     assert texts(documents) == ["Plain é text"] and not bad
-
-
-WIKI = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/"><siteinfo><sitename>W</sitename></siteinfo>
-<page><title>Mill</title><ns>0</ns><revision><text>'''A mill''' grinds [[grain|corn]].&lt;ref&gt;Source&lt;/ref&gt;
-{{Infobox|x=1}} [[File:Mill.jpg|thumb|A picture]] [[Category:Mills]]
-== History ==
-Old &amp;amp; new.</text></revision></page>
-<page><title>Talk:Mill</title><ns>1</ns><revision><text>chat</text></revision></page>
-<page><title>Mills</title><ns>0</ns><redirect title="Mill" /><revision><text>#REDIRECT</text></revision></page>
-"""
 
 
 def test_wiki_dumps(tmp_path: Path) -> None:

@@ -28,8 +28,7 @@ def prepare(tmp_path: Path, tokenizer: Path, *, sources: bool) -> Path:
     words = ["--tokenizer", str(tokenizer), "--output_dir", str(tmp_path / "data")]
     if sources:
         source = {"name": "rows", "files": str(tmp_path / "t.jsonl"), "license": "mit"}
-        steps = [{"gopher_repetition": {}}, {"gopher_quality": {"min_doc_words": 4}}]
-        steps[1]["gopher_quality"] |= {"min_stop_words": 0, "min_avg_word_length": 2}  # type: ignore[dict-item]
+        steps = [{"gopher_quality": {"min_doc_words": 4, "min_stop_words": 0, "min_avg_word_length": 2}}]
         recipe = {"sources": [source], "steps": steps, "tasks": 1, "shards": 2, "workers": 1}
         (tmp_path / "data.yaml").write_text(yaml.safe_dump(recipe))
         prepare_data(["--config", str(tmp_path / "data.yaml"), *words])

@@ -98,9 +98,13 @@ class Unpacked(io.RawIOBase):
 
         Raises:
             DecompressionBomb: The file is one.
+            OSError: It is cut off.
         """
-        # read1: what is good of a file that ends early comes out before the error does.
-        data = self.file.read1(len(buffer)) if self.compressed else self.file.read(len(buffer))
+        try:
+            # read1: what is good of a file that ends early comes out before the error does.
+            data = self.file.read1(len(buffer)) if self.compressed else self.file.read(len(buffer))
+        except EOFError as error:  # which warcio would take for the end of the archive
+            raise OSError(f"the compressed file is cut off: {error}") from None
         buffer[: len(data)] = data
         self.seen += len(data)
         if self.compressed and self.seen > max(BOMB_BYTES, BOMB_RATIO * self.raw.tell()):
