@@ -156,6 +156,7 @@ def prepare_sources(config: DataConfig) -> None:
     folder = get_datafolder(config.work_dir or str((stage.folder / "work").absolute()))
     workers = config.workers or ((os.cpu_count() or 1) if config.executor == "local" else -1)  # -1: no limit
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if workers == 1 else "false"  # one core each is enough then
+    os.environ["TQDM_DISABLE"] = "1"  # in the worker processes, whose bars would be mixed up
     tokenizer, meta = describe_tokenizer(config)
     passes = plan(folder, sources, steps, tokenizer, meta, config.tasks, config.max_document_bytes)
     if not run_passes(passes, folder, workers, config.executor, config.executor_options, say):

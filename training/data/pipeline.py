@@ -6,6 +6,8 @@ Each pass is cut into `tasks`, which `workers` processes take up; a task that is
 depends on the recipe and the tasks, never on the workers. Everything lies in one folder, local or on object storage.
 """
 
+import contextlib
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -194,7 +196,8 @@ def run_passes(
         say(f"[{number}/{len(passes)}] {step.name}: " + (f"{left} of {step.tasks} tasks" if left else "done before"))
         if left:
             runner = build_executor(step, folder, workers, executor, options, previous)
-            runner.run()
+            with contextlib.redirect_stderr(io.StringIO()):  # datatrove's bars, many to a pass; errors are raised
+                runner.run()
             previous = runner
     return not any(tasks_left(step, folder) for step in passes)
 
