@@ -8,8 +8,8 @@ from tiny_align import CHATS, EVIL, PAIRS, THUMBS, pair, run_stage, turns, write
 from transformers import PreTrainedTokenizerBase
 
 from training import dpo, sft
-from training.data.check import Finding, check_data, refuse_errors, table
 from training.data.chat_formats import Kind, Row
+from training.data.check import Finding, check_data, refuse_errors, table
 from training.data.tokenized import tokenize
 from training.stage import read_json
 

@@ -21,8 +21,8 @@ import hf_scratch
 from hf_scratch.tokenizer import CHAT_TEMPLATE, IM_END, IM_START
 from training.align_trainer import CHECKPOINTS, AlignConfig, say, train
 from training.data.chat import load_rows
-from training.data.check import Finding, check_data, refuse_errors, table
 from training.data.chat_formats import Kind
+from training.data.check import Finding, check_data, refuse_errors, table
 from training.data.tokenized import Tokenized, row_lengths, show, tokenize
 from training.save import save_model
 from training.stage import Stage, atomic_folder, open_stage, write_json

@@ -13,6 +13,8 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from training.data.batches import Tokens
+
 LOGITS = 2**25  # of a batch: 128 MiB in float32
 
 
@@ -43,7 +45,7 @@ class _Window:
 
 def bits_per_byte(
     model: PreTrainedModel,
-    tokens: np.ndarray,
+    tokens: Tokens,
     starts: np.ndarray,
     num_bytes: int,
     context: int,
@@ -89,7 +91,7 @@ def in_bits(nats: np.ndarray, tokens: np.ndarray, num_bytes: int) -> BitsPerByte
 @torch.no_grad()
 def document_nats(
     model: PreTrainedModel,
-    tokens: np.ndarray,
+    tokens: Tokens,
     starts: np.ndarray,
     context: int,
     device: torch.device | str,
@@ -143,7 +145,7 @@ def _batches(windows: list[_Window], batch_tokens: int) -> Iterator[list[_Window
     yield batch
 
 
-def _nats(model: PreTrainedModel, tokens: np.ndarray, batch: list[_Window], device: torch.device | str) -> np.ndarray:
+def _nats(model: PreTrainedModel, tokens: Tokens, batch: list[_Window], device: torch.device | str) -> np.ndarray:
     """Return the nats (windows,) of the tokens that each window scores."""
     # Padded on the right, where causal attention never looks from a token: no mask is needed.
     shape = (len(batch), batch[-1].length)

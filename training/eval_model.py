@@ -211,7 +211,9 @@ def story_prompts(config: EvalConfig) -> Asked:
 
 def learns_stories(record: dict[str, Any]) -> bool:
     """Whether a record of the stage `data` says that its text is the embedded stories."""
-    return bool(record) and "files" not in record["inputs"] and record["config"]["dataset"] is None
+    if not record or record["config"].get("sources"):
+        return False
+    return "files" not in record["inputs"] and record["config"]["dataset"] is None
 
 
 def compare(old: Outcomes, new: Outcomes) -> dict[str, Any]:

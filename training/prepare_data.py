@@ -1,23 +1,32 @@
 """Turn text into token shards that pretraining memory-maps: a stream of ids and where each document starts.
 
     python -m training.prepare_data --tokenizer runs/mine/tokenizer --files "books/*.txt" --output_dir runs/mine/data
+    python -m training.prepare_data --config data.yaml --tokenizer runs/mine/tokenizer --output_dir runs/mine/data
 
-`train.bin` and `val.bin` hold `<|endoftext|>` and the tokens of each document in turn, and a last `<|endoftext|>`,
-as uint16 (uint32 above 65,536 tokens); `*.starts.npy` the position of each document; `meta.json` the counts.
+The first takes text as it is. The second, a recipe with `sources`, reads Common Crawl, wiki dumps, books, code, tables
+and Hub data sets, cleans, deduplicates and decontaminates them, and reports what was thrown away, as
+`training/data/README.md` tells. `train.bin` and `val.bin` (with `sources`: `train-00000.bin`, ...) hold
+`<|endoftext|>` and the tokens of each document in turn, and a last `<|endoftext|>`, as uint16 (uint32 above 65,536
+tokens); `*.starts.npy` the position of each document; `meta.json` the counts.
 """
 
 import itertools
+import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from hf_scratch.tokenizer import encode_texts
 from training.data.documents import DocumentSource, Split, expand_files, read_documents
-from training.stage import command, open_stage, parse_config, write_json
+from training.data.recipe import describe_files, read_sources, read_steps
+from training.stage import Stage, command, open_stage, parse_config, write_json
+
+# Worker processes import this file as well: what takes long to import is imported where it is used.
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SPLITS: tuple[Split, ...] = ("train", "val")
 BATCH = 1000  # documents tokenized at once: enough to keep all cores busy
@@ -30,15 +39,58 @@ class DataConfig(DocumentSource):
     output_dir: str = field(metadata={"help": "Folder of the shards."})
     tokenizer: str = field(metadata={"help": "Folder or Hub id of the tokenizer."})
 
+    steps: list[dict] = field(default_factory=list, metadata={"help": "What each document goes through; YAML only."})
+    max_document_bytes: int = field(default=10_000_000, metadata={"help": "sources: longer texts are cut or dropped."})
+    tasks: int = field(default=8, metadata={"help": "sources: pieces of the work; more for more than 50 GB."})
+    shards: int = field(default=8, metadata={"help": "sources: training shards; each is shuffled in memory."})
+    workers: int = field(default=0, metadata={"help": "sources: processes at once; 0 is one for each core."})
+    executor: Literal["local", "slurm", "ray", "jobs"] = field(
+        default="local", metadata={"help": "sources: where datatrove runs the tasks."}
+    )
+    executor_options: dict = field(
+        default_factory=dict, metadata={"help": "sources: options of datatrove's executor; YAML only."}
+    )
+    work_dir: str | None = field(
+        default=None, metadata={"help": "sources: folder or URL that all tasks reach; output_dir/work if not set."}
+    )
+
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage."""
     config = parse_config(DataConfig, argv, __doc__)
-    inputs = {"tokenizer": config.tokenizer, "files": expand_files(config.files)}
-    stage = open_stage("data", config, inputs, config.output_dir)
-    if stage.done:
+    if config.sources:
+        prepare_sources(config)
         return
+    if config.steps:
+        raise ValueError("steps need sources: name what they clean under `sources` (see training/data/README.md).")
+    # None: what only `sources` use does not count for the fingerprint of a stage without them.
+    inputs = {"tokenizer": config.tokenizer, "files": expand_files(config.files)} | dict.fromkeys(SOURCE_SETTINGS)
+    stage = open_stage("data", config, inputs, config.output_dir)
+    if not stage.done:
+        write_stream(config, stage)
+
+
+SOURCE_SETTINGS = (
+    "sources",
+    "steps",
+    "max_document_bytes",
+    "tasks",
+    "shards",
+    "workers",
+    "executor",
+    "executor_options",
+    "work_dir",
+)
+
+
+# ---- text as it is ----
+
+
+def write_stream(config: DataConfig, stage: Stage) -> None:
+    """Write each split as one shard, its documents in the order in which they come."""
+    from transformers import AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
     dtype = "uint16" if len(tokenizer) <= 2**16 else "uint32"
     meta: dict[str, Any] = {"dtype": dtype, "vocab_size": len(tokenizer)}
@@ -50,9 +102,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def write_split(
-    folder: Path, split: Split, tokenizer: PreTrainedTokenizerBase, documents: Iterator[str], dtype: str
+    folder: Path, split: Split, tokenizer: "PreTrainedTokenizerBase", documents: Iterator[str], dtype: str
 ) -> dict[str, int]:
     """Write one split's stream and starts, and return its counts."""
+    from hf_scratch.tokenizer import encode_texts
+
     starts: list[int] = []
     position = num_bytes = 0
     with (folder / f"{split}.bin").open("wb") as file:
@@ -67,6 +121,70 @@ def write_split(
     if not starts:
         raise ValueError(f"there is no {split} text; change val_fraction or give more documents.")
     return {"documents": len(starts), "tokens": position + 1, "bytes": num_bytes}
+
+
+# ---- sources, cleaned ----
+
+
+def prepare_sources(config: DataConfig) -> None:
+    """Clean, deduplicate, tokenize and shuffle the sources of a recipe, and report on them."""
+    if config.files or config.dataset:
+        raise ValueError("the recipe has sources; name files and data sets there, not by --files or --dataset.")
+    sources = read_sources(config.sources)
+    steps = read_steps(config.steps, sources)
+    for name in ("tasks", "shards"):
+        if not 1 <= getattr(config, name) <= 100_000:
+            raise ValueError(f"{name}={getattr(config, name)} must be between 1 and 100,000.")
+    evaluations = [step.options.get("files", []) for step in steps if step.name == "decontaminate"]
+    inputs = {
+        "tokenizer": config.tokenizer,
+        "decontaminate": [file for files in evaluations for file in ([files] if isinstance(files, str) else files)],
+        "listing": describe_files(sources),
+        # Neither where nor by how many processes the work is done changes what comes out.
+        **dict.fromkeys(("workers", "executor", "executor_options", "work_dir")),
+    }
+    stage = open_stage("data", config, inputs, config.output_dir)
+    if stage.done:
+        return
+    try:
+        from training.data.pipeline import plan, run_passes
+        from training.data.summary import finish_sources
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error.name} is not installed; `pip install 'hf_scratch[data]'` brings it.") from None
+    from datatrove.io import get_datafolder
+
+    folder = get_datafolder(config.work_dir or str((stage.folder / "work").absolute()))
+    workers = config.workers or ((os.cpu_count() or 1) if config.executor == "local" else -1)  # -1: no limit
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if workers == 1 else "false"  # one core each is enough then
+    os.environ["TQDM_DISABLE"] = "1"  # in the worker processes, whose bars would be mixed up
+    tokenizer, meta = describe_tokenizer(config)
+    passes = plan(folder, sources, steps, tokenizer, meta, config.tasks, config.max_document_bytes)
+    if not run_passes(passes, folder, workers, config.executor, config.executor_options, say):
+        say("the tasks are submitted; the same command, when they are done, writes the report.")
+        return
+    stage.finish(finish_sources(folder, stage.folder, meta, sources, steps))
+    if not config.work_dir:
+        shutil.rmtree(stage.folder / "work")
+
+
+def say(line: str) -> None:
+    """Print a line at once."""
+    print(line, flush=True)
+
+
+def describe_tokenizer(config: DataConfig) -> tuple[str, dict[str, Any]]:
+    """Return the tokenizer as JSON for the worker processes, and what the shards are made by."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
+    return tokenizer.backend_tokenizer.to_str(), {
+        "dtype": "uint16" if len(tokenizer) <= 2**16 else "uint32",
+        "vocab_size": len(tokenizer),
+        "bos": tokenizer.bos_token_id,
+        "shards": config.shards,
+        "seed": config.seed,
+        "val_fraction": config.val_fraction,
+    }
 
 
 if __name__ == "__main__":

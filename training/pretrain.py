@@ -30,7 +30,8 @@ from hf_scratch import ScratchForCausalLM
 from hf_scratch.hub import CheckpointPusher
 from training.bits_per_byte import BitsPerByte, bits_per_byte
 from training.checkpoint import load_latest, save_checkpoint
-from training.data.batches import IGNORE, Ahead, Batch, PackedDocuments, Shards, Windows, load_shards
+from training.data.batches import IGNORE, Ahead, Batch, Shards
+from training.data.mixture import Rows, data_inputs, open_data
 from training.distributed import Parallel, make_accelerator, whole_weights
 from training.flops import utilisation_of
 from training.hardware import mixed_precision
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if accelerator.is_main_process:
         # Where a run is shown or pushed to, and how its steps are cut, does not make it another run.
         no_setting = {"tracker": None, "micro_batch_rows": None, "push_to": None}
-        inputs = {"data": config.data, "tokenizer": config.tokenizer} | no_setting
+        inputs = {"tokenizer": config.tokenizer} | data_inputs(config.data) | no_setting
         stage = open_stage("pretrain", config, inputs, config.output_dir)
     (done,) = broadcast_object_list([stage is not None and stage.done])
     if done:
@@ -79,9 +80,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def train(config: PretrainConfig, accelerator: Accelerator, folder: Path) -> dict[str, Any]:
     """Train from the newest checkpoint, or from the start, to `max_steps`; save the model and return its figures."""
     tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
-    shards, held_out = (load_shards(Path(config.data), split) for split in ("train", "val"))
-    rows = (PackedDocuments if config.pack_documents else Windows)(shards, config.context_length, config.seed)
-    trainer = Trainer(config, accelerator, folder, build_model(config, shards.vocab_size, tokenizer), held_out)
+    rows, held_out = open_data(config.data, config.context_length, config.seed, config.pack_documents)
+    trainer = Trainer(config, accelerator, folder, build_model(config, held_out.vocab_size, tokenizer), held_out)
     trainer.resume()
     if config.push_to and accelerator.is_main_process:
         trainer.pusher = make_pusher(config.push_to, trainer.unwrapped, tokenizer, folder / "to_push")
@@ -130,7 +130,7 @@ class Trainer:
             f"{'bfloat16 autocast' if accelerator.mixed_precision == 'bf16' else 'float32'}"
         )
 
-    def loop(self, rows: PackedDocuments | Windows) -> None:
+    def loop(self, rows: Rows) -> None:
         """Train to the last step; log, evaluate and save on the way."""
         config, progress = self.config, self.progress
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -182,7 +182,7 @@ class Trainer:
                 group["lr"] = lr
         return lr
 
-    def train_step(self, rows: PackedDocuments | Windows) -> tuple[float, int, float]:
+    def train_step(self, rows: Rows) -> tuple[float, int, float]:
         """Take one optimizer step; return mean loss in nats a token, tokens of the global batch and gradient norm.
 
         Raises:
@@ -200,7 +200,7 @@ class Trainer:
             self.refuse_step(mean_loss, grad_norm)
         return mean_loss, total, grad_norm
 
-    def gradients(self, rows: PackedDocuments | Windows) -> tuple[torch.Tensor, int]:
+    def gradients(self, rows: Rows) -> tuple[torch.Tensor, int]:
         """Compute the gradient of the step's mean loss; return this process's share of the loss, and the tokens.
 
         The loss is divided by the tokens of the whole step, not of each micro-batch, so accumulation and processes
@@ -229,7 +229,7 @@ class Trainer:
         self.accelerator.backward(loss)
         return loss.detach()
 
-    def micro_batches(self, rows: PackedDocuments | Windows) -> list[Batch]:
+    def micro_batches(self, rows: Rows) -> list[Batch]:
         """Return this process's share of the step's rows, in pieces that it can hold at once."""
         mine = self.my_rows()
         size = self.progress.micro_batch_rows or len(mine)
@@ -243,7 +243,7 @@ class Trainer:
         first = self.progress.step * self.config.batch_rows
         return np.arange(first, first + self.config.batch_rows)[self.parallel.data_index :: self.parallel.data_count]
 
-    def find_micro_batch(self, rows: PackedDocuments | Windows) -> None:
+    def find_micro_batch(self, rows: Rows) -> None:
         """Find the most rows that fit into memory, by trying, unless the settings or a checkpoint say; all
         processes then take the smallest of theirs.
 

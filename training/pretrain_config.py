@@ -14,7 +14,9 @@ class PretrainConfig:
     """Settings of the stage `pretrain`."""
 
     output_dir: str = field(metadata={"help": "Folder of the run."})
-    data: str = field(metadata={"help": "Folder of token shards, made by training.prepare_data."})
+    data: list[str] = field(
+        metadata={"help": "Folder or URL of token shards; several mix as FOLDER=WEIGHT, 1 being one pass an epoch."}
+    )
     tokenizer: str = field(metadata={"help": "Folder or Hub id of the tokenizer that made the shards."})
 
     hidden_size: int = field(default=768, metadata={"help": "Width of the model."})

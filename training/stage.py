@@ -23,7 +23,6 @@ from typing import Any, TypeVar
 
 import torch
 import yaml
-from trl import TrlParser
 
 Config = TypeVar("Config")
 
@@ -37,6 +36,8 @@ def parse_config(config_class: type[Config], argv: Sequence[str] | None = None, 
     Raises:
         ValueError: A key that the dataclass does not have, a value of the wrong type, or no such file.
     """
+    from trl import TrlParser  # takes seconds, and the processes that prepare data import this file too
+
     argv = list(sys.argv[1:] if argv is None else argv)
     known = [f.name for f in fields(config_class)]  # type: ignore[arg-type]
     if "--config" in argv[:-1]:
@@ -213,6 +214,14 @@ def cut_metrics(path: Path, step: int) -> None:
     beside = path.with_name(path.name + ".tmp")
     beside.write_text("".join(line + "\n" for line in kept))
     beside.replace(path)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make a second name for a file, or a copy where the file system has no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy(source, target)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_scratch.tokenizer import encode_texts, train_tokenizer
 from training.data.documents import DocumentSource, expand_files, read_documents
+from training.data.recipe import describe_files, read_sources
 from training.stage import command, open_stage, parse_config
 
 SAMPLE_BYTES = 10_000_000  # of held-out text is enough to state the compression to three digits
@@ -31,7 +32,9 @@ class TokenizerConfig(DocumentSource):
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage."""
     config = parse_config(TokenizerConfig, argv, __doc__)
-    stage = open_stage("tokenizer", config, {"files": expand_files(config.files)}, config.output_dir)
+    listing = describe_files(read_sources(config.sources)) if config.sources else None
+    inputs = {"files": expand_files(config.files), "listing": listing}
+    stage = open_stage("tokenizer", config, inputs, config.output_dir)
     if stage.done:
         return
     texts = itertools.islice(read_documents(config, "train"), config.max_documents)

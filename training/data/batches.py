@@ -4,6 +4,7 @@ Row k of the run is found from the seed and k, so a resumed run, or one on anoth
 same rows without any state. Every token is seen once an epoch.
 """
 
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,38 @@ from training.stage import read_json
 IGNORE = -100  # label of a position that carries no loss, as everywhere in the Hugging Face stack
 
 
+class Joined:
+    """Memory-mapped token streams (N,) read as one; each ends with a separator, of which the last one stays."""
+
+    def __init__(self, streams: Sequence["np.ndarray | Joined"]) -> None:
+        self.streams = streams
+        lengths = [len(stream) - 1 for stream in streams[:-1]] + [len(streams[-1])]
+        self.begins = np.cumsum([0, *lengths])
+        self.dtype = streams[0].dtype
+
+    def __len__(self) -> int:
+        return int(self.begins[-1])
+
+    def __getitem__(self, wanted: slice) -> np.ndarray:
+        """Return the tokens of a slice without step; it may cross from one stream into the next."""
+        start, stop, _ = wanted.indices(len(self))
+        found = []
+        for i in range(int(np.searchsorted(self.begins, start, side="right")) - 1, len(self.streams)):
+            begin, end = int(self.begins[i]), int(self.begins[i + 1])
+            if begin >= stop:
+                break
+            found.append(self.streams[i][max(0, start - begin) : min(stop, end) - begin])
+        return found[0] if len(found) == 1 else np.concatenate(found or [np.empty(0, self.dtype)])
+
+
+Tokens = np.ndarray | Joined
+
+
 @dataclass
 class Shards:
     """One split of the data stage's output: the token stream (memory-mapped), its document starts and its size."""
 
-    tokens: np.ndarray
+    tokens: Tokens
     starts: np.ndarray
     num_bytes: int
     vocab_size: int
@@ -35,23 +63,53 @@ def load_shards(folder: Path, split: str) -> Shards:
     meta = read_json(folder / "meta.json")
     if not meta:
         raise ValueError(f"{folder} holds no token shards; run `python -m training.prepare_data` first.")
-    tokens = np.memmap(folder / f"{split}.bin", dtype=meta["dtype"], mode="r")
-    return Shards(tokens, np.load(folder / f"{split}.starts.npy"), meta[split]["bytes"], meta["vocab_size"])
+    names = meta[split].get("shards", [split])
+    parts = [
+        Shards(
+            np.memmap(folder / f"{name}.bin", dtype=meta["dtype"], mode="r"),
+            np.load(folder / f"{name}.starts.npy"),
+            0,
+            meta["vocab_size"],
+        )
+        for name in names
+    ]
+    joined = join_shards(parts)
+    joined.num_bytes = meta[split]["bytes"]
+    return joined
+
+
+def join_shards(parts: list[Shards]) -> Shards:
+    """Return shards as one.
+
+    Raises:
+        ValueError: They were made by tokenizers of different size.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    sizes = {part.vocab_size for part in parts}
+    if len(sizes) > 1:
+        raise ValueError(f"the data was made by tokenizers of {sorted(sizes)} tokens; prepare all of it with one.")
+    tokens = Joined([part.tokens for part in parts])
+    starts = np.concatenate([part.starts + begin for part, begin in zip(parts, tokens.begins, strict=False)])
+    return Shards(tokens, starts, sum(part.num_bytes for part in parts), parts[0].vocab_size)
 
 
 class EpochOrder:
-    """The random order in which each epoch goes through `length` rows; only the current epoch's is held."""
+    """The random order in which each epoch goes through `length` rows; only the newest `held` epochs' are held."""
 
     def __init__(self, seed: int, length: int) -> None:
         self.seed, self.length = seed, length
-        self.epoch = -1
+        self.held = 1
+        self.permutations: dict[int, np.ndarray] = {}
 
     def __call__(self, row: int) -> tuple[int, int]:
         """Return the epoch of a row counted from the start of the run, and its index in the data."""
         epoch, position = divmod(row, self.length)
-        if epoch != self.epoch:
-            self.epoch, self.permutation = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.length)
-        return epoch, int(self.permutation[position])
+        if epoch not in self.permutations:
+            while len(self.permutations) >= self.held:
+                del self.permutations[min(self.permutations)]
+            self.permutations[epoch] = np.random.default_rng((self.seed, epoch)).permutation(self.length)
+        return epoch, int(self.permutations[epoch][position])
 
 
 Batch = dict[
@@ -90,15 +148,15 @@ class PackedDocuments:
 
     A document is shown from its separator to the next one, so that its first token and its end are learnt. Positions
     begin again at 0 with each document, which the model takes as the borders of its attention mask; a longer document
-    is cut. Rows are filled first-fit by decreasing length (Johnson 1973) within groups of documents.
+    is cut, and no other. Rows are filled best-fit by decreasing length (Johnson 1973) within groups of documents.
     """
 
     GROUP = 4096  # documents packed together: enough to fill rows to about 99 %
 
     def __init__(self, shards: Shards, context: int, seed: int) -> None:
         self.tokens, self.context, self.seed = shards.tokens, context, seed
-        self.rows = pack(pieces(shards, context), context, self.GROUP, seed)
-        self.order = EpochOrder(seed, len(self.rows))
+        self.pieces, self.begins = pack(pieces(shards, context), context, self.GROUP, seed)
+        self.order = EpochOrder(seed, len(self.begins) - 1)
 
     def batch(self, rows: np.ndarray) -> Batch:
         """Return the rows with these numbers, counted from the start of the run."""
@@ -107,7 +165,8 @@ class PackedDocuments:
         labels = np.full(shape, IGNORE, np.int64)
         for i, row in enumerate(rows):
             at = 0
-            for start, length in self.rows[self.order(int(row))[1]]:
+            index = self.order(int(row))[1]
+            for start, length in self.pieces[self.begins[index] : self.begins[index + 1]].tolist():
                 ids[i, at : at + length] = self.tokens[start : start + length]
                 labels[i, at : at + length] = self.tokens[start + 1 : start + 1 + length]
                 positions[i, at : at + length] = np.arange(length)
@@ -151,21 +210,30 @@ class Ahead:
 
 def pieces(shards: Shards, context: int) -> np.ndarray:
     """Return (start, length) of every document, those longer than `context` in pieces, (n, 2) int64."""
-    ends = np.append(shards.starts[1:], len(shards.tokens) - 1)
-    cut = [
-        (start, min(context, end - start))
-        for first, end in zip(shards.starts.tolist(), ends.tolist(), strict=True)
-        for start in range(first, end, context)
-    ]
-    return np.array(cut, dtype=np.int64)
+    lengths = np.diff(shards.starts, append=len(shards.tokens) - 1)
+    counts = -(-lengths // context)
+    number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)  # of a piece in its document
+    return np.stack(
+        [
+            np.repeat(shards.starts, counts) + number * context,
+            np.minimum(context, np.repeat(lengths, counts) - number * context),
+        ],
+        axis=1,
+    )
 
 
-def pack(pieces: np.ndarray, context: int, group: int, seed: int) -> list[list[tuple[int, int]]]:
-    """Put (start, length) pieces into rows of at most `context` tokens."""
+def pack(pieces: np.ndarray, context: int, group: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Put (start, length) pieces into rows of at most `context` tokens, each where it leaves the least room.
+
+    Returns:
+        The pieces (n, 2) in the order of their rows, and where each row begins among them, (rows + 1,) int64.
+    """
     order = np.random.default_rng((seed, 2)).permutation(len(pieces))
-    rows: list[list[tuple[int, int]]] = []
+    packed: list[np.ndarray] = []
+    sizes: list[int] = []
     for begin in range(0, len(order), group):
         chosen = pieces[order[begin : begin + group]]
+        rows: list[list[tuple[int, int]]] = []
         by_room: dict[int, list[list[tuple[int, int]]]] = {}
         for start, length in chosen[np.argsort(-chosen[:, 1], kind="stable")].tolist():
             room = next((room for room in range(length, context + 1) if by_room.get(room)), context)
@@ -174,4 +242,6 @@ def pack(pieces: np.ndarray, context: int, group: int, seed: int) -> list[list[t
                 rows.append(row)
             row.append((start, length))
             by_room.setdefault(room - length, []).append(row)
-    return rows
+        packed.append(np.array([piece for row in rows for piece in row], dtype=np.int64))
+        sizes += map(len, rows)
+    return np.concatenate(packed), np.cumsum([0, *sizes])

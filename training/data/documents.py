@@ -30,7 +30,10 @@ class DocumentSource:
     text_column: str = field(default="text", metadata={"help": "Column of .jsonl, .parquet and Hub data."})
     val_fraction: float = field(default=0.1, metadata={"help": "Share of the text that is held out."})
     num_stories: int = field(default=20000, metadata={"help": "Stories to generate where no files are given."})
-    seed: int = field(default=0, metadata={"help": "Seed of the story generator."})
+    seed: int = field(default=0, metadata={"help": "Seed of the story generator and of shuffled shards."})
+    sources: list[dict] = field(
+        default_factory=list, metadata={"help": "Sources to clean and mix, in YAML only: see training/data/README.md."}
+    )
 
 
 def read_documents(source: DocumentSource, split: Split) -> Iterator[str]:
@@ -42,6 +45,11 @@ def read_documents(source: DocumentSource, split: Split) -> Iterator[str]:
     Raises:
         ValueError: No such file, an empty one, one that is not UTF-8, or no document at all.
     """
+    if source.sources:
+        yield from (
+            text for text in _from_sources(source) if (fraction_of(text) < source.val_fraction) == (split == "val")
+        )
+        return
     if not source.files and source.dataset is None:
         wanted = source.num_stories if split == "train" else round(source.num_stories * source.val_fraction)
         yield from itertools.islice(stories.documents("train" if split == "train" else "dev", source.seed), wanted)
@@ -56,12 +64,12 @@ def read_documents(source: DocumentSource, split: Split) -> Iterator[str]:
         yield text[:cut] if split == "train" else text[cut:]
         return
     for text in itertools.chain(first_two, documents):
-        if (_fraction(text) < source.val_fraction) == (split == "val"):
+        if (fraction_of(text) < source.val_fraction) == (split == "val"):
             yield text
 
 
-def _fraction(text: str) -> float:
-    """A number in [0, 1) that depends on the text alone."""
+def fraction_of(text: str) -> float:
+    """Return a number in [0, 1) that depends on the text alone; below `val_fraction` the text is held out."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
@@ -114,6 +122,21 @@ def _text_of_line(path: Path, number: int, line: str, column: str) -> str:
         return json.loads(line)[column]
     except (json.JSONDecodeError, KeyError, TypeError):
         raise ValueError(f'{path}, line {number}: expected {{"{column}": "..."}}, got {line[:60]!r}.') from None
+
+
+def _from_sources(source: DocumentSource) -> Iterator[str]:
+    """Yield what can be read of the sources of a data recipe, as it is, from all of their files in turn."""
+    from training.data.readers import Bad, read_unit
+    from training.data.recipe import list_units, read_sources
+
+    units = [read_unit(unit, limit=10_000_000) for unit in list_units(read_sources(source.sources), 1)]
+    while units:
+        for unit in list(units):
+            found = next(unit, None)
+            if found is None:
+                units.remove(unit)
+            elif not isinstance(found, Bad):
+                yield found.text
 
 
 def _from_hub(source: DocumentSource) -> Iterator[str]:
