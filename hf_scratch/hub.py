@@ -23,6 +23,7 @@ from huggingface_hub import (
     CommitOperationDelete,
     HfApi,
     constants,
+    get_token,
     snapshot_download,
 )
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
@@ -48,7 +49,13 @@ class HubError(ValueError):
     """What the Hub refused or could not do, and what to do about it."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(SECRET.sub("(hidden)", message))
+        super().__init__(hide(message))
+
+
+def hide(text: str) -> str:
+    """Return the text without the token that is in use, nor anything that looks like one."""
+    token = get_token()
+    return SECRET.sub("(hidden)", text.replace(token, "(hidden)") if token else text)
 
 
 @dataclass(frozen=True)
@@ -132,7 +139,7 @@ def reason(error: BaseException) -> str:
         text = f"HTTP {found.response.status_code}" + (f", {said}" if said else "")
     else:
         text = " ".join(str(found or error).split())[:200] or type(found or error).__name__
-    return SECRET.sub("(hidden)", text)
+    return hide(text)
 
 
 def explain(what: str, error: Exception) -> Exception:
