@@ -48,6 +48,12 @@ def build(bots: dict[str, Bot], preferences: Preferences, record: Record) -> gr.
     return page.queue(max_size=MAX_WAITING)
 
 
+def open_preferences() -> Preferences:
+    """Return where pairs are kept, as the environment says."""
+    folder = Path(os.environ.get("PREFERENCES_FOLDER") or "preferences")
+    return Preferences(folder, os.environ.get("PREFERENCES_DATASET") or None, os.environ.get("HF_TOKEN") or None)
+
+
 def main() -> None:
     """Load the models that the environment names and serve the page."""
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s")
@@ -57,6 +63,7 @@ def main() -> None:
     revision = os.environ.get("MODEL_REVISION") or None
     try:
         bot = load_bot(model_id, revision)
+        preferences = open_preferences()
     except ValueError as error:
         sys.exit(f"app: {error}")
     bots = load_stages(bot, model_id, os.environ.get("STAGES", ""))
