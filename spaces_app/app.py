@@ -67,10 +67,6 @@ def main() -> None:
     except ValueError as error:
         sys.exit(f"app: {error}")
     bots = load_stages(bot, model_id, os.environ.get("STAGES", ""))
-    folder = Path(os.environ.get("PREFERENCES_FOLDER") or "preferences")
-    preferences = Preferences(
-        folder, os.environ.get("PREFERENCES_DATASET") or None, os.environ.get("HF_TOKEN") or None
-    )
     for _ in answer(bot, "Hello", [], "", Sampling(1, 1, 1, 1, max_new_tokens=2), seed=0):
         pass  # The first answer of a process is slow; nobody should wait for it.
     build(bots, preferences, load_record(model_id, revision)).launch(
