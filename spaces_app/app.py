@@ -48,6 +48,12 @@ def build(bots: dict[str, Bot], preferences: Preferences, record: Record) -> gr.
     return page.queue(max_size=MAX_WAITING)
 
 
+def open_preferences() -> Preferences:
+    """Return where pairs are kept, as the environment says."""
+    folder = Path(os.environ.get("PREFERENCES_FOLDER") or "preferences")
+    return Preferences(folder, os.environ.get("PREFERENCES_DATASET") or None, os.environ.get("HF_TOKEN") or None)
+
+
 def main() -> None:
     """Load the models that the environment names and serve the page."""
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s")
@@ -57,13 +63,10 @@ def main() -> None:
     revision = os.environ.get("MODEL_REVISION") or None
     try:
         bot = load_bot(model_id, revision)
+        preferences = open_preferences()
     except ValueError as error:
         sys.exit(f"app: {error}")
     bots = load_stages(bot, model_id, os.environ.get("STAGES", ""))
-    folder = Path(os.environ.get("PREFERENCES_FOLDER") or "preferences")
-    preferences = Preferences(
-        folder, os.environ.get("PREFERENCES_DATASET") or None, os.environ.get("HF_TOKEN") or None
-    )
     for _ in answer(bot, "Hello", [], "", Sampling(1, 1, 1, 1, max_new_tokens=2), seed=0):
         pass  # The first answer of a process is slow; nobody should wait for it.
     build(bots, preferences, load_record(model_id, revision)).launch(

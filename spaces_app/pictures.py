@@ -60,8 +60,8 @@ def attention_map(weights: Sequence[Sequence[float]], texts: Sequence[str], chos
         f'<div class="attention" tabindex="0" role="region" aria-label="Attention picture"><svg viewBox="{box}" '
         f'width="{size + margin + 40}" height="{size + margin + 4}" role="img" '
         f'aria-label="How much each token (row) looks at the tokens before it (column)">'
-        f'<rect class="ground" fill="none" width="{size}" height="{size}"></rect><g class="cells">{cells}</g>{row}{labels}'
-        "</svg></div>"
+        f'<rect class="ground" fill="none" width="{size}" height="{size}"></rect>'
+        f'<g class="cells">{cells}</g>{row}{labels}</svg></div>'
     )
 
 

@@ -31,15 +31,7 @@ class Preferences:
         self.name = f"{time.strftime('%Y%m%d')}_{uuid.uuid4().hex[:8]}.jsonl"
         if self.dataset:
             folder.mkdir(parents=True, exist_ok=True)
-            self.scheduler = CommitScheduler(
-                repo_id=self.dataset,
-                repo_type="dataset",
-                folder_path=folder,
-                every=MINUTES_BETWEEN_COMMITS,
-                token=token,
-                allow_patterns=["pairs_*.jsonl", "ties_*.jsonl"],
-            )
-            self.lock = self.scheduler.lock
+            self.lock = start_pushing(folder, self.dataset, token).lock
 
     def save(self, kind: str, row: Pair) -> Path:
         """Append a row to this process' file of `pairs` or `ties`."""
@@ -56,12 +48,33 @@ class Preferences:
         """Say what is kept, where and why."""
         where = "on the machine that runs this page"
         if self.dataset:
-            where += f", and published in the data set `{self.dataset}`"
+            where += f", and in the data set {self.dataset} on the Hugging Face Hub"
         return (
             "If you tick the box, each choice is saved: your prompt, both answers, which one you chose, and the "
             f"models and settings. It is kept {where}, to train models. Nothing about you is saved; "
             "write nothing into a prompt that you would not publish. Without the tick nothing is saved."
         )
+
+
+def start_pushing(folder: Path, dataset: str, token: str | None) -> CommitScheduler:
+    """Copy the folder's rows to the data set from now on; it is made, private, if it is not there.
+
+    Raises:
+        ValueError: The Hub does not let this token write there.
+    """
+    try:
+        return CommitScheduler(
+            repo_id=dataset,
+            repo_type="dataset",
+            folder_path=folder,
+            every=MINUTES_BETWEEN_COMMITS,
+            private=True,
+            token=token,
+            allow_patterns=["pairs_*.jsonl", "ties_*.jsonl"],
+        )
+    except Exception as error:  # each way of not reaching the Hub has its own exception
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise ValueError(f"PREFERENCES_DATASET={dataset} cannot be written to: {reason}.") from error
 
 
 def as_line(row: Pair) -> str:

@@ -303,6 +303,9 @@ def test_pairs_are_pushed_only_with_a_token_and_a_data_set(app: ModuleType, tmp_
     for dataset, token in ((None, "hf_x"), ("somebody/pairs", None), (None, None)):
         assert preferences(tmp_path, dataset, token).dataset is None
     assert "somebody/pairs" not in preferences(tmp_path, "somebody/pairs", None).consent()
+    with pytest.raises(ValueError, match="PREFERENCES_DATASET=somebody/pairs cannot be written to: .*[.]$") as error:
+        preferences(tmp_path, "somebody/pairs", "hf_secret")
+    assert "hf_secret" not in str(error.value)
 
 
 # ---- look inside ----
