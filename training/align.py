@@ -87,7 +87,8 @@ def open_align_stage(name: str, config: AlignConfig) -> Stage:
     if not config.output_dir:
         raise ValueError(f"--output_dir is missing: say where the stage shall write, for example runs/mine/{name}.")
     with PartialState().main_process_first():
-        return open_stage(name, config, {"model": config.model, "data": config.data}, config.output_dir)
+        replay = {"replay": config.replay} if getattr(config, "replay", None) else {}
+        return open_stage(name, config, {"model": config.model, "data": config.data} | replay, config.output_dir)
 
 
 def read_data(tokenizer: PreTrainedTokenizerBase, config: AlignConfig, kinds: Sequence[Kind]) -> Data:

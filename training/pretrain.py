@@ -30,8 +30,8 @@ from hf_scratch import ScratchForCausalLM
 from hf_scratch.hub import CheckpointPusher
 from training.bits_per_byte import BitsPerByte, bits_per_byte
 from training.checkpoint import load_latest, save_checkpoint
-from training.data.batches import IGNORE, Ahead, Batch, Shards
-from training.data.mixture import Rows, data_inputs, open_data
+from training.data.batches import IGNORE, Ahead, Batch, Rows, Shards
+from training.data.mixture import data_inputs, open_data
 from training.distributed import Parallel, make_accelerator, whole_weights
 from training.flops import utilisation_of
 from training.hardware import mixed_precision

@@ -70,7 +70,7 @@ def steps(recipe: Path, run: Path, files: list[str]) -> list[Step]:
         Step("tokenizer", "training.train_tokenizer", text),
         Step("data", "training.prepare_data", ["--tokenizer", tokenizer, *text]),
         Step("pretrain", "training.pretrain", ["--data", data, "--tokenizer", tokenizer]),
-        Step("sft", "training.sft", ["--model", str(run / "pretrain/model")]),
+        Step("sft", "training.sft", ["--model", str(run / "pretrain/model"), "--replay", data]),
         Step("dpo", "training.dpo", ["--model", str(run / "sft/model")]),
         Step("grpo", "training.grpo", ["--model", str(run / "sft/model")]),
         Step("eval", "training.eval_model", ["--data", data, "--models", *models]),

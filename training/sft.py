@@ -10,12 +10,16 @@ Alpaca or ShareGPT) or the Hub. Killed at any moment, the same command goes on f
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import numpy as np
 import trl
+from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from training.align import Data, lora_config, run_stage
-from training.align_trainer import AlignConfig, WholeStep, training_arguments
+from training.align_trainer import AlignConfig, WholeStep, say, training_arguments
+from training.data.batches import load_shards, pieces
 from training.stage import command, parse_config
 
 
@@ -23,6 +27,15 @@ from training.stage import command, parse_config
 class SftConfig(AlignConfig):
     """Settings of the stage `sft`."""
 
+    replay: str | None = field(
+        default=None, metadata={"help": "Folder of the token shards that the model was pretrained on."}
+    )
+    replay_rows: int = field(
+        default=0,
+        metadata={
+            "help": "Documents of --replay among the rows, with loss on every token, against forgetting; 0: none."
+        },
+    )
     packing: bool = field(
         default=False,
         metadata={
@@ -48,6 +61,10 @@ def make_trainer(
 ) -> tuple[trl.SFTTrainer, list[str]]:
     """Return the trainer, and what it logs."""
     dataset = data.train.dataset
+    if config.replay_rows:
+        documents = replayed(config, dataset.column_names)
+        dataset = concatenate_datasets([dataset, documents.cast(dataset.features)])
+        say(f"{len(documents):,} documents of the pretraining text are mixed in")
     if config.packing:
         dataset = trl.pack_dataset(dataset, config.max_length, "bfd")
         config.micro_batch_size = config.micro_batch_size or 1  # TRL joins the rows of a batch to a single long one
@@ -64,6 +81,28 @@ def make_trainer(
         peft_config=lora_config(config),
     )
     return trainer, ["mean_token_accuracy"]
+
+
+def replayed(config: SftConfig, columns: list[str]) -> Dataset:
+    """Return random documents of the pretraining text as rows of token ids and labels.
+
+    Mixing them in keeps what was learnt from them, as in the last step of InstructGPT (arXiv:2203.02155).
+
+    Raises:
+        ValueError: The shards are not named, or hold too few documents.
+    """
+    if config.replay is None:
+        raise ValueError(f"replay_rows={config.replay_rows} needs --replay, the folder of the token shards.")
+    shards = load_shards(Path(config.replay), "train")
+    found = pieces(shards, config.max_length - 1)
+    if config.replay_rows > len(found):
+        raise ValueError(
+            f"replay_rows={config.replay_rows} is more than the {len(found)} documents of {config.replay}."
+        )
+    chosen = np.random.default_rng(config.seed).choice(len(found), config.replay_rows, replace=False)
+    # From its separator to the next one, as in pretraining.
+    rows = [np.array(shards.tokens[start : start + length + 1], np.int32) for start, length in found[chosen]]
+    return Dataset.from_dict({column: rows for column in columns})
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_scratch.tokenizer import encode_texts
 from training.bits_per_byte import document_nats, in_bits
-from training.data.batches import load_shards
+from training.data.batches import Tokens, load_shards
 from training.intervals import bootstrap_ratio
 
 
@@ -23,7 +23,7 @@ from training.intervals import bootstrap_ratio
 class Text:
     """Documents as a token stream: separator, document, ..., separator; and the bytes (documents,) of each."""
 
-    tokens: np.ndarray
+    tokens: Tokens
     starts: np.ndarray
     num_bytes: np.ndarray
 

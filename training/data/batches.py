@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -117,6 +118,14 @@ Batch = dict[
 ]  # input_ids, labels (already shifted) and, where packed, position_ids: (rows, context) int64
 
 
+class Rows(Protocol):
+    """Rows of tokens by number, counted from the start of the run."""
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        """Return the rows with these numbers."""
+        ...
+
+
 class Windows:
     """The stream cut into windows of `context` tokens, wherever documents end; the cut moves with each epoch."""
 
@@ -188,9 +197,7 @@ class Ahead:
         self.thread = ThreadPoolExecutor(1)  # one, because the order of rows is not made for several
         self.next: tuple[list[list[int]], Future[list[Batch]]] | None = None
 
-    def __call__(
-        self, rows: Windows | PackedDocuments, pieces: list[np.ndarray], next_pieces: list[np.ndarray]
-    ) -> list[Batch]:
+    def __call__(self, rows: Rows, pieces: list[np.ndarray], next_pieces: list[np.ndarray]) -> list[Batch]:
         """Return the batches of these rows, read already if they were announced, and begin with the next ones."""
         numbers = [piece.tolist() for piece in pieces]
         announced = self.next if self.next is not None and self.next[0] == numbers else None
@@ -201,7 +208,7 @@ class Ahead:
         return batches
 
     @staticmethod
-    def _read(rows: Windows | PackedDocuments, pieces: list[np.ndarray]) -> list[Batch]:
+    def _read(rows: Rows, pieces: list[np.ndarray]) -> list[Batch]:
         batches = [rows.batch(piece) for piece in pieces]
         if torch.cuda.is_available():
             batches = [{key: tensor.pin_memory() for key, tensor in batch.items()} for batch in batches]

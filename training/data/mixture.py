@@ -16,7 +16,7 @@ import time
 import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from training.data.batches import (
     Batch,
     EpochOrder,
     PackedDocuments,
+    Rows,
     Shards,
     Windows,
     join_shards,
@@ -33,14 +34,6 @@ from training.data.batches import (
 )
 
 POLL_SECONDS = 1.0  # between looks for a shard that is not written yet
-
-
-class Rows(Protocol):
-    """Rows of tokens by number, counted from the start of the run."""
-
-    def batch(self, rows: np.ndarray) -> Batch:
-        """Return the rows with these numbers."""
-        ...
 
 
 def open_data(entries: list[str], context: int, seed: int, packed: bool) -> tuple[Rows, Shards]:
@@ -63,7 +56,7 @@ def open_data(entries: list[str], context: int, seed: int, packed: bool) -> tupl
             )
         streamed = StreamedWindows(entries[0], context, seed)
         return streamed, streamed.held_out()
-    kind = PackedDocuments if packed else Windows
+    kind: type[PackedDocuments | Windows] = PackedDocuments if packed else Windows
     folders, weights = zip(*map(_split, entries), strict=True)
     readers = [kind(load_shards(Path(folder), "train"), context, seed) for folder in folders]
     held_out = join_shards([load_shards(Path(folder), "val") for folder in folders])
@@ -97,7 +90,7 @@ class Mixture:
     A source of weight 1/2 shows one half of its rows in one epoch and the other half in the next.
     """
 
-    def __init__(self, readers: "list[PackedDocuments] | list[Windows]", weights: list[float], seed: int) -> None:
+    def __init__(self, readers: list[PackedDocuments | Windows], weights: list[float], seed: int) -> None:
         self.readers = readers
         self.shares = [max(1, round(weight * r.order.length)) for r, weight in zip(readers, weights, strict=True)]
         self.ends = np.cumsum(self.shares)
