@@ -87,8 +87,10 @@ def open_align_stage(name: str, config: AlignConfig) -> Stage:
     if not config.output_dir:
         raise ValueError(f"--output_dir is missing: say where the stage shall write, for example runs/mine/{name}.")
     with PartialState().main_process_first():
-        replay = {"replay": config.replay} if getattr(config, "replay", None) else {}
-        return open_stage(name, config, {"model": config.model, "data": config.data} | replay, config.output_dir)
+        inputs = {"model": config.model, "data": config.data}
+        if replay := getattr(config, "replay", None):
+            inputs["replay"] = replay
+        return open_stage(name, config, inputs, config.output_dir)
 
 
 def read_data(tokenizer: PreTrainedTokenizerBase, config: AlignConfig, kinds: Sequence[Kind]) -> Data:

@@ -82,7 +82,7 @@ def bits_per_byte(
     return in_bits(nats, tokens, num_bytes)
 
 
-def in_bits(nats: np.ndarray, tokens: np.ndarray, num_bytes: int) -> BitsPerByte:
+def in_bits(nats: np.ndarray, tokens: Tokens, num_bytes: int) -> BitsPerByte:
     """Sum up the nats of documents, of which the stream `tokens` has one separator more."""
     count, total = len(tokens) - len(nats) - 1, float(nats.sum())
     return BitsPerByte(total / count, total / math.log(2) / num_bytes, count, num_bytes)

@@ -32,9 +32,7 @@ class SftConfig(AlignConfig):
     )
     replay_rows: int = field(
         default=0,
-        metadata={
-            "help": "Documents of --replay among the rows, with loss on every token, against forgetting; 0: none."
-        },
+        metadata={"help": "Documents of --replay among the rows, with loss on every token; 0 is none."},
     )
     packing: bool = field(
         default=False,
