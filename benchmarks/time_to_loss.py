@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 FLAGS = (
-    "--device=cpu --compile=False --eval_iters=1 --eval_interval=100000 --log_interval=500 --block_size=64 "
+    "--device=cpu --compile=False --eval_iters=1 --log_interval=500 --block_size=64 "
     "--batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --lr_decay_iters=2000 --dropout=0.0"
 ).split()
 GOALS = (2.72, 2.40, 2.25)  # bits per byte; nanoGPT's recipe ends near the first
