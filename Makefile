@@ -1,25 +1,31 @@
 # The three commands of the README. Everything else is `python -m ...` inside .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
 .PHONY: quickstart test demo check
 
 quickstart: .venv/installed
 	$(BIN)/python -m training.run training/recipes/quickstart
 
-test: .venv/installed
+test: .venv/installed-all
 	$(BIN)/python -m pytest -m "not slow"
 	$(BIN)/python -m pytest -m slow
 
 demo: .venv/installed
 	MODEL_ID=runs/quickstart/release/model $(BIN)/python spaces_app/app.py
 
-check: .venv/installed
+check: .venv/installed-all
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Without the programs for exports, evaluation by others' tasks and data, which also slow down every start.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all]"
+	$(PIP) ".[train,space]"
+	touch $@
+
+.venv/installed-all: .venv/installed
+	$(PIP) ".[all]"
 	touch $@

@@ -359,6 +359,8 @@ HABITS = (
     '"Is this your {full}, {name}?" "Yes, it is my {full}," says {name} the {kind}.',
     '"I am {name}," says the {kind}. "Good morning, {name} the {kind}!"',
     '"Look at my {full}!" says {name}. "What {a_full}!" says everyone.',
+    '"Who are you?" "I am {a_kind} named {name}," says {name} the {kind}.',
+    '"Who is {name}?" "There is {a_kind} named {name} {at}."',
 )
 HELPER_FIRST = (
     "{a_helper} lived {at}.", "There was {a_helper} {at} who could {own}.", "Once {a_helper} lived {at}.",
