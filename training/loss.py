@@ -20,7 +20,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     """Sum over counted tokens of -ln softmax(hidden @ weight.T)[label], divided by a given number of tokens."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, hidden_NC: torch.Tensor, weight_VC: torch.Tensor, labels_N: torch.Tensor, num_items: int
     ) -> torch.Tensor:
         """Return the loss (), float32, and keep the gradients of `hidden_NC` and `weight_VC`."""
@@ -46,7 +46,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
         """Scale the kept gradients."""
         grad_hidden, grad_weight = ctx.saved_tensors
         return grad_hidden.mul_(grad), grad_weight.mul_(grad), None, None
