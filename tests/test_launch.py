@@ -118,9 +118,15 @@ def test_the_slurm_script_starts_a_launcher_on_each_node(tmp_path: Path) -> None
 def test_the_jobs_script_submits_the_pipeline(tmp_path: Path) -> None:
     variables = {"CODE": "https://example.org/code", "COMMIT": "abc"}
     words = run_script(
-        "hf_jobs.sh", ["training/recipes/tinystories-15m", "a100-large", "6h", "me/runs"], tmp_path, variables
+        "hf_jobs.sh",
+        ["training/recipes/tinystories-15m", "a100-large", "6h", "me/runs", "--launch", "x.yaml"],
+        tmp_path,
+        variables,
     )
     assert words[:4] == ["jobs", "run", "--flavor", "a100-large"]
     assert "hf://buckets/me/runs:/runs" in words and "HF_TOKEN" in words
     command = "\n".join(words[words.index("-c") + 1 :])
-    assert "python -m training.run training/recipes/tinystories-15m --output_dir /runs/tinystories-15m" in command
+    assert (
+        "python -m training.run training/recipes/tinystories-15m --output_dir /runs/tinystories-15m --launch x.yaml"
+        in command
+    )

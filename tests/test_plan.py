@@ -48,7 +48,7 @@ def test_utilisation_is_the_share_of_the_peak() -> None:
 
 def test_the_largest_micro_batch_fits_and_its_double_does_not() -> None:
     def memory_of(rows: int) -> Memory:
-        return Memory(10, 10, 20, activations=7 * rows, loss=3 * rows, evaluation=0, update=0, program=0)
+        return Memory(10, 10, 20, activations=7 * rows, loss=3 * rows, evaluation=0, update=0, fragments=0, program=0)
 
     assert largest_micro_batch(memory_of, most=64, limit=120) == 8
     assert largest_micro_batch(memory_of, most=6, limit=120) == 6

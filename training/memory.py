@@ -21,6 +21,10 @@ from hf_scratch import ScratchConfig, ScratchForCausalLM
 from training.bits_per_byte import default_batch_tokens
 from training.loss import PretrainingLoss
 
+# What glibc keeps of freed activations from the second step on, as a share of them: 0.34 with Muon, 0.42 with AdamW
+# in runs of the size of tests/test_plan.py. Tensors above HEAP_LIMIT go back to the system at once.
+FRAGMENTS = 0.38
+HEAP_LIMIT = 32 * 2**20
 FLOAT = 4  # bytes of a float32: weights, gradients and optimizer states are never rounded
 
 
@@ -35,13 +39,14 @@ class Memory:
     loss: int  # what LM head and loss add
     evaluation: int  # what a batch of held-out text needs instead of activations and loss
     update: int  # what the optimizer needs instead, to update the weights
+    fragments: int  # what the allocator of a CPU process keeps beyond what is used
     program: int  # interpreter, libraries and what the device takes for itself
 
     @property
     def total(self) -> int:
         """Return the peak: gradients, update or evaluation, whichever is highest."""
         working = max(self.activations + self.loss, self.evaluation, self.update)
-        return self.program + self.weights + self.gradients + self.optimizer + working
+        return self.program + self.weights + self.gradients + self.optimizer + self.fragments + working
 
 
 def training_memory(
@@ -53,6 +58,7 @@ def training_memory(
     packed: bool = False,
     shards: int = 1,
     program: int = 0,
+    on_cpu: bool = False,
 ) -> Memory:
     """Return what one process needs with this many rows at once.
 
@@ -64,6 +70,7 @@ def training_memory(
         packed: Whether rows hold several documents, which takes a mask.
         shards: FSDP2 processes over which weights, gradients and optimizer states are divided.
         program: Bytes that are there before the model is.
+        on_cpu: Whether memory comes from glibc's heap, which fragments.
     """
     # Layers are all alike, so two sizes give the slope.
     step = functools.partial(peak_of_step, config.to_json_string(), rows, context, bf16, packed)
@@ -74,14 +81,17 @@ def training_memory(
     states = 2 * total if optimizer == "adamw" else total + rest
     # Gathered for the step: the part outside the layers with its gradient, and two layers, one of them in advance.
     gathered = (2 * rest + 3 * layer) * FLOAT if shards > 1 else 0
+    activations = one + (config.num_hidden_layers - 1) * (two - one) - loss
+    in_heap = on_cpu and rows * context * config.hidden_size * FLOAT < HEAP_LIMIT
     return Memory(
         weights=total * FLOAT // shards + gathered,
         gradients=total * FLOAT // shards,
         optimizer=states * FLOAT // shards,
-        activations=one + (config.num_hidden_layers - 1) * (two - one) - loss,
+        activations=activations,
         loss=loss,
         evaluation=evaluation_bytes(config, context),
         update=update_bytes(config, optimizer),
+        fragments=round(FRAGMENTS * activations) if in_heap else 0,
         program=program,
     )
 
@@ -120,8 +130,10 @@ def peak_of_step(
 
 
 def evaluation_bytes(config: ScratchConfig, context: int) -> int:
-    """Return the bytes of the logits of an evaluation batch and of their logarithms of probabilities."""
-    return max(default_batch_tokens(config.vocab_size), context) * config.vocab_size * 2 * FLOAT
+    """Return what a batch of evaluation needs: in a layer's MLP, or for the logits and their log-probabilities."""
+    in_layer = 3 * config.intermediate_size + 2 * config.hidden_size  # type: ignore[operator]
+    tokens = max(default_batch_tokens(config.vocab_size), context)
+    return tokens * max(in_layer, 2 * config.vocab_size) * FLOAT
 
 
 def update_bytes(config: ScratchConfig, optimizer: Literal["adamw", "muon"]) -> int:

@@ -116,9 +116,9 @@ def describe(recipe: Recipe) -> str:
 def memory_of(recipe: Recipe, rows: int, bf16: bool, shards: int = 1, program: int = 0) -> Memory:
     """Return what one process of the recipe needs with this many rows at once."""
     config = recipe.config
-    return training_memory(
-        recipe.model, rows, config.context_length, config.optimizer, bf16, config.pack_documents, shards, program
-    )
+    sizes = (recipe.model, rows, config.context_length, config.optimizer)
+    on_cpu = program > 0
+    return training_memory(*sizes, bf16, config.pack_documents, shards=shards, program=program, on_cpu=on_cpu)
 
 
 def plan_for_gpus(recipe: Recipe, hardware: str, gpus: int, mfu: float, price: float | None) -> str:

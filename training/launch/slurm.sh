@@ -2,7 +2,8 @@
 # Pretrains on several nodes; submit from the root of the clone, with the stage's options:
 #   sbatch --nodes 2 training/launch/slurm.sh --config training/recipes/fineweb-1b/pretrain.yaml \
 #       --data runs/fineweb-1b/data --tokenizer runs/fineweb-1b/tokenizer --output_dir runs/fineweb-1b/pretrain
-# Two minutes before the end Slurm sends SIGTERM: the run saves and stops, and the job queues itself again.
+# Two minutes before the end Slurm sends SIGTERM: the run saves and stops, and the job queues itself again. Its output
+# folder is on a file system that all nodes share. Tried with stand-ins for Slurm's programs only.
 #SBATCH --job-name=hf_scratch
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
