@@ -66,16 +66,16 @@ def test_the_recipe_goes_on_from_the_sft_model_of_a_run(tmp_path: Path) -> None:
 
 
 def endings(count: int) -> list[dict[str, Any]]:
-    """Conversations whose answer is nothing but the end of a story, happy in every second one."""
+    """Conversations whose answer is one of two ends of a story, the happy one in every second."""
     told = stories.stories("train", 0)
     sentences: dict[bool, list[str]] = {True: [], False: []}
-    while min(map(len, sentences.values())) < 3:
+    while not all(sentences.values()):
         story = next(told)
         sentence = story.text.rpartition(". ")[2]
         sentences[stories.check(story.request, sentence).happy].append(sentence)
     asked = itertools.islice(stories.prompts("train", 1), count)
     return [
-        {"messages": [*messages, {"role": "assistant", "content": sentences[i % 2 == 0][i // 2 % 3]}]}
+        {"messages": [*messages, {"role": "assistant", "content": sentences[i % 2 == 0][0]}]}
         for i, (_, messages) in enumerate(asked)
     ]
 
@@ -88,11 +88,15 @@ def test_the_reward_rises(tmp_path: Path) -> None:
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 128}
     tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
     torch.manual_seed(0)
-    save_model(ScratchForCausalLM(ScratchConfig(vocab_size=800, **sizes, **tokens)), tokenizer, tmp_path / "base")
+    save_model(
+        ScratchForCausalLM(ScratchConfig(vocab_size=800, initializer_range=0.05, **sizes, **tokens)),
+        tokenizer,
+        tmp_path / "base",
+    )
     # A model that answers with the end of a story, happy or not, whatever it is asked.
     data = write_jsonl(tmp_path / "endings.jsonl", endings(48))
-    learn = {"max_steps": 90, "batch_size": 16, "learning_rate": 0.01, "max_length": 128}
-    run_stage(sft.main, f"{tmp_path}/base", data, tmp_path / "sft", **learn)
+    learn = {"max_steps": 120, "batch_size": 16, "learning_rate": 0.01, "max_length": 128, "warmup_ratio": 0.05}
+    assert run_stage(sft.main, f"{tmp_path}/base", data, tmp_path / "sft", **learn)[-1]["loss"] < 0.1
     steps = "--max_steps 12 --prompts_per_step 2 --num_generations 8 --max_new_tokens 40".split()
     rates = "--learning_rate 0.003 --beta 0.001".split()
     grpo.main(["--model", f"{tmp_path}/sft/model", "--output_dir", f"{tmp_path}/grpo", *steps, *rates])
