@@ -134,10 +134,9 @@ class Step:
         attention, mlp = layer.self_attn, layer.mlp
         q_norm = attention.q_norm.weight * attention.scaling  # of the scores, of which every query is a factor
         qk_norm = torch.stack([q_norm] * self.H + [attention.k_norm.weight] * self.K)
-        linear = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
-        linear = (*linear, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
         norms = (layer.input_layernorm.weight, qk_norm, layer.post_attention_layernorm.weight)
-        return *norms, *(module.weight for module in linear)
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+        return *norms, *(module.weight for module in (*projections, mlp.gate_proj, mlp.up_proj, mlp.down_proj))
 
     def reserve(self, seen_1KSD: torch.Tensor, limit: int) -> torch.Tensor:
         room_KSD = seen_1KSD.new_empty(self.K, limit, self.D)

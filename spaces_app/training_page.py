@@ -21,7 +21,7 @@ CURVES = (
     ("Loss", "nats a token", {"train_loss": "training", "val_loss": "held-out"}),
     ("Loss", "", {"loss": "training", "eval_loss": "held-out"}),
     ("Bits per byte", "held-out text", {"val_bpb": "held-out"}),
-    ("Margin", "reward of chosen over rejected", {"rewards/margins": "training", "eval_rewards/margins": "held-out"}),
+    ("Reward margin", "chosen over rejected", {"rewards/margins": "training", "eval_rewards/margins": "held-out"}),
     ("Pairs ranked right", "share", {"rewards/accuracies": "training", "eval_rewards/accuracies": "held-out"}),
     ("Learning rate", "", {"lr": "training"}),
 )
@@ -68,7 +68,8 @@ def curve(metrics: list[dict[str, Any]], keys: dict[str, str]) -> pd.DataFrame:
         for line in metrics
         if isinstance(line.get(key), int | float)
     ]
-    return pd.DataFrame(rows, columns=["step", "value", "line"])
+    points = pd.DataFrame(rows, columns=["step", "value", "line"])
+    return points[points.groupby("line")["value"].transform("size") > 1]  # one point is no line, but takes a legend
 
 
 def results_table(results: dict[str, Any]) -> str:
@@ -139,7 +140,7 @@ def stage_curves(title: str, metrics: list[dict[str, Any]]) -> None:
     with gr.Row():
         for name, unit, keys in CURVES:
             points = curve(metrics, keys)
-            if len(points) > 1:
+            if len(points):
                 gr.LinePlot(
                     points,
                     x="step",

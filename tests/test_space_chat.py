@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -81,10 +82,7 @@ def test_model_that_cannot_chat_is_one_sentence(
 ) -> None:
     if model_id == "without_template":
         model_id = str(tmp_path / "copy")
-        Path(model_id).mkdir()
-        for file in release.iterdir():
-            if file.name != "chat_template.jinja":
-                (Path(model_id) / file.name).write_bytes(file.read_bytes())
+        shutil.copytree(release, model_id, ignore=shutil.ignore_patterns("chat_template.jinja"))
     monkeypatch.setenv("MODEL_ID", model_id)
     with pytest.raises(SystemExit) as stop:
         app.main()
