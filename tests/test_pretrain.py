@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,11 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def timeless(folder: Path) -> list[dict[str, Any]]:
+    """The log without what differs from run to run."""
+    return [{k: v for k, v in line.items() if k not in ("time_s", "tokens_per_s")} for line in metrics(folder)]
+
+
 def weights_hash(folder: Path) -> str:
     return hashlib.sha256((folder / "model" / "model.safetensors").read_bytes()).hexdigest()
 
@@ -139,28 +145,32 @@ def test_a_step_without_finite_loss_never_reaches_the_weights(corpus: Path, tmp_
     assert run.bad_steps == 0 and run.progress.skipped_steps == 3
 
 
-def test_interrupted_runs_end_bit_for_bit_where_an_undisturbed_one_ends(corpus: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def signal_handlers() -> Iterator[None]:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("signal_handlers")
+def test_a_stopped_run_goes_on_bit_for_bit_and_its_log_too(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pretrain(arguments(corpus, tmp_path / "whole", optimizer="muon"))
-    for stop_after in (5, 9):
-        folder = tmp_path / f"stopped-{stop_after}"
-        script = (
-            "import os, sys\n"
-            "from training import pretrain\n"
-            "step = pretrain.Trainer.train_step\n"
-            "def dies(self, rows):\n"
-            f"    if self.progress.step == {stop_after}: os.kill(os.getpid(), 9)\n"
-            "    return step(self, rows)\n"
-            "pretrain.Trainer.train_step = dies\n"
-            "pretrain.main(sys.argv[1:])\n"
-        )
-        command = arguments(corpus, folder, optimizer="muon")
-        died = subprocess.run([sys.executable, "-c", script, *command], capture_output=True, env=one_thread())
-        assert died.returncode == -signal.SIGKILL, died.stderr
-        subprocess.run([sys.executable, "-m", "training.pretrain", *command], check=True, env=one_thread())
-        assert weights_hash(folder) == weights_hash(tmp_path / "whole")
-        ours, whole = metrics(folder), metrics(tmp_path / "whole")
-        timeless = [{k: v for k, v in line.items() if k not in ("time_s", "tokens_per_s")} for line in ours]
-        assert timeless == [{k: v for k, v in line.items() if k not in ("time_s", "tokens_per_s")} for line in whole]
+    step = Trainer.train_step
+
+    def stopped(self: Trainer, rows: PackedDocuments | Windows) -> tuple[float, int, float]:
+        if self.progress.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, rows)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="stopped after step 5"):
+        patch.setattr(Trainer, "train_step", stopped)
+        pretrain(arguments(corpus, tmp_path / "stopped", optimizer="muon"))
+    pretrain(arguments(corpus, tmp_path / "stopped", optimizer="muon"))
+    assert weights_hash(tmp_path / "stopped") == weights_hash(tmp_path / "whole")
+    assert timeless(tmp_path / "stopped") == timeless(tmp_path / "whole")
 
 
 def test_where_memory_runs_out_the_micro_batch_halves_and_nothing_else_changes(
@@ -182,14 +192,16 @@ def test_where_memory_runs_out_the_micro_batch_halves_and_nothing_else_changes(
     for step in range(4):
         if step == 2:
             limit = told.progress.micro_batch_rows = 2
+        taken = []
         for one in (run, told):
             torch.manual_seed(step)
             one.progress.step = step
-        assert run.train_step(rows(corpus, True)) == told.train_step(rows(corpus, True))
+            taken.append(one.train_step(rows(corpus, True)))
+        assert taken[0] == taken[1]
     assert run.progress.micro_batch_rows == 2
     for name, param in run.unwrapped.named_parameters():
         assert torch.equal(param, told.unwrapped.get_parameter(name))
-    assert "memory ran out with 4 rows at once; going on with 2" in capsys.readouterr().err
+    assert "memory ran out with 4 rows at once; going on with 2" in capsys.readouterr().out
     limit = 0
     with pytest.raises(ValueError, match="memory runs out at step 3 with one row of 128 tokens"):
         run.train_step(rows(corpus, True))
@@ -212,7 +224,7 @@ def test_a_process_that_may_hold_little_memory_trains_in_smaller_pieces(corpus: 
     command = arguments(corpus, tmp_path, batch_rows=256, max_steps=2, hidden_size=64)
     done = subprocess.run([sys.executable, "-c", script, *command], capture_output=True, text=True, env=one_thread())
     assert done.returncode == 0, done.stderr
-    assert "memory ran out with 256 rows at once" in done.stderr
+    assert "memory ran out with 256 rows at once" in done.stdout
     assert 1 <= json.loads((tmp_path / "stage.json").read_text())["metrics"]["micro_batch_rows"] < 256
 
 
@@ -251,6 +263,7 @@ def test_killed_at_twenty_moments_it_ends_where_an_undisturbed_run_ends(
     assert result.returncode == 0, result.stderr
     assert int(result.stdout.split()[-1]) == 20, result.stdout
     assert weights_hash(tmp_path / "killed") == weights_hash(tmp_path / "whole")
+    assert timeless(tmp_path / "killed") == timeless(tmp_path / "whole")
 
 
 def one_thread() -> dict[str, str]:
