@@ -51,7 +51,7 @@ sys.modules["hf_scratch"] = None
 import torch
 torch.set_num_threads(1)
 from transformers import AutoModelForCausalLM, AutoTokenizer
-tokenizer = AutoTokenizer.from_pretrained("user/tiny")
+tokenizer = AutoTokenizer.from_pretrained("user/tiny", trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained("user/tiny", trust_remote_code=True)
 messages = [{"role": "user", "content": sys.argv[1]}]
 prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from huggingface_hub import ModelCard, RepoCard
 from safetensors.torch import load_file, save_file
 from tiny_run import make_aligned, make_base, make_tokenizer_and_data
@@ -14,7 +15,7 @@ from transformers import AutoTokenizer
 
 from hf_scratch import ScratchForCausalLM
 from hf_scratch.files import Check, check_files
-from hf_scratch.verify import Reference, make_reference, require, verify
+from hf_scratch.verify import Reference, load_reference, make_reference, require, verify
 from training import eval_model, release
 
 
@@ -34,7 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def released(run: Path) -> Path:
     """The run's release."""
-    names = ["--title", "Tiny stories", "--repo_id", "somebody/tiny-stories"]
+    names = ["--title", "Tiny stories", "--repo_id", "somebody/tiny-stories", "--stages", "base"]
     release.main(["--run", str(run), "--output_dir", f"{run}/release", *names])
     return run / "release"
 
@@ -114,10 +115,37 @@ def test_the_card_parses_and_its_numbers_are_the_run_s(run: Path, released: Path
     for measured in results["models"].values():
         assert f"{measured['text']['bits_per_byte']:.4f}" in card.text
     assert f"{results['models']['dpo']['parameters']:,} parameters" in card.text
+    measured = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert measured["bits_per_byte"] == round(results["models"]["dpo"]["text"]["bits_per_byte"], 4)
+    assert measured["followed"] == results["models"]["dpo"]["stories"]["followed"]["rate"]
     data = json.loads((run / "data/meta.json").read_text())
     assert f"{data['train']['documents']:,} documents, {data['train']['tokens']:,} tokens" in card.text
     assert "logits equal: bit-equal" in card.text
     assert re.search(r"greedy answer equal: \d+ tokens, (ends with an|cut off without an) end token", card.text)
+
+
+@pytest.mark.slow
+def test_an_earlier_stage_is_a_release_of_its_own(run: Path, released: Path) -> None:
+    folder = released / "stages/base"
+    assert (folder / "model.safetensors").read_bytes() == (run / "pretrain/model/model.safetensors").read_bytes()
+    assert {path.name for path in (folder / "training_record").iterdir()} == {"tokenizer", "data", "pretrain", "eval"}
+    card = ModelCard.load(folder / "README.md")
+    assert "conversational" not in card.data.tags and "it was not trained to chat" in card.text
+    results = json.loads((run / "eval/results.json").read_text())["models"]["pretrain"]
+    measured = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert measured["bits_per_byte"] == round(results["text"]["bits_per_byte"], 4)
+    reference, last = (load_reference(path) for path in (folder, released / "model"))
+    assert reference and last and not reference.chats and last.chats
+    assert reference.observed["weights"] != last.observed["weights"]
+
+
+def test_results_on_a_data_set_of_the_hub_are_in_the_hub_s_format(tmp_path: Path) -> None:
+    models = {"pretrain": {"sha256": "a", "text": {"bits_per_byte": 1.23456}}}
+    release.write_hub_results({"config": {"dataset": None}}, models, "a", tmp_path)
+    assert not list(tmp_path.iterdir())
+    release.write_hub_results({"config": {"dataset": "user/text"}}, models, "a", tmp_path)
+    (entry,) = yaml.safe_load((tmp_path / ".eval_results/held_out.yaml").read_text())
+    assert entry["dataset"] == {"id": "user/text", "task_id": "bits_per_byte"} and entry["value"] == 1.2346
 
 
 @pytest.mark.slow
@@ -162,7 +190,7 @@ def test_the_space_is_pointed_to_the_model(released: Path) -> None:
 def test_released_again_it_says_only_how_to_talk(
     run: Path, released: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = ["--title", "Tiny stories", "--repo_id", "somebody/tiny-stories"]
+    names = ["--title", "Tiny stories", "--repo_id", "somebody/tiny-stories", "--stages", "base"]
     release.main(["--run", str(run), "--output_dir", str(released), *names])
     out = capsys.readouterr().out
     assert "nothing has changed, skipped" in out and f"MODEL_ID={released}/model python spaces_app/app.py" in out
