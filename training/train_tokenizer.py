@@ -2,8 +2,8 @@
 
     python -m training.train_tokenizer --output_dir runs/mine/tokenizer --files "books/*.txt" --vocab_size 8192
 
-Without `--files` or `--dataset` the text is the embedded stories, or what a YAML file of `--config` names as `sources`,
-the same as for training.prepare_data but not cleaned. The output folder loads with `AutoTokenizer`.
+Without `--files` or `--dataset` the text is the embedded stories, or what a YAML of `--config` names as `sources`, the
+same as for training.prepare_data but not cleaned. The output folder loads with `AutoTokenizer`.
 """
 
 import itertools
