@@ -31,6 +31,7 @@ ADJECTIVES = (
 ).split()
 ARTICLES = ("the", "a", "his", "her", "their", "every", "this", "that", "our", "some", "one")
 PREPOSITIONS = ("of", "with", "to", "from", "behind", "near", "under", "without", "before", "after", "beside", "into")
+ACCENTED = ("café", "señor", "naïve", "forêt", "über", "château", "mañana", "Zoë", "déjà", "façade")
 CONNECTORS = ("and", "but", "while", "because", "until", "although", "so", "when", "as", "for")
 GERMAN = (
     "Der alte Lehrer ging am Abend langsam durch den Garten und dachte an {n} und an seine Kindheit.",
@@ -128,7 +129,7 @@ def plant(clean: int = 1000, each: int = 50, seed: int = 0) -> Planted:
         leak = [sentence(rng) for _ in range(18)]
         leak[9] = f"{question['question'].upper()} {question['answer']}"
         corpus.add("leak", paragraphs(leak))
-        right = paragraphs([f"“{sentence(rng)}” said the naïve señor at the café." for _ in range(10)])
+        right = paragraphs([f"“{sentence(rng)}” — {rng.choice(NOUNS)} {rng.choice(ACCENTED)}." for _ in range(10)])
         # As browsers and most programs read Windows-1252: every byte is some character.
         name = corpus.add("mojibake", right.encode().decode("sloppy-windows-1252"))
         corpus.repaired[name] = right

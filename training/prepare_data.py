@@ -136,7 +136,7 @@ def prepare_sources(config: DataConfig) -> None:
         if not 1 <= getattr(config, name) <= 100_000:
             raise ValueError(f"{name}={getattr(config, name)} must be between 1 and 100,000.")
     evaluations = [step.options.get("files", []) for step in steps if step.name == "decontaminate"]
-    inputs = {
+    inputs: dict[str, str | list[str] | None] = {
         "tokenizer": config.tokenizer,
         "decontaminate": [file for files in evaluations for file in ([files] if isinstance(files, str) else files)],
         "listing": describe_files(sources),

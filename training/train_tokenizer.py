@@ -2,7 +2,8 @@
 
     python -m training.train_tokenizer --output_dir runs/mine/tokenizer --files "books/*.txt" --vocab_size 8192
 
-Without `--files` or `--dataset` the text is the embedded stories. The output folder loads with `AutoTokenizer`.
+Without `--files` or `--dataset` the text is the embedded stories, or what a YAML of `--config` names as `sources`, the
+same as for training.prepare_data but not cleaned. The output folder loads with `AutoTokenizer`.
 """
 
 import itertools
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage."""
     config = parse_config(TokenizerConfig, argv, __doc__)
     listing = describe_files(read_sources(config.sources)) if config.sources else None
-    inputs = {"files": expand_files(config.files), "listing": listing}
+    inputs: dict[str, str | list[str] | None] = {"files": expand_files(config.files), "listing": listing}
     stage = open_stage("tokenizer", config, inputs, config.output_dir)
     if stage.done:
         return

@@ -45,7 +45,7 @@ class BenchmarkConfig:
     output_dir: str = field(metadata={"help": "Folder of the corpora, the shards and results.json."})
     megabytes: list[int] = field(default_factory=lambda: [20, 100], metadata={"help": "Sizes of text to measure."})
     workers: int = field(default=0, metadata={"help": "Processes; 0 takes one for each core."})
-    vocab_size: int = field(default=8192, metadata={"help": "Tokens of the tokenizer that is trained for it."})
+    vocab_size: int = field(default=1000, metadata={"help": "Tokens of the tokenizer that is trained for it."})
 
 
 @command

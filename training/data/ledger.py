@@ -34,6 +34,7 @@ class Ledger:
 
     def __init__(self, folder: DataFolder, name: str) -> None:
         self.folder, self.name, self.rank = folder, name, 0
+        self.file: Any = None  # of the listing, which is opened when there is something to list
         self.listing: gzip.GzipFile | None = None
         self.start(0)
 
@@ -77,8 +78,8 @@ class Ledger:
         self.sources[source]["bytes_dropped"] += size
         line = {"source": source, "id": id, "reason": reason, "bytes": size, "text": text}
         if self.listing is None:
-            file = self.folder.open(f"dropped/{self.name}-{self.rank:05d}.jsonl.gz", "wb")
-            self.listing = gzip.GzipFile("", "wb", fileobj=file, mtime=0)
+            self.file = self.folder.open(f"dropped/{self.name}-{self.rank:05d}.jsonl.gz", "wb")
+            self.listing = gzip.GzipFile("", "wb", fileobj=self.file, mtime=0)
         self.listing.write(json.dumps(line).encode() + b"\n")
         if len(self.examples[reason]) < EXAMPLES:
             self.examples[reason].append({"source": source, "id": id, "text": text})
@@ -86,10 +87,9 @@ class Ledger:
     def save(self) -> None:
         """Write the counts and close the list of what was dropped; the pass is over."""
         if self.listing is not None:
-            file = self.listing.fileobj
             self.listing.close()
-            file.close()
-            self.listing = None
+            self.file.close()
+            self.file = self.listing = None
         content = {
             key: {name: dict(sorted(counts.items())) for name, counts in sorted(getattr(self, key).items())}
             for key in ("sources", "steps", "dropped", "tallies")

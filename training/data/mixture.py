@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import time
 import weakref
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,11 @@ def open_data(entries: list[str], context: int, seed: int, packed: bool) -> tupl
             )
         streamed = StreamedWindows(entries[0], context, seed)
         return streamed, streamed.held_out()
-    kind: type[PackedDocuments | Windows] = PackedDocuments if packed else Windows
     folders, weights = zip(*map(_split, entries), strict=True)
-    readers = [kind(load_shards(Path(folder), "train"), context, seed) for folder in folders]
+    readers: list[PackedDocuments | Windows] = []
+    for folder in folders:
+        shards = load_shards(Path(folder), "train")
+        readers.append(PackedDocuments(shards, context, seed) if packed else Windows(shards, context, seed))
     held_out = join_shards([load_shards(Path(folder), "val") for folder in folders])
     return (readers[0] if len(readers) == 1 else Mixture(readers, list(weights), seed)), held_out
 
@@ -90,7 +93,7 @@ class Mixture:
     A source of weight 1/2 shows one half of its rows in one epoch and the other half in the next.
     """
 
-    def __init__(self, readers: list[PackedDocuments | Windows], weights: list[float], seed: int) -> None:
+    def __init__(self, readers: Sequence[PackedDocuments | Windows], weights: list[float], seed: int) -> None:
         self.readers = readers
         self.shares = [max(1, round(weight * r.order.length)) for r, weight in zip(readers, weights, strict=True)]
         self.ends = np.cumsum(self.shares)

@@ -175,7 +175,7 @@ def _read_file(unit: Unit, limit: int) -> Iterator[Found]:
             unpacked = io.BufferedReader(Unpacked(raw, compression), buffer_size=2**20)
             # Parquet files are read from their end and packed inside. warcio could unpack by itself, but takes a
             # broken archive for a short one.
-            yield from readers[kind](raw if kind == "parquet" else unpacked, unit, limit)  # type: ignore[arg-type]
+            yield from readers[kind](raw if kind == "parquet" else unpacked, unit, limit)
     except MemoryError:
         raise
     except DecompressionBomb as error:
