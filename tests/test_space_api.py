@@ -123,7 +123,7 @@ def test_memory_is_flat_over_200_conversations(running: Running) -> None:
 @pytest.mark.slow
 def test_every_endpoint_is_named_and_answers(running: Running) -> None:
     client = connect(running)
-    assert set(client.view_api(return_format="dict")["named_endpoints"]) == {
+    assert set(client.view_api(return_format="dict", print_info=False)["named_endpoints"]) == {
         "/chat", "/compare", "/look_inside", "/training"
     }  # fmt: skip
     seen = client.predict("Once upon a time", api_name="/look_inside")
