@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 from datatrove.data import Document
 from datatrove.utils.logging import logger
@@ -35,7 +35,7 @@ class Bad:
     size: int = 0
 
 
-Found = Document | Bad
+Found: TypeAlias = Document | Bad
 Reader = Callable[[BinaryIO, Unit, int], Iterator[Found]]
 
 
