@@ -23,7 +23,7 @@ class Joined:
         self.streams = streams
         lengths = [len(stream) - 1 for stream in streams[:-1]] + [len(streams[-1])]
         self.begins = np.cumsum([0, *lengths])
-        self.dtype = streams[0].dtype
+        self.dtype: np.dtype = streams[0].dtype
 
     def __len__(self) -> int:
         return int(self.begins[-1])

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 from datatrove.data import Document
 from datatrove.utils.logging import logger
@@ -35,8 +35,8 @@ class Bad:
     size: int = 0
 
 
-Found = Document | Bad
-Reader = Callable[[BinaryIO, Unit, int], Iterator[Found]]
+Found: TypeAlias = Document | Bad
+Reader: TypeAlias = Callable[[BinaryIO, Unit, int], Iterator[Found]]
 
 
 class DecompressionBomb(Exception):
