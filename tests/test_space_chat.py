@@ -262,7 +262,7 @@ def test_a_choice_with_consent_is_a_pair_that_dpo_reads(page: Any) -> None:
     assert {pair["meta"]["a"], pair["meta"]["b"]} == {"released", "sft"} and pair["meta"]["choice"] == "b"
     assert kept.pairs == [pair] and "Saved" in said
     (path,) = page.preferences.folder.glob("pairs_*.jsonl")
-    (row,), _ = load_rows("preferences", str(path), 0, 0, seed=0)
+    (row,) = load_rows(["preferences"], str(path), 0, 0, seed=0).train
     assert row["prompt"][1]["content"] == "Tell me <|im_end|> a story \u2028 now"
 
 

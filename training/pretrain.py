@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -38,22 +38,12 @@ from training.hardware import mixed_precision
 from training.loss import PretrainingLoss
 from training.optimizer import build_optimizers, learning_rate
 from training.pretrain_config import PretrainConfig, build_model
+from training.progress import Interval, Progress
 from training.save import make_pusher, save_model
 from training.stage import METRICS, command, cut_metrics, open_stage, parse_config
 from training.tracker import finish_tracker, start_tracker, tracker_options
 
 T = TypeVar("T")
-
-
-@dataclass
-class Progress:
-    """What a checkpoint remembers besides weights and optimizers; the position in the data follows from `step`."""
-
-    step: int = 0
-    tokens: int = 0  # trained on so far
-    time_s: float = 0.0  # in training steps, without evaluation and saving
-    skipped_steps: int = 0  # whose loss or gradient was not finite
-    micro_batch_rows: int = 0  # rows a process holds at once; 0 until it is known what fits
 
 
 @command
@@ -435,26 +425,6 @@ class Trainer:
         if self.stop_signal is not None and self.accelerator.num_processes == 1:
             raise KeyboardInterrupt
         self.stop_signal = number
-
-
-@dataclass
-class Interval:
-    """Loss and speed since the last line of the log."""
-
-    nats: float = 0.0
-    tokens: int = 0
-    seconds: float = 0.0
-
-    def add(self, loss: float, tokens: int, seconds: float) -> None:
-        """Count one step with its mean loss."""
-        self.nats += loss * tokens
-        self.tokens += tokens
-        self.seconds += seconds
-
-    @property
-    def mean_loss(self) -> float:
-        """Nats a token."""
-        return self.nats / self.tokens
 
 
 if __name__ == "__main__":

@@ -265,7 +265,7 @@ def build_space(config: ReleaseConfig, folder: Path) -> None:
     """Copy the Space and point it to the model's Hub id, and to the branches that hold its stages."""
     shutil.copytree(ROOT / "spaces_app", folder, ignore=shutil.ignore_patterns("__pycache__", ".*", "preferences"))
     app = folder / "app.py"
-    names = sorted(path.name for path in (folder.parent / "stages").iterdir())
+    names = sorted(path.name for path in (folder.parent / "stages").glob("*"))
     stages = " ".join(f"{name}={config.repo_id}@{name}" for name in names)
     code, replaced = app.read_text(encoding="utf-8"), 0
     for variable, value in (("MODEL_ID", config.repo_id), ("STAGES", stages)):

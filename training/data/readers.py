@@ -36,7 +36,7 @@ class Bad:
 
 
 Found: TypeAlias = Document | Bad
-Reader = Callable[[BinaryIO, Unit, int], Iterator[Found]]
+Reader: TypeAlias = Callable[[BinaryIO, Unit, int], Iterator[Found]]
 
 
 class DecompressionBomb(Exception):

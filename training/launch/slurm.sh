@@ -14,7 +14,7 @@
 #SBATCH --open-mode=append
 set -euo pipefail
 
-main_address=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+read -r main_address < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 processes=$((SLURM_NNODES * SLURM_GPUS_ON_NODE))
 
 srun --kill-on-bad-exit=1 bash -c 'exec accelerate launch --config_file training/launch/nodes.yaml \
