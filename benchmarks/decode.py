@@ -1,6 +1,6 @@
 """How fast one answer is decoded on this machine: stock `generate` against `hf_scratch/fast_generate.py`.
 
-    python benchmarks/decode.py runs/quickstart/release/model
+    python -m benchmarks.decode runs/quickstart/release/model
 
 Both decode the same prompt greedily to the same length, in turns, so that a busy machine slows both; the tokens must
 be the same. Printed are medians, the range, the median of each round's ratio, and the ratio of the best rounds.

@@ -45,6 +45,8 @@ def load_speaker(model: str, revision: str, trust_remote_code: bool) -> Speaker:
         inside = source / "release" / "model"
         hint = f"; did you mean {inside}?" if inside.is_dir() else "; give a model's folder or a Hub id."
         raise ValueError(f"{model} holds no model (no config.json){hint}")
+    if not source.is_dir() and (model.startswith(("/", ".", "~")) or model.count("/") > 1):
+        raise ValueError(f"there is no folder {model}; give a model's folder, or a Hub id such as user/name.")
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     # A CPU computes in bfloat16 many times slower than in float32, whatever the checkpoint was saved in.
     dtype = "auto" if on_gpu or quantized(source) else torch.float32

@@ -19,7 +19,7 @@ BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
 COMMANDS = sorted(
     {line.split("#")[0].strip() for language, block in BLOCKS if not language for line in block.splitlines()}
 )
-PYTHON = [shlex.split(line) for line in COMMANDS if line.startswith("python -m training.")]
+PYTHON = [shlex.split(line) for line in COMMANDS if line.startswith(("python -m training.", "python -m benchmarks."))]
 
 
 def test_the_make_targets_exist() -> None:

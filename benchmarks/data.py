@@ -1,6 +1,6 @@
 """Measure the data stage: speed of each step beside plain reading and plain tokenizing, cost and memory by size.
 
-    python -m training.benchmarks.data --megabytes 20 100 --output_dir runs/benchmarks/data
+    python -m benchmarks.data --megabytes 20 100 --output_dir runs/benchmarks/data
 
 Makes documents of about 2 kB with defects (copies, near copies, addresses, other languages), as much as is asked for,
 prepares them with every step, and writes `results.json`. The text is generated, so compression and hit rates are not
