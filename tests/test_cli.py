@@ -66,6 +66,7 @@ def test_help_loads_nothing_heavy() -> None:
         ("publish nowhere --repo-id user/x", "nowhere holds no release"),
         ("publish nowhere --repo-id user/x --space-secret A", "need --space"),
         ("chat {empty}", "holds no model .no config.json"),
+        ("chat {empty}/nothing", "there is no folder"),
         ("export {empty} --to gguf", "holds a model of type None; only scratch and qwen3"),
         ("import {folder} --output {empty}/new", "is of type 'scratch'; only dense `qwen3`"),
         ("import {folder} --output {empty}", "exists; give a new folder"),
