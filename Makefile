@@ -9,8 +9,8 @@ quickstart: .venv/installed
 	$(BIN)/python -m training.run training/recipes/quickstart
 
 test: .venv/installed-all
-	$(BIN)/python -m pytest -m "not slow"
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 demo: .venv/installed
 	MODEL_ID=runs/quickstart/release/model $(BIN)/python spaces_app/app.py

@@ -10,7 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from hf_scratch import encode_prompt
 from training import sft
+from training.data.batches import load_shards
 from training.data.tokenized import tokenize
+from training.prepare_data import main as prepare_data
 from training.stage import read_json
 
 
@@ -118,3 +120,26 @@ def test_a_users_mistake_is_one_sentence(base: str, data: str, tmp_path: Path, c
     Path(data).write_bytes(content)
     with pytest.raises(SystemExit, match=message):
         sft.main(["--model", base, "--data", data, "--output_dir", str(tmp_path / "run"), "--max_length", "64"])
+
+
+def test_pretraining_text_is_mixed_in_whole_and_with_loss_everywhere(
+    base: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare_data(["--tokenizer", base, "--output_dir", str(tmp_path / "shards"), "--num_stories", "50"])
+    config = sft.SftConfig(model=base, replay=str(tmp_path / "shards"), replay_rows=20, max_length=1000)
+    documents = sft.replayed(config, ["input_ids", "labels"])
+    shards = load_shards(tmp_path / "shards", "train")
+    stream = shards.tokens.tolist()
+    starts = {tuple(stream[start : start + 20]): start for start in shards.starts}
+    assert len(documents) == len({tuple(row["input_ids"]) for row in documents}) == 20
+    for row in documents:
+        start = starts[tuple(row["input_ids"][:20])]
+        assert row["input_ids"] == row["labels"] == stream[start : start + len(row["labels"])]
+        assert row["input_ids"][-1] == row["input_ids"][0]
+
+    train(base, data, tmp_path / "run", max_steps=1, replay=tmp_path / "shards", replay_rows=5)
+    assert "5 documents of the pretraining text are mixed in" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="replay_rows=5 needs --replay"):
+        train(base, data, tmp_path / "other", replay_rows=5)
+    with pytest.raises(SystemExit, match="has .* documents; take fewer"):
+        train(base, data, tmp_path / "other", replay=tmp_path / "shards", replay_rows=5000)
