@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -145,15 +144,6 @@ def test_a_step_without_finite_loss_never_reaches_the_weights(corpus: Path, tmp_
     assert run.bad_steps == 0 and run.progress.skipped_steps == 3
 
 
-@pytest.fixture
-def signal_handlers() -> Iterator[None]:
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.usefixtures("signal_handlers")
 def test_a_stopped_run_goes_on_bit_for_bit_and_its_log_too(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +158,7 @@ def test_a_stopped_run_goes_on_bit_for_bit_and_its_log_too(
     with monkeypatch.context() as patch, pytest.raises(SystemExit, match="stopped after step 5"):
         patch.setattr(Trainer, "train_step", stopped)
         pretrain(arguments(corpus, tmp_path / "stopped", optimizer="muon"))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     pretrain(arguments(corpus, tmp_path / "stopped", optimizer="muon"))
     assert weights_hash(tmp_path / "stopped") == weights_hash(tmp_path / "whole")
     assert timeless(tmp_path / "stopped") == timeless(tmp_path / "whole")

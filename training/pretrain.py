@@ -12,7 +12,8 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -123,13 +124,10 @@ class Trainer:
     def loop(self, rows: Rows) -> None:
         """Train to the last step; log, evaluate and save on the way."""
         config, progress = self.config, self.progress
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._remember_signal)
-        self.find_micro_batch(rows)
         hidden = None if self.accelerator.is_main_process else True
-        with tqdm(
-            total=config.max_steps, initial=progress.step, unit="step", disable=hidden, dynamic_ncols=True
-        ) as bar:
+        show = {"total": config.max_steps, "initial": progress.step, "unit": "step", "dynamic_ncols": True}
+        with self.signals_remembered(), tqdm(disable=hidden, **show) as bar:
+            self.find_micro_batch(rows)
             while progress.step < config.max_steps:
                 started = time.perf_counter()
                 lr = self.set_learning_rate()
@@ -419,6 +417,16 @@ class Trainer:
             "non_embedding_parameters": self.unwrapped.num_parameters(exclude_embeddings=True),
         }
         return sizes | asdict(self.progress) | {key: self.last[key] for key in ("train_loss", "val_loss", "val_bpb")}
+
+    @contextmanager
+    def signals_remembered(self) -> Iterator[None]:
+        """Meanwhile, SIGTERM and Ctrl-C end the run after the step that is under way."""
+        before = {number: signal.signal(number, self._remember_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _remember_signal(self, number: int, frame: FrameType | None) -> None:
         # A launcher passes on a signal that its processes got as well: the second one is no second wish.
