@@ -3,14 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: quickstart test demo check
+.PHONY: quickstart test test-long demo check
 
 quickstart: .venv/installed
 	$(BIN)/python -m training.run training/recipes/quickstart
 
 test: .venv/installed-all
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not long"
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+
+test-long: .venv/installed-all
+	$(BIN)/python -m pytest -m long
 
 demo: .venv/installed
 	MODEL_ID=runs/quickstart/release/model $(BIN)/python spaces_app/app.py

@@ -185,7 +185,7 @@ def without_times(report: dict[str, Any]) -> dict[str, Any]:
     return report
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_real_text_end_to_end_by_one_worker_or_two_and_through_an_interruption(tmp_path: Path) -> None:
     from training.pretrain import main as pretrain
     from training.train_tokenizer import main as train_tokenizer
@@ -262,7 +262,7 @@ exec "$@"
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_slurm_runs_the_same_recipe(tmp_path: Path, tokenizer: Path) -> None:
     """The commands of Slurm are stand-ins that run a script at once; scripts, pickles and tasks are the real ones."""
     (tmp_path / "bin").mkdir()

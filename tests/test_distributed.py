@@ -75,12 +75,13 @@ def free_port() -> int:
 
 
 def assert_same_run(folder: Path, other: Path) -> None:
-    """Losses, gradient norms and weights are equal to 1e-5; sums over processes round in another order."""
+    """Losses are equal to 1e-5, gradient norms to 1e-4; sums over processes round in another order."""
     for line, expected in zip(metrics(folder), metrics(other), strict=True):
         for key in ("step", "tokens", "train_loss", "val_loss", "val_bpb", "grad_norm"):
             assert (line[key] is None) == (expected[key] is None)
             if line[key] is not None:
-                assert line[key] == pytest.approx(expected[key], rel=1e-5), (folder.name, line["step"], key)
+                tolerance = 1e-4 if key == "grad_norm" else 1e-5
+                assert line[key] == pytest.approx(expected[key], rel=tolerance), (folder.name, line["step"], key)
     weights, expected_weights = (load_file(path / "model" / "model.safetensors") for path in (folder, other))
     assert weights.keys() == expected_weights.keys()
     for name, weight in weights.items():
@@ -157,7 +158,7 @@ pretrain.main()
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_signal_to_one_process_stops_all_and_the_launched_run_ends_bit_for_bit_as_an_undisturbed_one(
     corpus: Path, runs: Path, tmp_path: Path
 ) -> None:

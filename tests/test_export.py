@@ -105,7 +105,7 @@ def test_onnx_runtime_agrees_with_and_without_its_cache(source: Path) -> None:
     assert float(record["measured"]["model.onnx"].split("at most ")[1].split(",")[0]) <= 1e-4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_untied_checkpoint_of_half_precision_goes_both_ways(
     make_model: Callable[..., Any],
     make_stock_twin: Callable[[ScratchForCausalLM], Qwen3ForCausalLM],

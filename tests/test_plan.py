@@ -55,7 +55,7 @@ def test_the_largest_micro_batch_fits_and_its_double_does_not() -> None:
     assert largest_micro_batch(memory_of, most=64, limit=45) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_the_memory_of_a_run_is_within_15_percent_of_the_plan(
     corpus: Path, tmp_path: Path, optimizer: str, capfd: pytest.CaptureFixture[str]

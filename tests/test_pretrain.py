@@ -219,7 +219,7 @@ def test_a_process_that_may_hold_little_memory_trains_in_smaller_pieces(corpus: 
     assert 1 <= json.loads((tmp_path / "stage.json").read_text())["metrics"]["micro_batch_rows"] < 256
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_memory_stays_flat(corpus: Path, tmp_path: Path) -> None:
     run = trainer(corpus, tmp_path, batch_rows=1, max_steps=2000, log_steps=50, eval_steps=500, save_steps=500)
     sizes: list[int] = []
@@ -236,8 +236,13 @@ def test_memory_stays_flat(corpus: Path, tmp_path: Path) -> None:
     assert len(sizes) == 4 and sizes[-1] - sizes[0] < 20 * 2**20, sizes
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("changes", [{}, {"micro_batch_rows": 1, "schedule": "wsd", "optimizer": "muon"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"micro_batch_rows": 1, "schedule": "wsd", "optimizer": "muon"}, marks=pytest.mark.long),
+    ],
+)
 def test_killed_at_twenty_moments_it_ends_where_an_undisturbed_run_ends(
     corpus: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:

@@ -135,7 +135,7 @@ def opens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_hub_that_spoils_the_file_is_found_out(released: Path, hub: HubServer, run_online: Run) -> None:
     hub.spoils = True
     published = run_online(*CLI, "publish", released, "--repo-id", "user/tiny", "--space", "user/tiny-demo")
@@ -145,7 +145,7 @@ def test_a_hub_that_spoils_the_file_is_found_out(released: Path, hub: HubServer,
     assert ("space", "user/tiny-demo") not in hub.repos
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_pretraining_pushes_its_checkpoints_as_revisions(hub: HubServer, run_online: Run, tmp_path: Path) -> None:
     make_tokenizer_and_data(tmp_path)
     folders = [f"--{name}={tmp_path}/{name}" for name in ("data", "tokenizer")]

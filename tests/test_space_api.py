@@ -105,7 +105,7 @@ def test_twenty_at_once_get_their_own_answers_past_readers_who_do_not_read(runni
         assert all(late.startswith(early) for early, late in zip(texts, texts[1:], strict=False))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_memory_is_flat_over_200_conversations(running: Running) -> None:
     process, client = psutil.Process(running.pid), connect(running)
 

@@ -21,9 +21,10 @@ from hf_scratch import ScratchConfig, ScratchForCausalLM
 from training.bits_per_byte import default_batch_tokens
 from training.loss import PretrainingLoss
 
-# What glibc keeps of freed activations from the second step on, as a share of them: 0.34 with Muon, 0.42 with AdamW
-# in runs of the size of tests/test_plan.py. Tensors above HEAP_LIMIT go back to the system at once.
-FRAGMENTS = 0.38
+# What glibc keeps of freed activations from the second step on, as a share of them: nothing to 0.42 in runs of the
+# size of tests/test_plan.py, by the threads and the libraries of the process; this is the middle. Tensors above
+# HEAP_LIMIT go back to the system at once.
+FRAGMENTS = 0.2
 HEAP_LIMIT = 32 * 2**20
 FLOAT = 4  # bytes of a float32: weights, gradients and optimizer states are never rounded
 
