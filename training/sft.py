@@ -95,7 +95,7 @@ def replayed(config: SftConfig, columns: list[str]) -> Dataset:
     found = pieces(shards, config.max_length - 1)
     if config.replay_rows > len(found):
         raise ValueError(
-            f"replay_rows={config.replay_rows} is more than the {len(found)} documents of {config.replay}."
+            f"replay_rows={config.replay_rows}, but {config.replay} has {len(found)} documents; take fewer."
         )
     chosen = np.random.default_rng(config.seed).choice(len(found), config.replay_rows, replace=False)
     # From its separator to the next one, as in pretraining.
