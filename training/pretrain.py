@@ -125,7 +125,12 @@ class Trainer:
         """Train to the last step; log, evaluate and save on the way."""
         config, progress = self.config, self.progress
         hidden = None if self.accelerator.is_main_process else True
-        show = {"total": config.max_steps, "initial": progress.step, "unit": "step", "dynamic_ncols": True}
+        show: dict[str, Any] = {
+            "total": config.max_steps,
+            "initial": progress.step,
+            "unit": "step",
+            "dynamic_ncols": True,
+        }
         with self.signals_remembered(), tqdm(disable=hidden, **show) as bar:
             self.find_micro_batch(rows)
             while progress.step < config.max_steps:
