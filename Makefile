@@ -10,7 +10,8 @@ quickstart: .venv/installed
 
 test: .venv/installed-all
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not long"
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow --ignore-glob="tests/test_space*"
+	$(BIN)/python -m pytest -m slow tests/test_space*.py
 
 test-long: .venv/installed-all
 	$(BIN)/python -m pytest -m long

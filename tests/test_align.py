@@ -243,8 +243,8 @@ def test_a_checkpoint_that_was_cut_off_is_not_used(tmp_path: Path) -> None:
     assert last_checkpoint(tmp_path) is None
     for step in (9, 10, 100):
         (tmp_path / f"checkpoint-{step}").mkdir()
-    (tmp_path / "checkpoint-9" / "trainer_state.json").touch()
-    (tmp_path / "checkpoint-10" / "trainer_state.json").touch()
+    (tmp_path / "checkpoint-9" / "trainer_state.json").write_text('{"global_step": 9}')
+    (tmp_path / "checkpoint-10" / "trainer_state.json").write_text('{"global_step": 10}')
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
     assert not (tmp_path / "checkpoint-100").exists()
 
@@ -280,3 +280,13 @@ def test_killed_and_started_again_it_ends_where_it_would_have(
     for key, value in undisturbed.items():
         torch.testing.assert_close(weights[key], value, rtol=0, atol=0)
     assert (output / "metrics.jsonl").read_text() == (tmp_path / "undisturbed" / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("state", [None, "", '{"global_step": 2'])
+def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path: Path, state: str | None) -> None:
+    for step, content in ((9, '{"global_step": 9}'), (10, state)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if content is not None:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(content)
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-9")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-9"]

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from transformers import ProgressCallback, Trainer
 
 from training.hardware import mixed_precision
-from training.stage import METRICS, Stage, cut_metrics
+from training.stage import METRICS, Stage, cut_metrics, read_json
 
 CHECKPOINTS = "checkpoints"
 POOL = 50  # batches whose rows are sorted by length together: little padding, and still a random mixture
@@ -270,8 +270,8 @@ def run_trainer(trainer: Trainer, stage: Stage, log: "MetricsLog") -> dict[str, 
 def last_checkpoint(folder: Path) -> str | None:
     """Return the newest complete checkpoint of a Trainer and remove what was cut off while being written."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    # The state is the last file that the Trainer writes.
-    complete = [path for path in found if (path / "trainer_state.json").is_file()]
+    # The state is the last file that the Trainer writes, and not in one piece.
+    complete = [path for path in found if read_json(path / "trainer_state.json")]
     for path in set(found) - set(complete):
         shutil.rmtree(path, ignore_errors=True)  # each process of a run tries
     if not complete:
