@@ -123,7 +123,7 @@ def continue_from(run: Path, folder: Path) -> None:
     (folder / "stage.json").write_text(json.dumps(record | {"status": "running"}))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_checkpoint_of_two_processes_goes_on_on_one_and_on_four(corpus: Path, runs: Path, tmp_path: Path) -> None:
     """And one of a single process on four; with FSDP2 and TP together, and with copies that are sharded."""
     ways = {
