@@ -10,6 +10,7 @@ backward, clipping and AdamW. nanoGPT is no package: give the path of a clone.
 
 import argparse
 import json
+import math
 import resource
 import statistics
 import subprocess
@@ -26,7 +27,6 @@ from training.loss import PretrainingLoss
 from training.optimizer import build_optimizers
 
 Step = Callable[[torch.Tensor], None]
-SIZES = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
 
 
 def main() -> None:
@@ -34,6 +34,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["speed", "memory"])
     parser.add_argument("--nanogpt", metavar="CLONE", help="folder of a clone of nanoGPT")
+    parser.add_argument("--hidden_size", type=int, default=128, help="width (128)")
+    parser.add_argument("--num_hidden_layers", type=int, default=4, help="layers (4)")
+    parser.add_argument("--num_attention_heads", type=int, default=4, help="heads (4)")
     parser.add_argument("--vocab_size", type=int, help="1024 for speed and 32768 for memory if not given")
     parser.add_argument("--rows", type=int, default=16, help="sequences of a step (16)")
     parser.add_argument("--context", type=int, default=128, help="tokens of a sequence (128)")
@@ -54,8 +57,15 @@ def contenders(arguments: argparse.Namespace) -> dict[str, Callable[[argparse.Na
 
 
 def config(arguments: argparse.Namespace) -> ScratchConfig:
-    """Return the common size."""
-    return ScratchConfig(vocab_size=arguments.vocab_size, max_position_embeddings=arguments.context, **SIZES)
+    """Return the common size: three MLP matrices with as many weights as nanoGPT's two of four times the width."""
+    return ScratchConfig(
+        vocab_size=arguments.vocab_size,
+        max_position_embeddings=arguments.context,
+        hidden_size=arguments.hidden_size,
+        num_hidden_layers=arguments.num_hidden_layers,
+        num_attention_heads=arguments.num_attention_heads,
+        intermediate_size=math.ceil(arguments.hidden_size * 8 / 3 / 8) * 8,
+    )
 
 
 def ours(arguments: argparse.Namespace) -> Step:
@@ -81,16 +91,17 @@ def qwen3(arguments: argparse.Namespace) -> Step:
 def nanogpt(arguments: argparse.Namespace) -> Step:
     """nanoGPT's model and optimizer of the same width, depth and MLP parameters."""
     sys.path.append(arguments.nanogpt)
-    from model import GPT, GPTConfig  # type: ignore[import-not-found]
+    from model import GPT, GPTConfig
 
-    shape = {
-        "n_layer": SIZES["num_hidden_layers"],
-        "n_head": SIZES["num_attention_heads"],
-        "n_embd": SIZES["hidden_size"],
-    }
-    model = GPT(GPTConfig(vocab_size=arguments.vocab_size, block_size=arguments.context, bias=False, **shape)).to(
-        device()
+    sizes = GPTConfig(
+        vocab_size=arguments.vocab_size,
+        block_size=arguments.context,
+        n_layer=arguments.num_hidden_layers,
+        n_head=arguments.num_attention_heads,
+        n_embd=arguments.hidden_size,
+        bias=False,
     )
+    model = GPT(sizes).to(device())
     optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), device().type)
     return step(model, lambda ids: model(ids[:, :-1], ids[:, 1:].contiguous())[1], [optimizer])
 
@@ -140,7 +151,8 @@ def speed(arguments: argparse.Namespace) -> None:
                 seconds[name].append(time.perf_counter() - started)
     count = arguments.rows * arguments.context
     print(
-        f"\nsteps of {count:,} tokens, vocabulary {arguments.vocab_size:,}, "
+        f"\n{arguments.num_hidden_layers} layers of {arguments.hidden_size}, steps of {count:,} tokens, "
+        f"vocabulary {arguments.vocab_size:,}, "
         f"{torch.get_num_threads()} threads, {device()}"
     )
     print("| | tokens/s, median | ours is times as fast, median (quartiles) |\n| --- | ---: | ---: |")

@@ -65,12 +65,13 @@ def _loss_and_grad(logits: torch.Tensor, labels: torch.Tensor, num_items: int) -
     logits = logits.float()
     counted = labels != IGNORE
     targets = torch.where(counted, labels, 0)[:, None]
-    lse = torch.logsumexp(logits, dim=-1, keepdim=True)
-    losses = (lse - logits.gather(1, targets)).squeeze(1)
-    scale = counted / num_items
-    softmax = logits.sub_(lse).exp_()
-    softmax.scatter_add_(1, targets, torch.full_like(lse, -1.0))
-    return (losses * scale).sum(), softmax.mul_(scale[:, None])
+    largest, of_target = logits.amax(dim=-1, keepdim=True), logits.gather(1, targets)
+    # Every pass over the logits counts: they are many times what a processor's cache holds.
+    exponentials = logits.sub_(largest).exp_()
+    total = exponentials.sum(dim=-1, keepdim=True)
+    share = (counted / num_items)[:, None]
+    loss = ((total.log() + largest - of_target) * share).sum()
+    return loss, exponentials.mul_(share / total).scatter_add_(1, targets, -share)
 
 
 class PretrainingLoss(nn.Module):
