@@ -176,10 +176,10 @@ def test_where_memory_runs_out_the_micro_batch_halves_and_nothing_else_changes(
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
 
     run.unwrapped.model.register_forward_pre_hook(check, with_kwargs=True)
-    run.find_micro_batch(rows(corpus, True))
+    run.find_micro_batch()
     assert run.progress.micro_batch_rows == 4
     told = trainer(corpus, tmp_path / "told", batch_rows=8, micro_batch_rows=4, attention_dropout=0.1)
-    told.find_micro_batch(rows(corpus, True))
+    told.find_micro_batch()
     for step in range(4):
         if step == 2:
             limit = told.progress.micro_batch_rows = 2
@@ -205,10 +205,10 @@ def test_a_process_that_may_hold_little_memory_trains_in_smaller_pieces(corpus: 
         "import resource, sys\n"
         "from training import pretrain\n"
         "find = pretrain.Trainer.find_micro_batch\n"
-        "def limited(self, rows):\n"
+        "def limited(self):\n"
         "    used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "    resource.setrlimit(resource.RLIMIT_AS, (used + 150 * 2**20,) * 2)\n"
-        "    find(self, rows)\n"
+        "    find(self)\n"
         "pretrain.Trainer.find_micro_batch = limited\n"
         "pretrain.main(sys.argv[1:])\n"
     )

@@ -132,7 +132,7 @@ class Trainer:
             "dynamic_ncols": True,
         }
         with self.signals_remembered(), tqdm(disable=hidden, **show) as bar:
-            self.find_micro_batch(rows)
+            self.find_micro_batch()
             while progress.step < config.max_steps:
                 started = time.perf_counter()
                 lr = self.set_learning_rate()
@@ -236,7 +236,7 @@ class Trainer:
         first = self.progress.step * self.config.batch_rows
         return np.arange(first, first + self.config.batch_rows)[self.parallel.data_index :: self.parallel.data_count]
 
-    def find_micro_batch(self, rows: Rows) -> None:
+    def find_micro_batch(self) -> None:
         """Find the most rows that fit into memory, by trying, unless the settings or a checkpoint say; all
         processes then take the smallest of theirs.
 
