@@ -303,7 +303,7 @@ FAIL_GONE = ("but it was too late", "but the {noun} was gone for good", "but it 
 FAIL_SPOILED = ("but it was too late", "but it was no use", "but nothing could save the {noun}")
 THANKS = (
     '"Thank you!" said {name}.', '"You did it!" cried {name}.', '"Here you are," said the {helper}.',
-    '"Well done!" said {name}.', "{name} laughed out loud.",
+    '"Well done!" said {name}.', "How glad {name} was!",
 )
 SORRY = (
     '"I am sorry," said the {helper}.', '"Poor me!" said {name}.', '"What a bad day," said the {helper}.',
