@@ -81,7 +81,7 @@ def qwen3(arguments: argparse.Namespace) -> Step:
 def nanogpt(arguments: argparse.Namespace) -> Step:
     """nanoGPT's model and optimizer of the same width, depth and MLP parameters."""
     sys.path.append(arguments.nanogpt)
-    from model import GPT, GPTConfig  # type: ignore[import-not-found]
+    from model import GPT, GPTConfig
 
     shape = {
         "n_layer": SIZES["num_hidden_layers"],

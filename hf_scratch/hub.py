@@ -63,7 +63,7 @@ class Target:
     """A branch of a repository."""
 
     repo_id: str
-    kind: Literal["model", "space"] = "model"
+    kind: Literal["model", "space", "dataset"] = "model"
     branch: str = "main"
 
     @property

@@ -21,7 +21,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 import yaml
 
 from hf_scratch.files import hash_file
@@ -143,6 +142,8 @@ def open_stage(name: str, config: Any, inputs: Mapping[str, str | Sequence[str] 
 
 def environment() -> dict[str, Any]:
     """Commit of the code, versions of the packages and the machine, for the record of a run."""
+    import torch  # takes seconds, and the processes that prepare data import this file too
+
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
