@@ -336,8 +336,8 @@ def test_the_report_shows_documents_as_text(tmp_path: Path, tokenizer: Path) -> 
     source = {"name": "<b>rows</b>", "files": str(tmp_path / "t.jsonl")}
     run(recipe(tmp_path, sources=[source], steps=["exact_duplicates"]), tokenizer, tmp_path / "out")
     shown = (tmp_path / "out" / "data_report.html").read_text()
-    assert "&lt;script&gt;alert(1)" in shown and "<script" not in shown and "<b>" not in shown
-    assert "exact_duplicate: 2" in shown
+    assert "&lt;script&gt;alert(1)" in shown and "<script" not in shown and "<b>rows" not in shown
+    assert "<b>exact_duplicate</b> <small>2 (74 bytes)" in shown
     assert "<b>" not in (tmp_path / "out" / "dataset_card.md").read_text()
 
 
