@@ -130,7 +130,10 @@ def facts_of(data: Path, name: str, meta: dict[str, Any]) -> dict[str, Any]:
 
 def without_texts(report: dict[str, Any]) -> dict[str, Any]:
     """Return a report without examples of documents: what was dropped may have been dropped for its content."""
-    dropped = {reason: {"documents": found["documents"]} for reason, found in report["dropped"].items()}
+    dropped = {
+        reason: {key: value for key, value in found.items() if key != "examples"}
+        for reason, found in report["dropped"].items()
+    }
     return {key: value for key, value in report.items() if key != "near_duplicate_groups"} | {"dropped": dropped}
 
 

@@ -309,6 +309,12 @@ def test_the_shards_hold_what_the_documents_say(tmp_path: Path, tokenizer: Path)
     assert set(train) <= set(documents_of(tmp_path / "out", tokenizer))
 
 
+def test_its_worker_processes_load_nothing_that_takes_long() -> None:
+    code = "import sys, training.prepare_data, training.data.pipeline; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"torch", "transformers", "trl", "datasets", "pyarrow"} & set(ran.stdout.split())
+
+
 def test_the_work_may_lie_on_object_storage(tmp_path: Path, tokenizer: Path) -> None:
     settings: dict[str, Any] = {
         "sources": [{"name": "s", "stories": 40}],
