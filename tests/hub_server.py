@@ -317,16 +317,8 @@ class Handler(BaseHTTPRequestHandler):
         self.found(kind, repo_id, revision)
         repo = self.repo(kind, repo_id)
         date = "2026-01-01T00:00:00.000Z"
-        return [
-            {
-                "id": oid,
-                "title": repo.commits[oid].title,
-                "message": repo.commits[oid].message,
-                "date": date,
-                "authors": [],
-            }
-            for oid in reversed(repo.history[revision])
-        ]
+        made = [repo.commits[oid] for oid in reversed(repo.history[revision])]
+        return [{"id": c.oid, "title": c.title, "message": c.message, "date": date, "authors": []} for c in made]
 
     def refs(self, kind: str, repo_id: str) -> Any:
         repo = self.repo(kind, repo_id)
