@@ -72,7 +72,7 @@ def run_nanogpt(text: Path, clone: Path, folder: Path) -> tuple[float, float]:
 def nanogpt_bits(home: Path) -> float:
     """Return bits per byte on all of its validation text, each character from up to 64 before it and at least 32."""
     sys.path.append(str(home))
-    from model import GPT, GPTConfig  # type: ignore[import-not-found]
+    from model import GPT, GPTConfig
 
     saved = torch.load(home / "out-shakespeare-char" / "ckpt.pt", weights_only=True)
     model = GPT(GPTConfig(**saved["model_args"])).eval()

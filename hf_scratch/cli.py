@@ -25,6 +25,11 @@ RUN is the folder that `python -m training.run` made. The release in it is verif
 this package, pushed in one commit, downloaded again and verified again. Interrupted, the same command goes on.
 
 Next:   hf-scratch chat USER/NAME"""
+PUBLISH_DATA = """\
+RUN is the folder of a run, or of its data. Shards, tokenizer, report and card replace what the branch held, in one
+commit. Texts of documents that were dropped are not sent.
+
+Next:   python -m training.pretrain --data hf://datasets/USER/NAME ..."""
 VERIFY = """\
 Checks files, loads the model in a clean process without network, and compares weights, logits and a greedy answer
 with those of training where the repository has them. Exit status 0: every check passed.
@@ -79,6 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_publish(new_command(commands, "publish", "push a verified release and its Space to the Hub", PUBLISH))
+    add_publish_data(new_command(commands, "publish-data", "push token shards to the Hub as a data set", PUBLISH_DATA))
     add_verify(new_command(commands, "verify", "check a folder or a repository of the Hub", VERIFY))
     add_export(new_command(commands, "export", "write the weights for other programs", EXPORT))
     add_import(new_command(commands, "import", "make a Scratch checkpoint of a Qwen3 one", IMPORT))
@@ -139,6 +145,26 @@ def run_publish(args: argparse.Namespace) -> int:
     publish(args.folder, plan, print, dry_run=args.dry_run)
     if not args.dry_run:
         print(f"Talk to it:  hf-scratch chat {args.repo_id}")
+    return 0
+
+
+def add_publish_data(parser: argparse.ArgumentParser) -> None:
+    """Describe `publish-data`."""
+    parser.add_argument("folder", type=Path, metavar="RUN", help="folder of the run, or of its data")
+    parser.add_argument("--repo-id", required=True, metavar="ID", help="USER/NAME of the data set")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    parser.add_argument("--revision", default="main", metavar="BRANCH", help="branch to push to (main)")
+    parser.add_argument("--dry-run", action="store_true", help="list the files, send nothing")
+    parser.set_defaults(run=run_publish_data)
+
+
+def run_publish_data(args: argparse.Namespace) -> int:
+    """Publish the shards of a run."""
+    from .hub import Target
+    from .publish_data import publish_data
+
+    target = Target(args.repo_id, "dataset", args.revision)
+    publish_data(args.folder, target, args.private, print, dry_run=args.dry_run)
     return 0
 
 

@@ -1,8 +1,8 @@
 """A Hub for tests: speaks the parts of its HTTP protocol that publishing and loading need, on loopback, in memory.
 
-Repositories of models and Spaces with branches, tags and commits, files in git or LFS, tokens with rights, and faults
-on demand: an answer with an error status, a connection that breaks in the middle of an upload, an answer that is lost
-after its request was carried out.
+Repositories of models, data sets and Spaces with branches, tags and commits, files in git or LFS, tokens with rights,
+and faults on demand: an answer with an error status, a connection that breaks in the middle of an upload, an answer
+that is lost after its request was carried out.
 """
 
 import base64
@@ -202,7 +202,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def route(self, path: str, query: dict[str, list[str]]) -> tuple[int, Any, dict[str, str]]:
         """Return status, content and headers."""
-        kind, repo = r"(models|spaces)", r"([\w.-]+/[\w.-]+)"
+        kind, repo = r"(models|spaces|datasets)", r"([\w.-]+/[\w.-]+)"
         routes: Routes = [
             ("POST", r"/api/repos/create", self.create_repo),
             ("POST", r"/api/validate-yaml", self.validate_yaml),
@@ -210,6 +210,7 @@ class Handler(BaseHTTPRequestHandler):
             ("GET", rf"/api/{kind}/{repo}", self.repo_info),
             ("GET", rf"/api/{kind}/{repo}/revision/([^/]+)", self.repo_info),
             ("GET", rf"/api/{kind}/{repo}/tree/([^/]+)((?:/.*)?)", lambda *args: self.tree(query, *args)),
+            ("POST", rf"/api/{kind}/{repo}/paths-info/([^/]+)", self.paths_info),
             ("GET", rf"/api/{kind}/{repo}/commits/([^/]+)", self.commits),
             ("GET", rf"/api/{kind}/{repo}/refs", self.refs),
             ("POST", rf"/api/{kind}/{repo}/preupload/([^/]+)", self.preupload),
@@ -217,11 +218,11 @@ class Handler(BaseHTTPRequestHandler):
             ("POST", rf"/api/{kind}/{repo}/branch/([^/]+)", self.make_branch),
             ("POST", rf"/api/{kind}/{repo}/tag/([^/]+)", self.make_tag),
             ("POST", rf"/api/{kind}/{repo}/(secrets|hardware)", self.set_extra),
-            ("POST", rf"/((?:spaces/)?){repo}\.git/info/lfs/objects/batch", self.lfs_batch),
+            ("POST", rf"/((?:spaces/|datasets/)?){repo}\.git/info/lfs/objects/batch", self.lfs_batch),
             ("PUT", r"/lfs/(\w+)", self.lfs_put),
             ("POST", r"/lfs-verify", dict),
             ("GET", r"/lfs/(\w+)", self.lfs_get),
-            ("GET", rf"/((?:spaces/)?){repo}/resolve/([^/]+)/(.+)", self.resolve),
+            ("GET", rf"/((?:spaces/|datasets/)?){repo}/resolve/([^/]+)/(.+)", self.resolve),
         ]
         method = "GET" if self.command == "HEAD" else self.command
         for allowed, pattern, function in routes:
@@ -276,7 +277,7 @@ class Handler(BaseHTTPRequestHandler):
         owner = asked.get("organization") or self.writer(None)
         repo_id = f"{owner}/{asked['name']}"
         self.writer(repo_id)
-        url = f"{self.hub.url}/{'spaces/' if kind == 'space' else ''}{repo_id}"
+        url = f"{self.hub.url}/{'' if kind == 'model' else f'{kind}s/'}{repo_id}"
         if (kind, repo_id) in self.hub.repos:
             return 409, {"error": "You already created this repo", "url": url}, {}
         repo = self.hub.create(repo_id, kind, asked.get("visibility") == "private")
@@ -316,16 +317,8 @@ class Handler(BaseHTTPRequestHandler):
         self.found(kind, repo_id, revision)
         repo = self.repo(kind, repo_id)
         date = "2026-01-01T00:00:00.000Z"
-        return [
-            {
-                "id": oid,
-                "title": repo.commits[oid].title,
-                "message": repo.commits[oid].message,
-                "date": date,
-                "authors": [],
-            }
-            for oid in reversed(repo.history[revision])
-        ]
+        made = [repo.commits[oid] for oid in reversed(repo.history[revision])]
+        return [{"id": c.oid, "title": c.title, "message": c.message, "date": date, "authors": []} for c in made]
 
     def refs(self, kind: str, repo_id: str) -> Any:
         repo = self.repo(kind, repo_id)
@@ -365,6 +358,10 @@ class Handler(BaseHTTPRequestHandler):
         start = int(query.get("cursor", ["0"])[0])
         more = {"Link": f'<{self.hub.url}{urlsplit(self.path).path}?recursive=true&cursor={start + PAGE}>; rel="next"'}
         return 200, listed[start : start + PAGE], more if start + PAGE < len(listed) else {}
+
+    def paths_info(self, kind: str, repo_id: str, revision: str) -> Any:
+        files = self.found(kind, repo_id, revision).files
+        return [self.describe(path, files[path]) for path in parse_qs(self.body.decode())["paths"] if path in files]
 
     def describe(self, path: str, entry: Any) -> dict[str, Any]:
         about = {"type": "file", "path": path, "size": len(self.hub.content(entry)), "oid": git_oid(entry)}

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_scratch import cli
 from hf_scratch.chat import Speaker, chat, continue_text, fit, load_speaker
 
-COMMANDS = ("publish", "verify", "export", "import", "chat", "generate")
+COMMANDS = ("publish", "publish-data", "verify", "export", "import", "chat", "generate")
 GREEDY = {"temperature": 0.0, "seed": None, "max_new_tokens": 8}
 
 

@@ -309,6 +309,12 @@ def test_the_shards_hold_what_the_documents_say(tmp_path: Path, tokenizer: Path)
     assert set(train) <= set(documents_of(tmp_path / "out", tokenizer))
 
 
+def test_its_worker_processes_load_nothing_that_takes_long() -> None:
+    code = "import sys, training.prepare_data, training.data.pipeline; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"torch", "transformers", "trl", "datasets", "pyarrow"} & set(ran.stdout.split())
+
+
 def test_the_work_may_lie_on_object_storage(tmp_path: Path, tokenizer: Path) -> None:
     settings: dict[str, Any] = {
         "sources": [{"name": "s", "stories": 40}],
@@ -336,8 +342,8 @@ def test_the_report_shows_documents_as_text(tmp_path: Path, tokenizer: Path) -> 
     source = {"name": "<b>rows</b>", "files": str(tmp_path / "t.jsonl")}
     run(recipe(tmp_path, sources=[source], steps=["exact_duplicates"]), tokenizer, tmp_path / "out")
     shown = (tmp_path / "out" / "data_report.html").read_text()
-    assert "&lt;script&gt;alert(1)" in shown and "<script" not in shown and "<b>" not in shown
-    assert "exact_duplicate: 2" in shown
+    assert "&lt;script&gt;alert(1)" in shown and "<script" not in shown and "<b>rows" not in shown
+    assert "<b>exact_duplicate</b> <small>2 (74 bytes)" in shown
     assert "<b>" not in (tmp_path / "out" / "dataset_card.md").read_text()
 
 

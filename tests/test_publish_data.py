@@ -1,18 +1,25 @@
 """What is published is complete, can be streamed, and holds no text that was dropped."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from hub_server import HubServer
 from huggingface_hub import DatasetCard
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from hf_scratch.hub import Target
+from hf_scratch.publish_data import build_folder, publish_data
 from training.data.batches import load_shards
 from training.data.mixture import StreamedWindows
 from training.prepare_data import main as prepare_data
-from training.publish_data import main as publish_data
+
+ROOT = Path(__file__).parent.parent
+TARGET = Target("user/shards", "dataset")
 
 
 @pytest.fixture
@@ -40,7 +47,7 @@ def prepare(tmp_path: Path, tokenizer: Path, *, sources: bool) -> Path:
 @pytest.mark.parametrize("sources", [False, True])
 def test_the_folder_can_be_streamed_and_tells_what_it_is(tmp_path: Path, tokenizer: Path, sources: bool) -> None:
     data, folder = prepare(tmp_path, tokenizer, sources=sources), tmp_path / "published"
-    publish_data(["--data", str(data), "--tokenizer", str(tokenizer), "--output_dir", str(folder)])
+    build_folder(data, folder)
     original, published = load_shards(data, "train"), load_shards(folder, "train")
     whole = slice(0, len(original.tokens))
     assert (published.tokens[whole] == original.tokens[whole]).all() and (published.starts == original.starts).all()
@@ -57,16 +64,54 @@ def test_the_folder_can_be_streamed_and_tells_what_it_is(tmp_path: Path, tokeniz
         assert "secret" in (data / "data_report.json").read_text()
 
 
+READ_BACK = """
+import sys
+from pathlib import Path
+import numpy as np
+from training.data.mixture import StreamedWindows
+
+here, there = (StreamedWindows(url, 16, 0) for url in (Path(sys.argv[1]).as_uri(), "hf://datasets/user/shards"))
+for rows in np.arange(160).reshape(20, 8):  # more than an epoch
+    assert (here.batch(rows)["input_ids"] == there.batch(rows)["input_ids"]).all()
+assert (here.held_out().tokens == there.held_out().tokens).all() and there.complete
+print("the same tokens")
+"""
+
+
+@pytest.mark.slow
+def test_what_was_pushed_is_read_back_through_the_hub(
+    tmp_path: Path, tokenizer: Path, hub: HubServer, run_online: Callable[..., Any]
+) -> None:
+    data = prepare(tmp_path, tokenizer, sources=True)
+    command = ("-m", "hf_scratch.cli", "publish-data", tmp_path, "--repo-id", "user/shards")
+    looked = run_online(*command, "--dry-run")
+    assert looked.returncode == 0 and "train-00001.bin" in looked.stdout and not hub.repos, looked.stderr
+    hub.commit(hub.create("user/shards", "dataset"), "main", "old", "", {"train-00002.json": b"{}"})
+    hub.fail("POST .*/commit/main", 503)
+    pushed = run_online(*command)
+    assert pushed.returncode == 0 and "/datasets/user/shards" in pushed.stdout, pushed.stderr
+    files = hub.files("user/shards", kind="dataset")
+    assert {"train-00000.bin", "train-00001.parquet", "val.bin", "README.md", "data_report.json"} <= set(files)
+    assert "train-00002.json" not in files and "tokenizer/tokenizer.json" in files
+    assert len(hub.repos["dataset", "user/shards"].history["main"]) == 3
+    read = run_online("-c", READ_BACK, data, PYTHONPATH=str(ROOT))
+    assert read.stdout == "the same tokens\n", read.stderr
+
+
 def test_what_would_not_work_is_refused(tmp_path: Path, tokenizer: Path) -> None:
-    with pytest.raises(SystemExit, match="give --repo_id to upload"):
-        publish_data(["--data", "x", "--tokenizer", str(tokenizer)])
-    with pytest.raises(SystemExit, match="holds no finished token shards"):
-        publish_data(["--data", str(tmp_path), "--tokenizer", str(tokenizer), "--output_dir", str(tmp_path / "p")])
+    with pytest.raises(ValueError, match="holds no finished token shards"):
+        publish_data(tmp_path, TARGET, None, print)
     data = prepare(tmp_path, tokenizer, sources=False)
-    words = ["--data", str(data), "--output_dir", str(tmp_path / "p"), "--tokenizer"]
-    with pytest.raises(SystemExit, match="is no folder of a tokenizer"):
-        publish_data([*words, str(tmp_path)])
+    with pytest.raises(ValueError, match="is not a name that the Hub takes"):
+        publish_data(tmp_path, Target("shards", "dataset"), None, print)
+    meta = json.loads((data / "meta.json").read_text())
+    (data / "meta.json").write_text(json.dumps(meta | {"vocab_size": 1000}))
+    with pytest.raises(ValueError, match="the shards were made with 1000"):
+        publish_data(data, TARGET, None, print)
+    (data / "meta.json").write_text(json.dumps(meta))
     (data / "train.bin").write_bytes((data / "train.bin").read_bytes()[:-2])
-    with pytest.raises(SystemExit, match=r"train\.bin has .* bytes, which is not"):
-        publish_data([*words, str(tokenizer)])
-    assert not (tmp_path / "p").exists()
+    with pytest.raises(ValueError, match=r"train\.bin has .* bytes, which is not"):
+        publish_data(data, TARGET, None, print)
+    tokenizer.rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="the tokenizer of the shards, .* cannot be read"):
+        publish_data(data, TARGET, None, print)

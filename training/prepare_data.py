@@ -84,6 +84,11 @@ SOURCE_SETTINGS = (
 )
 
 
+def describe_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+    """Return how many tokens there are, and the smallest type that holds their ids."""
+    return {"dtype": "uint16" if len(tokenizer) <= 2**16 else "uint32", "vocab_size": len(tokenizer)}
+
+
 # ---- text as it is ----
 
 
@@ -92,10 +97,9 @@ def write_stream(config: DataConfig, stage: Stage) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
-    dtype = "uint16" if len(tokenizer) <= 2**16 else "uint32"
-    meta: dict[str, Any] = {"dtype": dtype, "vocab_size": len(tokenizer)}
+    meta: dict[str, Any] = describe_tokens(tokenizer)
     for split in SPLITS:
-        meta[split] = write_split(stage.folder, split, tokenizer, read_documents(config, split), dtype)
+        meta[split] = write_split(stage.folder, split, tokenizer, read_documents(config, split), meta["dtype"])
         print("{0}: {documents:,} documents, {tokens:,} tokens, {bytes:,} bytes".format(split, **meta[split]))
     write_json(stage.folder / "meta.json", meta)
     stage.finish(meta)
@@ -178,8 +182,7 @@ def describe_tokenizer(config: DataConfig) -> tuple[str, dict[str, Any]]:
 
     tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
     return tokenizer.backend_tokenizer.to_str(), {
-        "dtype": "uint16" if len(tokenizer) <= 2**16 else "uint32",
-        "vocab_size": len(tokenizer),
+        **describe_tokens(tokenizer),
         "bos": tokenizer.bos_token_id,
         "shards": config.shards,
         "seed": config.seed,

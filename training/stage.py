@@ -21,8 +21,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 import yaml
+
+from hf_scratch.files import hash_file
 
 Config = TypeVar("Config")
 
@@ -141,6 +142,8 @@ def open_stage(name: str, config: Any, inputs: Mapping[str, str | Sequence[str] 
 
 def environment() -> dict[str, Any]:
     """Commit of the code, versions of the packages and the machine, for the record of a run."""
+    import torch  # takes seconds, and the processes that prepare data import this file too
+
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -166,12 +169,6 @@ def _git_commit() -> str | None:
 def hash_text(text: str) -> str:
     """Return the hex SHA-256 of a string."""
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def hash_file(path: Path) -> str:
-    """Return the hex SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_input(value: str | Sequence[str]) -> str:
@@ -214,14 +211,6 @@ def cut_metrics(path: Path, step: int) -> None:
     beside = path.with_name(path.name + ".tmp")
     beside.write_text("".join(line + "\n" for line in kept))
     beside.replace(path)
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Make a second name for a file, or a copy where the file system has no such thing."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy(source, target)
 
 
 @contextmanager

@@ -75,7 +75,7 @@ class Ledger:
 
     def _drop(self, source: str, id: str, reason: str, text: str, size: int) -> None:
         self.dropped[source][reason] += 1
-        self.sources[source]["bytes_dropped"] += size
+        self.tallies["bytes dropped"][reason] += size
         line = {"source": source, "id": id, "reason": reason, "bytes": size, "text": text}
         if self.listing is None:
             self.file = self.folder.open(f"dropped/{self.name}-{self.rank:05d}.jsonl.gz", "wb")

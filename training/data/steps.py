@@ -8,6 +8,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -42,18 +43,26 @@ MASKED_EMAIL, MASKED_IP = "email@example.com", "192.0.2.1"
 HASH = HashConfig(hash_fc="sha1")
 
 
+WORD = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]|[\w'’]+|[^\w\s]+")
+
+
+@lru_cache(maxsize=1)
+def find_words(text: str) -> list[str]:
+    """Return the words of a text; one filter after the other asks for those of the same document."""
+    return WORD.findall(text)
+
+
 class Words(WordTokenizer):
     """Words and sentences of any language by Unicode properties; scripts without spaces count by character.
 
     datatrove's own choice, spaCy, is a large dependency for word counts and n-grams that differ by little.
     """
 
-    WORD = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]|[\w'’]+|[^\w\s]+")
     SENTENCE = regex.compile(r".+?(?:[.!?…]+[\"'”’)]*(?=\s|$)|[。！？]+|\n+|$)", regex.DOTALL)
 
     def word_tokenize(self, text: str) -> list[str]:
         """Return words, numbers and runs of punctuation."""
-        return self.WORD.findall(text)
+        return find_words(text)
 
     def sent_tokenize(self, text: str) -> list[str]:
         """Return sentences without the space around them."""
@@ -122,12 +131,16 @@ def _packaged_language_model() -> str:
 class Mask(PIIFormatter):
     """datatrove's masking of e-mail and public IP addresses, with a count of what was masked."""
 
+    MAYBE_IP = re.compile(r"\d\.\d")
+
     def __init__(self, emails: bool = True, ips: bool = True) -> None:
         super().__init__(emails, ips, email_replacement=MASKED_EMAIL, ip_replacement=MASKED_IP)
         self.count = 0
 
     def format(self, text: str) -> str:
         """Return the text with addresses replaced."""
+        if "@" not in text and not self.MAYBE_IP.search(text):  # much faster than to look for them
+            return text
         masked = super().format(text)
         if masked != text:
             self.count += sum(masked.count(word) - text.count(word) for word in (MASKED_EMAIL, MASKED_IP))

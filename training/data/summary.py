@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from datatrove.io import DataFolder
 
+from hf_scratch.files import link_or_copy
 from training.data.ledger import add_up
 from training.data.recipe import Source, Step
 from training.data.report_page import dataset_card, page
 from training.data.tokens import shard_names
-from training.stage import link_or_copy, write_json
+from training.stage import write_json
 
 SHARD_FILES = (".bin", ".starts.npy", ".parquet", ".json")
 
@@ -93,7 +94,7 @@ def build_report(work: DataFolder, meta: dict[str, Any], sources: list[Source], 
         },
         "sources": by_source,
         "recipe": [{"step": step.name, "options": step.options, "sources": list(step.sources)} for step in steps],
-        "steps": _steps(work, clean, kept),
+        "steps": _steps(work, steps, clean, kept),
         "dropped": dropped,
         "near_duplicate_groups": [found for name, found in kept["examples"].items() if name.startswith("cluster ")],
         "distributions": {
@@ -127,31 +128,37 @@ def _source_row(source: Source, clean: dict[str, Any], kept: dict[str, Any]) -> 
     return row
 
 
-def _dropped(clean: dict[str, Any], kept: dict[str, Any]) -> dict[str, Any]:
-    counts: Counter[str] = Counter()
-    for books in (clean, kept):
+def _dropped(*passes: dict[str, Any]) -> dict[str, Any]:
+    """Return for each reason how many documents and bytes were dropped, and examples; the main reason first."""
+    documents: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    examples: dict[str, Any] = {}
+    for books in passes:
         for found in books["dropped"].values():
-            counts.update(found)
-    examples = clean["examples"] | kept["examples"]
-    return {reason: {"documents": n, "examples": examples.get(reason, [])} for reason, n in counts.most_common()}
+            documents.update(found)
+        sizes.update(books["tallies"].get("bytes dropped", {}))
+        examples |= books["examples"]
+    return {
+        reason: {"documents": number, "bytes": sizes[reason], "examples": examples.get(reason, [])}
+        for reason, number in documents.most_common()
+    }
 
 
-def _steps(work: DataFolder, clean: dict[str, Any], kept: dict[str, Any]) -> dict[str, Any]:
+def _steps(work: DataFolder, steps: list[Step], clean: dict[str, Any], kept: dict[str, Any]) -> dict[str, Any]:
     """Return what went in and out of each step, and how fast; seconds are of all processes together."""
-    rows: dict[str, Any] = {name: dict(counts) for name, counts in clean["steps"].items()}
-    documents = sum(row.get("documents_in", 0) for row in kept["sources"].values())
-    size = sum(row.get("bytes_in", 0) for row in kept["sources"].values())
-    lost = {"exact_duplicate": 0, "near_duplicate": 0}
-    for books in kept["dropped"].values():
-        for reason in lost:
-            lost[reason] += books.get(reason, 0)
+    order = ["read", *(step.name for step in steps)]
+    rows: dict[str, Any] = {name: dict(clean["steps"][name]) for name in order if name in clean["steps"]}
+    left = {kind: sum(row.get(f"{kind}_in", 0) for row in kept["sources"].values()) for kind in ("documents", "bytes")}
+    lost = _dropped(kept)
     for name, reason in (("exact duplicates", "exact_duplicate"), ("near duplicates", "near_duplicate")):
         seconds = pass_seconds(work, name)
         if seconds:
-            rows[name] = {"documents_in": documents, "bytes_in": size, "seconds": seconds}
-            documents -= lost[reason]
-            rows[name]["documents_out"] = documents
+            before = {f"{kind}_in": number for kind, number in left.items()}
+            left = {kind: number - lost.get(reason, {}).get(kind, 0) for kind, number in left.items()}
+            rows[name] = before | {f"{kind}_out": number for kind, number in left.items()} | {"seconds": seconds}
     rows |= {name: dict(counts) for name, counts in kept["steps"].items()}
+    if "write" in rows:  # the documents that were tokenized
+        rows["write"] |= {key: rows["tokenize"][key] for key in ("documents_in", "documents_out", "bytes_in")}
     rows["shuffle"] = {
         "bytes_in": rows.get("tokenize", {}).get("bytes_in", 0),
         "seconds": pass_seconds(work, "shuffle"),

@@ -20,7 +20,9 @@ from datatrove.pipeline.base import PipelineStep
 from training.data.documents import fraction_of
 from training.data.ledger import Ledger, note_cluster
 
-BATCH_DOCUMENTS, BATCH_BYTES = 1000, 2**22  # tokenized at once: both fast and small
+BATCH_DOCUMENTS, BATCH_BYTES = 1000, 2**20  # tokenized at once: few, because encoded text is far larger
+ORIGIN = ("id", "source", "license", "url", "language")  # what is kept of where a document came from
+AT_ONCE = 10_000  # documents of a shard written together
 ENTRY = np.dtype([("key", "<u8"), ("tokens", "<u4"), ("bytes", "<u4")])
 NOISE_SIGNS = ("\ufffd", "Ã", "â€", "<div", "</", "{{", "}}", "&nbsp;", "&amp;", "lorem ipsum")
 
@@ -144,7 +146,7 @@ class Part:
         """Add a document."""
         self.tokens.write(ids.tobytes())
         self.entries.write(np.array([(key, len(ids), size)], dtype=ENTRY).tobytes())
-        kept = {name: str(origin.get(name) or "") for name in ("id", "source", "license", "url", "language")}
+        kept = {name: str(origin.get(name) or "") for name in ORIGIN}
         self.origins.write(json.dumps(kept).encode() + b"\n")
 
     def close(self) -> None:
@@ -171,47 +173,55 @@ class Shuffle(PipelineStep):
     def write_shard(self, name: str) -> None:
         """Put the documents of all parts in the order of their keys, between separators."""
         entries = np.frombuffer(self.gather(name, "entries"), dtype=ENTRY)
-        tokens = np.frombuffer(self.gather(name, "tokens"), dtype=self.meta["dtype"])
-        begins = np.concatenate([[0], np.cumsum(entries["tokens"], dtype=np.int64)])
         order = np.argsort(entries["key"], kind="stable")
         lengths = entries["tokens"][order].astype(np.int64)
-        starts = np.concatenate([[0], np.cumsum(lengths)])
-        shuffled = np.empty(len(tokens) + 1, dtype=self.meta["dtype"])
-        for i, start, length in zip(order.tolist(), starts.tolist(), lengths.tolist(), strict=False):
-            shuffled[start : start + length] = tokens[begins[i] : begins[i] + length]
-        shuffled[-1] = self.meta["bos"]
-        with self.folder.open(f"shards/{name}.bin", "wb") as file:
-            file.write(shuffled.data)
+        starts = np.cumsum(lengths) - lengths
+        self.write_tokens(name, entries["tokens"], order)
         with self.folder.open(f"shards/{name}.starts.npy", "wb") as file:
-            np.save(file, starts[:-1])
+            np.save(file, starts)
         self.write_origins(name, order, starts, lengths)
         facts = {key: self.meta[key] for key in ("dtype", "vocab_size")} | {
             "documents": len(entries),
-            "tokens": len(shuffled),
+            "tokens": int(lengths.sum()) + 1,
             "bytes": int(entries["bytes"].sum(dtype=np.int64)),
         }
         with self.folder.open(f"shards/{name}.json", "wb") as file:
             file.write(json.dumps(facts).encode())
 
-    def gather(self, name: str, kind: str) -> bytes:
+    def gather(self, name: str, kind: str) -> bytearray:
         """Return what all tasks gave to a shard."""
-        content = []
+        content = bytearray()
         for task in range(self.tasks):
             with self.folder.open(f"parts/{name}/{task:05d}.{kind}", "rb") as file:
-                content.append(file.read())
-        return b"".join(content)
+                content += file.read()
+        return content
+
+    def write_tokens(self, name: str, lengths: np.ndarray, order: np.ndarray) -> None:
+        """Write the stream of a shard; its tokens are held once, and only here: they take most of the memory."""
+        tokens = np.frombuffer(self.gather(name, "tokens"), dtype=self.meta["dtype"])
+        ends = np.cumsum(lengths, dtype=np.int64)
+        begins = ends - lengths
+        with self.folder.open(f"shards/{name}.bin", "wb") as file:
+            for first in range(0, len(order), AT_ONCE):
+                some = order[first : first + AT_ONCE].tolist()
+                file.write(np.concatenate([tokens[begins[i] : ends[i]] for i in some]).tobytes())
+            file.write(np.array([self.meta["bos"]], dtype=self.meta["dtype"]).tobytes())
 
     def write_origins(self, name: str, order: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> None:
         """Write where each document of a shard came from, in the order of the shard."""
         import pyarrow
         import pyarrow.parquet
 
+        text, number = pyarrow.string(), pyarrow.int64()
+        schema = pyarrow.schema([*((key, text) for key in ORIGIN), ("start", number), ("tokens", number)])
         origins = self.gather(name, "jsonl").splitlines()
-        rows = [json.loads(origins[i]) for i in order.tolist()]
-        columns = {key: [row[key] for row in rows] for key in ("id", "source", "license", "url", "language")}
-        table = pyarrow.table(
-            {key: pyarrow.array(values, pyarrow.string()) for key, values in columns.items()}
-            | {"start": pyarrow.array(starts[:-1]), "tokens": pyarrow.array(lengths)}
-        )
-        with self.folder.open(f"shards/{name}.parquet", "wb") as file:
-            pyarrow.parquet.write_table(table, file)
+        with (
+            self.folder.open(f"shards/{name}.parquet", "wb") as file,
+            pyarrow.parquet.ParquetWriter(file, schema) as writer,
+        ):
+            for first in range(0, len(order), AT_ONCE):
+                some = slice(first, first + AT_ONCE)
+                rows = [json.loads(origins[i]) for i in order[some].tolist()]
+                columns = {key: [row[key] for row in rows] for key in ORIGIN}
+                columns |= {"start": starts[some], "tokens": lengths[some]}
+                writer.write_table(pyarrow.table(columns, schema=schema))
