@@ -3,13 +3,12 @@
 The record lets a release be checked again when it is published, and fills the table of formats on the card.
 """
 
-import hashlib
 import json
 import re
 from pathlib import Path
 from typing import Any
 
-from .files import Check
+from .files import Check, hash_file
 
 FORMATS = ("transformers", "gguf", "int8", "onnx")
 RECORD = "export.json"
@@ -100,9 +99,3 @@ def commands(kinds: list[str], repo_id: str) -> str:
     """Return how to get and use the formats."""
     lines = [f"hf download {repo_id} --local-dir here", *(USE[kind] for kind in kinds if kind in USE)]
     return "```\n" + "\n".join(lines) + "\n```"
-
-
-def hash_file(path: Path) -> str:
-    """Return the hex SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,11 +1,14 @@
-"""What can be told of a model folder from its files alone: weights, pickles, code, secrets and paths.
+"""Files: hashes and second names, and what can be told of a model folder from its files alone.
 
-Nothing is executed and nothing heavy is imported, so these checks come first.
+Nothing is executed and nothing heavy is imported, so the checks of weights, pickles, code, secrets and paths come
+first.
 """
 
 import ast
+import hashlib
 import json
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -50,6 +53,21 @@ def check_files(folder: Path) -> list[Check]:
         Check("the code imports transformers' stack and itself only", not foreign, ", ".join(foreign)),
         Check("no secrets and no paths of this machine", not leaks, ", ".join(leaks[:5])),
     ]
+
+
+def hash_file(path: Path) -> str:
+    """Return the hex SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def link_or_copy(source: Path, path: Path) -> None:
+    """Give a file a second name in place of what has that name, or copy it where the file system has no such thing."""
+    path.unlink(missing_ok=True)
+    try:
+        path.hardlink_to(source.resolve())
+    except OSError:
+        shutil.copy2(source, path)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

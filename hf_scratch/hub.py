@@ -29,7 +29,7 @@ from huggingface_hub import (
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from .files import SECRET
+from .files import SECRET, link_or_copy
 
 LOG = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -292,15 +292,6 @@ class CheckpointPusher:
                 LOG.warning("step %d was not pushed: %s", step, error)
                 self.failed.append(target.branch)
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def link_or_copy(source: Path, path: Path) -> None:
-    """Give a file a second name, or copy it where the file system cannot."""
-    path.unlink(missing_ok=True)
-    try:
-        path.hardlink_to(source.resolve())
-    except OSError:
-        shutil.copy2(source, path)
 
 
 def endpoint() -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from . import hub
+from .files import link_or_copy
 from .hub import HubError, Target
 from .verify import Reference, load_reference, require, verify_with_exports
 
@@ -121,7 +122,7 @@ def copy_for(target: Target, folder: Path, ready: Path, release: Path, space: Sp
     for path in listing(folder).values():
         copy = ready / path.relative_to(folder)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        hub.link_or_copy(path, copy)
+        link_or_copy(path, copy)
     card = ready / "README.md"
     if card.is_file():
         text = card.read_text(encoding="utf-8").replace(released_as(release), target.repo_id)

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from training.stage import atomic_folder, hash_file, write_json
+from hf_scratch.files import hash_file
+from training.stage import atomic_folder, write_json
 
 MANIFEST = "manifest.json"
 

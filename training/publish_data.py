@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from training.stage import atomic_folder, command, link_or_copy, parse_config, read_json, write_json
+from hf_scratch.files import link_or_copy
+from training.stage import atomic_folder, command, parse_config, read_json, write_json
 
 
 @dataclass(kw_only=True)

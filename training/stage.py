@@ -24,6 +24,8 @@ from typing import Any, TypeVar
 import torch
 import yaml
 
+from hf_scratch.files import hash_file
+
 Config = TypeVar("Config")
 
 METRICS = "metrics.jsonl"  # of every stage that trains: a line a log point
@@ -168,12 +170,6 @@ def hash_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def hash_file(path: Path) -> str:
-    """Return the hex SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def hash_input(value: str | Sequence[str]) -> str:
     """Hash what a path contains: a file's bytes, or a folder's files by name. A Hub id hashes as its own text."""
     if not isinstance(value, str):
@@ -214,14 +210,6 @@ def cut_metrics(path: Path, step: int) -> None:
     beside = path.with_name(path.name + ".tmp")
     beside.write_text("".join(line + "\n" for line in kept))
     beside.replace(path)
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Make a second name for a file, or a copy where the file system has no such thing."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy(source, target)
 
 
 @contextmanager

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from datatrove.io import DataFolder
 
+from hf_scratch.files import link_or_copy
 from training.data.ledger import add_up
 from training.data.recipe import Source, Step
 from training.data.report_page import dataset_card, page
 from training.data.tokens import shard_names
-from training.stage import link_or_copy, write_json
+from training.stage import write_json
 
 SHARD_FILES = (".bin", ".starts.npy", ".parquet", ".json")
 
