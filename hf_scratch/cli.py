@@ -99,6 +99,13 @@ def new_command(commands: "argparse._SubParsersAction", name: str, what: str, mo
     )
 
 
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Describe which model, of those that are on this machine or on the Hub."""
+    parser.add_argument("model", metavar="MODEL", help="folder or Hub id")
+    parser.add_argument("--revision", default="main", help="commit, tag or branch of a Hub id (main)")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run the code of a repository of the Hub")
+
+
 # ---- publish and verify ----
 
 
@@ -144,9 +151,7 @@ def run_publish(args: argparse.Namespace) -> int:
 
 def add_verify(parser: argparse.ArgumentParser) -> None:
     """Describe `verify`."""
-    parser.add_argument("model", metavar="MODEL", help="folder or Hub id")
-    parser.add_argument("--revision", default="main", help="commit, tag or branch of a Hub id (main)")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run the code of a repository of the Hub")
+    add_model(parser)
     parser.set_defaults(run=run_verify)
 
 
@@ -206,11 +211,9 @@ def run_import(args: argparse.Namespace) -> int:
 # ---- use ----
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Describe which model, and how it draws its tokens."""
-    parser.add_argument("model", metavar="MODEL", help="folder or Hub id")
-    parser.add_argument("--revision", default="main", help="commit, tag or branch of a Hub id (main)")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run the code of a repository of the Hub")
+def add_speaker(parser: argparse.ArgumentParser) -> None:
+    """Describe which model is to talk, and how it draws its tokens."""
+    add_model(parser)
     parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy; the model's own if not given")
     parser.add_argument("--seed", type=int, help="same seed, same answer; a new one if not given")
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="longest answer in tokens (256)")
@@ -218,7 +221,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def add_chat(parser: argparse.ArgumentParser) -> None:
     """Describe `chat`."""
-    add_model(parser)
+    add_speaker(parser)
     parser.add_argument("--system", default="", metavar="TEXT", help="system prompt")
     parser.set_defaults(run=run_chat)
 
@@ -234,7 +237,7 @@ def run_chat(args: argparse.Namespace) -> int:
 
 def add_generate(parser: argparse.ArgumentParser) -> None:
     """Describe `generate`."""
-    add_model(parser)
+    add_speaker(parser)
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="beginning of the text; the input if not given")
     parser.set_defaults(run=run_generate)
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi
 from huggingface_hub.constants import HF_HUB_CACHE
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -48,7 +47,7 @@ def export(
         ValueError: The format cannot hold this model, or what was written failed a check; nothing was put in place.
         ImportError: The extra `export` is not installed.
     """
-    source = find_folder(model, "main")
+    source = hub.find_folder(model, "main", Path(HF_HUB_CACHE))
     if output is None and not Path(model).is_dir():
         raise ValueError(f"{model} is not a folder; say with --output where the export should lie.")
     folder = output or source / kind
@@ -91,14 +90,6 @@ def writer(kind: str) -> Callable[[Original, Path], tuple[dict[str, str], tuple[
 def missing_extra(error: ImportError) -> ImportError:
     """Return the error that names what to install."""
     return ImportError(f"this format needs {error.name}; install it with `pip install 'hf_scratch[export]'`.")
-
-
-def find_folder(model: str, revision: str) -> Path:
-    """Return a folder as it is, and a repository of the Hub from the cache, downloaded if need be."""
-    if Path(model).is_dir():
-        return Path(model)
-    hub.check_repo_id(model)
-    return hub.download(HfApi(), hub.Target(model), revision, Path(HF_HUB_CACHE))
 
 
 def load_original(source: Path, text: Path | None) -> Original:
@@ -205,7 +196,7 @@ def import_stock(model: str, revision: str, output: Path) -> list[Check]:
     """
     if output.exists():
         raise ValueError(f"{output} exists; give a new folder.")
-    source = find_folder(model, revision)
+    source = hub.find_folder(model, revision, Path(HF_HUB_CACHE))
     config = read_config(source)
     if config.get("model_type") != "qwen3":
         raise ValueError(f"{model} is of type {config.get('model_type')!r}; only dense `qwen3` checkpoints fit.")

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -113,11 +112,10 @@ def verify_anywhere(model: str, revision: str = "main", trust_remote_code: bool 
 
     Code of a repository is run only if it is trusted; else the files alone are checked.
     """
-    if Path(model).is_dir():
-        return verify_with_exports(Path(model))
-    hub.check_repo_id(model)
+    if folder := hub.find_model(model):
+        return verify_with_exports(folder)
     with tempfile.TemporaryDirectory() as cache:
-        folder = hub.download(HfApi(), hub.Target(model), revision, Path(cache))
+        folder = hub.find_folder(model, revision, Path(cache))
         if read_config(folder).get("auto_map") and not trust_remote_code:
             about = f"not run: give --trust-remote-code to load {model}, which comes with code of its own"
             return [*check_files(folder), Check("loads in a clean process", True, about)]

@@ -1,5 +1,6 @@
 """The command `hf-scratch`: help that comes at once and fits a screen, mistakes in one sentence, chat and generate."""
 
+import copy
 import io
 import json
 import shlex
@@ -10,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_release import save_release
 from transformers import PreTrainedTokenizerBase
 
-from hf_scratch import cli
+from hf_scratch import cli, fast_generate
 from hf_scratch.chat import Speaker, chat, continue_text, fit, load_speaker
 
 COMMANDS = ("publish", "verify", "export", "import", "chat", "generate")
@@ -67,14 +69,19 @@ def test_help_loads_nothing_heavy() -> None:
         ("publish nowhere --repo-id user/x --space-secret A", "need --space"),
         ("chat {empty}", "holds no model .no config.json"),
         ("chat {empty}/nothing", "there is no folder"),
-        ("export {empty} --to gguf", "holds a model of type None; only scratch and qwen3"),
+        ("export {empty} --to gguf", "holds no model .no config.json"),
+        ("export {qwen2} --to gguf", "holds a model of type 'qwen2'; only scratch and qwen3"),
+        ("verify {run}", "holds no model .no config.json.; did you mean .*release/model"),
         ("import {folder} --output {empty}/new", "is of type 'scratch'; only dense `qwen3`"),
         ("import {folder} --output {empty}", "exists; give a new folder"),
         ("verify not-an-id", "the owner is missing"),
     ],
 )
 def test_a_mistake_is_one_sentence(line: str, says: str, folder: Path, tmp_path: Path) -> None:
-    words = line.format(empty=tmp_path, folder=folder).split()
+    (tmp_path / "qwen2").mkdir()
+    (tmp_path / "qwen2/config.json").write_text('{"model_type": "qwen2"}')
+    (tmp_path / "run/release/model").mkdir(parents=True)
+    words = line.format(empty=tmp_path, folder=folder, qwen2=tmp_path / "qwen2", run=tmp_path / "run").split()
     with pytest.raises(SystemExit, match=says) as error:
         cli.main(words)
     assert str(error.value).startswith(f"hf-scratch {words[0]}: ") and "\n" not in str(error.value)
@@ -130,6 +137,19 @@ def test_the_same_seed_gives_the_same_answer(speaker: Speaker) -> None:
     assert answers[0] == answers[1] != answers[2]
     with pytest.raises(ValueError, match="--temperature -1.0 is below 0"):
         continue_text(speaker, GREEDY | {"temperature": -1.0}, "Once", io.StringIO())
+
+
+@pytest.mark.parametrize("fast", [True, False], ids=["float32", "float64"])
+def test_an_answer_is_decoded_fast_where_that_can_be_and_is_the_stock_one(
+    speaker: Speaker, fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = speaker if fast else Speaker(copy.deepcopy(speaker.model).double(), speaker.tokenizer)
+    steps, step = [], fast_generate.Step.__call__
+    monkeypatch.setattr(fast_generate.Step, "__call__", lambda *args: steps.append(args[1]) or step(*args))
+    ids = torch.tensor([fit(other, [{"role": "user", "content": "Hello"}])])
+    expected = other.model.generate(ids, do_sample=False, max_new_tokens=8)[0, ids.shape[1] :]
+    assert talk(other, "Hello") == other.tokenizer.decode(expected).splitlines()
+    assert steps == (expected[:-1].tolist() if fast else [])
 
 
 def test_generate_continues_plain_text(speaker: Speaker) -> None:
