@@ -131,7 +131,7 @@ print(tokenizer.decode(output[0], skip_special_tokens=True))
 
 The model continues a text; it was not trained to chat. """
 REMOTE_CODE = """\
-`trust_remote_code=True` runs the two Python files of this repository. vLLM loads it with
+`trust_remote_code=True` runs the Python files of this repository: the model and its fast decoding. vLLM loads it with
 `vllm serve {repo_id} --trust-remote-code`, through its transformers backend. The weights are those of a stock
 Qwen3 model: `hf-scratch export` writes them for programs without this code, and a table below lists what was exported.
 """

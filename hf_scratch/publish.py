@@ -57,6 +57,7 @@ def publish(run: Path, plan: Plan, say: Callable[[str], None], *, dry_run: bool 
     plans = targets(release, plan)
     for target, _ in plans:
         check_names(target, plan.space)
+    pushed: dict[str, str] = {}  # ID@COMMIT of each stage
     for target, folder in plans:
         with tempfile.TemporaryDirectory() as scratch:
             ready = Path(scratch) / "model"
@@ -68,8 +69,11 @@ def publish(run: Path, plan: Plan, say: Callable[[str], None], *, dry_run: bool 
                     say(f"  {size:>13,} bytes  {path}")
             else:
                 commit = push_model(api, target, ready, reference, plan.private, say)
-    if plan.space and not dry_run:  # it shows the last one
-        push_space(api, plan.space, release, target.repo_id, commit, plan.private, say)
+                pushed[folder.name] = f"{target.repo_id}@{commit}"
+    if plan.space and not dry_run:
+        push_space(api, plan.space, release, pushed, plan.private, say)
+        if plan.private and "HF_TOKEN" not in plan.space.secrets:
+            say("The Space needs a token to read the private model: run again with --space-secret HF_TOKEN.")
 
 
 def find_release(run: Path) -> Path:
@@ -192,34 +196,35 @@ def sizes(folder: Path) -> dict[str, int]:
 
 
 def push_space(
-    api: HfApi,
-    space: Space,
-    release: Path,
-    model_id: str,
-    commit: str,
-    private: bool | None,
-    say: Callable[[str], None],
+    api: HfApi, space: Space, release: Path, pushed: dict[str, str], private: bool | None, say: Callable[[str], None]
 ) -> None:
-    """Create or update the Space, whose app loads the model at this very commit."""
+    """Create or update the Space, whose app loads what was pushed at these very commits.
+
+    Args:
+        pushed: ID@COMMIT of each model by the name of its folder; the last one is shown, the others are compared.
+    """
     target = Target(space.repo_id, kind="space")
+    *others, (_, shown) = pushed.items()
+    model_id, _, commit = shown.partition("@")
+    stages = " ".join(f"{name}={place}" for name, place in others)
     files: dict[str, Path | bytes] = dict(listing(release / "space"))
-    old, new = released_as(release), model_id
-    for name in ("app.py", "README.md"):
-        text = (release / "space" / name).read_text(encoding="utf-8").replace(old, new)
-        files[name] = (pin(text, commit) if name == "app.py" else text).encode()
+    card = (release / "space" / "README.md").read_text(encoding="utf-8")
+    files["README.md"] = card.replace(released_as(release), model_id).encode()
+    app = (release / "space" / "app.py").read_text(encoding="utf-8")
+    files["app.py"] = pin(app, {"MODEL_ID": model_id, "MODEL_REVISION": commit, "STAGES": stages}).encode()
     hub.ensure_repo(api, target, private, space_sdk="gradio")
     for name in space.secrets:
         hub.call(f"setting a secret of {target}", api.add_space_secret, space.repo_id, name, os.environ[name])
     if space.hardware:
         hub.call(f"asking hardware for {target}", api.request_space_hardware, space.repo_id, space.hardware)
-    pushed = hub.commit(api, target, files, f"Show {model_id} at {commit[:8]}")
-    say(f"{hub.endpoint()}/spaces/{space.repo_id} shows it (commit {pushed}).")
+    head = hub.commit(api, target, files, f"Show {model_id} at {commit[:8]}")
+    say(f"{hub.endpoint()}/spaces/{space.repo_id} shows it (commit {head}).")
 
 
-def pin(app: str, commit: str) -> str:
-    """Return the app's code with the model's commit as the revision that it loads unless told otherwise."""
-    pinned = f'environ.get("MODEL_REVISION", "{commit}")'
-    code, count = re.subn(r'environ\.get\("MODEL_REVISION"\)', pinned, app)
-    if count != 1:
-        raise ValueError("the Space's app.py does not read MODEL_REVISION, so it cannot be pinned to a commit.")
-    return code
+def pin(app: str, defaults: dict[str, str]) -> str:
+    """Return the app's code with what these environment variables are unless the Space's settings say otherwise."""
+    for name, value in defaults.items():
+        app, count = re.subn(rf'environ\.get\("{name}"(, "[^"]*")?\)', f'environ.get("{name}", "{value}")', app)
+        if count != 1:
+            raise ValueError(f"the Space's app.py does not read {name} once, so it cannot be pinned to a commit.")
+    return app
