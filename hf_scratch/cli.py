@@ -44,7 +44,7 @@ In the chat: /reset begins anew, /save FILE writes the conversation as JSON, /sy
 begins anew, /exit ends. In a pipe each line of the input is a message, and only the answers are printed.
 
 An API like OpenAI's, after `hf-scratch export MODEL --to transformers`:
-        transformers serve MODEL/transformers
+        transformers serve MODEL/transformers           # pip install 'transformers[serving]'
         vllm serve MODEL/transformers"""
 GENERATE = """\
 Continues PROMPT, or what stands in the input, as plain text; for a conversation use chat.

@@ -5,6 +5,7 @@ llama.cpp, ONNX Runtime and torchao are the real ones.
 
 import copy
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -172,6 +173,22 @@ def test_a_tokenizer_that_llama_cpp_would_read_differently_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match="does not know how this tokenizer splits"):
             pattern_name(wrong)
+
+
+def test_ollama_s_template_writes_the_prompt_that_the_chat_template_writes(
+    tiny_tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    pytest.importorskip("xllamacpp")
+    from hf_scratch.export_gguf import CHATML
+
+    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "A\nB"}]
+    messages += [{"role": "assistant", "content": "C"}, {"role": "user", "content": "D"}]
+    template = CHATML.removeprefix('TEMPLATE """').removesuffix('"""\n')
+    begin, turn, rest = re.fullmatch(r"({{- range \.Messages }})(.*?){{ end }}(.*)", template, re.DOTALL).groups()
+    turns = [turn.replace("{{ .Role }}", said["role"]).replace("{{ .Content }}", said["content"]) for said in messages]
+    assert begin and "{{" not in "".join(turns) + rest
+    expected = tiny_tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert "".join(turns) + rest == expected
 
 
 @pytest.mark.slow
