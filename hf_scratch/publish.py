@@ -16,7 +16,7 @@ from huggingface_hub import HfApi
 from . import hub
 from .files import link_or_copy
 from .hub import HubError, Target
-from .verify import Reference, load_reference, require, verify_with_exports
+from .verify import load_reference, require, verify_with_exports
 
 STAGES = ("base", "sft", "dpo")
 NOT_OURS = {".cache", ".git", ".DS_Store", "__pycache__"}
@@ -57,20 +57,18 @@ def publish(run: Path, plan: Plan, say: Callable[[str], None], *, dry_run: bool 
     plans = targets(release, plan)
     for target, _ in plans:
         check_names(target, plan.space)
-    pushed: dict[str, str] = {}  # ID@COMMIT of each stage
-    for target, folder in plans:
-        with tempfile.TemporaryDirectory() as scratch:
-            ready = Path(scratch) / "model"
-            copy_for(target, folder, ready, release, plan.space)
-            reference = require_good(ready, say)
-            if dry_run:
-                say(f"{target} would get these files; nothing was sent.")
-                for path, size in sorted(sizes(ready).items()):
-                    say(f"  {size:>13,} bytes  {path}")
-            else:
-                commit = push_model(api, target, ready, reference, plan.private, say)
-                pushed[folder.name] = f"{target.repo_id}@{commit}"
-    if plan.space and not dry_run:
+    # In the release, where files are linked and not copied.
+    with tempfile.TemporaryDirectory(dir=release, prefix=".publish-") as scratch:
+        ready = [(target, folder, Path(scratch) / f"{number}") for number, (target, folder) in enumerate(plans)]
+        for target, folder, copy in ready:
+            copy_for(target, folder, copy, release, plan.space)
+            require_good(copy, say)  # all of them, before the first one goes up
+        if dry_run:
+            for target, _, copy in ready:
+                list_files(target, copy, say)
+            return
+        pushed = {folder.name: push_model(api, target, copy, plan.private, say) for target, folder, copy in ready}
+    if plan.space:
         push_space(api, plan.space, release, pushed, plan.private, say)
         if plan.private and "HF_TOKEN" not in plan.space.secrets:
             say("The Space needs a token to read the private model: run again with --space-secret HF_TOKEN.")
@@ -147,37 +145,40 @@ def released_as(release: Path) -> str:
     return json.loads(path.read_text(encoding="utf-8"))["config"]["repo_id"]
 
 
-def require_good(folder: Path, say: Callable[[str], None]) -> Reference:
-    """Verify the folder against what its model said when it was trained, and return that.
+def require_good(folder: Path, say: Callable[[str], None]) -> None:
+    """Verify the folder against what its model said when it was trained.
 
     Raises:
         ValueError: A check failed; nothing was pushed.
     """
-    reference = load_reference(folder)
-    if reference is None:
+    if load_reference(folder) is None:
         raise ValueError("the release does not say what its model said when it was trained; make the release again.")
-    checks = verify_with_exports(folder, reference)
+    checks = verify_with_exports(folder)
     require(checks, "nothing was pushed: the release")
     say(f"{len(checks)} checks passed in a clean process.")
-    return reference
 
 
-def push_model(
-    api: HfApi, target: Target, ready: Path, reference: Reference, private: bool | None, say: Callable[[str], None]
-) -> str:
-    """Push the folder in one commit, verify what the Hub now holds, and return the commit's id."""
+def list_files(target: Target, folder: Path, say: Callable[[str], None]) -> None:
+    """Say what would be pushed."""
+    say(f"{target} would get these files; nothing was sent.")
+    for path, size in sorted(sizes(folder).items()):
+        say(f"  {size:>13,} bytes  {path}")
+
+
+def push_model(api: HfApi, target: Target, ready: Path, private: bool | None, say: Callable[[str], None]) -> str:
+    """Push the folder in one commit, verify what the Hub now holds, and return ID@COMMIT."""
     hub.ensure_repo(api, target, private)
     commit = hub.commit(api, target, dict(listing(ready)), f"Publish {target.repo_id.split('/')[1]}")
     say(f"{hub.endpoint()}/{target.repo_id}/tree/{commit} holds {sum(sizes(ready).values()):,} bytes.")
     with tempfile.TemporaryDirectory() as cache:
         pushed = hub.download(api, target, commit, Path(cache))
-        checks = verify_with_exports(pushed, reference)
+        checks = verify_with_exports(pushed, load_reference(ready))
     try:
         require(checks, f"commit {commit} of {target} is bad; do not use it, and publish again: it")
     except ValueError as error:
         raise HubError(str(error)) from None
     say(f"{len(checks)} checks passed with what was downloaded from there.")
-    return commit
+    return f"{target.repo_id}@{commit}"
 
 
 def listing(folder: Path) -> dict[str, Path]:

@@ -16,7 +16,7 @@ from tiny_release import save_release
 from transformers import PreTrainedTokenizerBase
 
 from hf_scratch import cli, fast_generate
-from hf_scratch.chat import Speaker, chat, continue_text, fit, load_speaker
+from hf_scratch.chat import Speaker, answer, chat, continue_text, fit, load_speaker
 
 COMMANDS = ("publish", "verify", "export", "import", "chat", "generate")
 GREEDY = {"temperature": 0.0, "seed": None, "max_new_tokens": 8}
@@ -146,9 +146,12 @@ def test_an_answer_is_decoded_fast_where_that_can_be_and_is_the_stock_one(
     other = speaker if fast else Speaker(copy.deepcopy(speaker.model).double(), speaker.tokenizer)
     steps, step = [], fast_generate.Step.__call__
     monkeypatch.setattr(fast_generate.Step, "__call__", lambda *args: steps.append(args[1]) or step(*args))
-    ids = torch.tensor([fit(other, [{"role": "user", "content": "Hello"}])])
+    asked = [{"role": "user", "content": "Hello"}]
+    ids = torch.tensor([fit(other, asked)])
     expected = other.model.generate(ids, do_sample=False, max_new_tokens=8)[0, ids.shape[1] :]
-    assert talk(other, "Hello") == other.tokenizer.decode(expected).splitlines()
+    sink = io.StringIO()
+    said = answer(other, GREEDY, asked, sink)[-1]["content"]
+    assert said == other.tokenizer.decode(expected) and sink.getvalue().split() == said.split()
     assert steps == (expected[:-1].tolist() if fast else [])
 
 
