@@ -103,7 +103,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     """Describe which model, of those that are on this machine or on the Hub."""
     parser.add_argument("model", metavar="MODEL", help="folder or Hub id")
     parser.add_argument("--revision", default="main", help="commit, tag or branch of a Hub id (main)")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run the code of a repository of the Hub")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that came with the model")
 
 
 # ---- publish and verify ----
@@ -144,8 +144,6 @@ def run_publish(args: argparse.Namespace) -> int:
         stages=[stage for stage in args.stages.split(",") if stage],
     )
     publish(args.folder, plan, print, dry_run=args.dry_run)
-    if not args.dry_run:
-        print(f"Talk to it:  hf-scratch chat {args.repo_id}")
     return 0
 
 

@@ -72,6 +72,9 @@ def publish(run: Path, plan: Plan, say: Callable[[str], None], *, dry_run: bool 
         push_space(api, plan.space, release, pushed, plan.private, say)
         if plan.private and "HF_TOKEN" not in plan.space.secrets:
             say("The Space needs a token to read the private model: run again with --space-secret HF_TOKEN.")
+    shown = plans[-1][0]
+    branch = "" if shown.branch == "main" else f" --revision {shown.branch}"
+    say(f"Talk to it:  hf-scratch chat {shown.repo_id}{branch}")
 
 
 def find_release(run: Path) -> Path:

@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_scratch import cli, fast_generate
 from hf_scratch.chat import Speaker, answer, chat, continue_text, fit, load_speaker
+from hf_scratch.verify import foreign_code, verify_anywhere
 
 COMMANDS = ("publish", "verify", "export", "import", "chat", "generate")
 GREEDY = {"temperature": 0.0, "seed": None, "max_new_tokens": 8}
@@ -85,6 +87,15 @@ def test_a_mistake_is_one_sentence(line: str, says: str, folder: Path, tmp_path:
     with pytest.raises(SystemExit, match=says) as error:
         cli.main(words)
     assert str(error.value).startswith(f"hf-scratch {words[0]}: ") and "\n" not in str(error.value)
+
+
+def test_code_that_is_not_ours_is_not_run_unless_it_is_trusted(folder: Path, tmp_path: Path) -> None:
+    assert foreign_code(folder) == []
+    shutil.copytree(folder, tmp_path / "model")
+    with (tmp_path / "model/custom_generate/generate.py").open("a") as file:
+        file.write("raise SystemExit\n")
+    last = verify_anywhere(str(tmp_path / "model"))[-1]
+    assert last.detail == "not run: give --trust-remote-code to run code of its own, generate.py"
 
 
 def test_the_readme_s_commands_parse() -> None:

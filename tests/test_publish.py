@@ -189,6 +189,7 @@ def test_stages_become_branches_and_a_refusal_in_between_is_mended_by_the_same_c
 
     published = run_online(*CLI, "publish", run, "--stages", "sft", "--repo-id", "user/tiny-{stage}")
     assert published.returncode == 0, published.stderr
+    assert "Talk to it:  hf-scratch chat user/tiny-sft\n" in published.stdout
     assert hub.files("user/tiny-sft")["model.safetensors"] == (stages["sft"] / "model.safetensors").read_bytes()
     assert ("model", "user/tiny-base") not in hub.repos
 
