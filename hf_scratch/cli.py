@@ -15,7 +15,7 @@ from pathlib import Path
 from .files import SECRET
 
 # transformers imports torchao where it is installed, which then tells of kernels for other processors.
-QUIET = ("torchao", "torch.utils._pytree", "torch.onnx")
+QUIET = ("torchao", "torch.utils._pytree")
 MAIN = """\
 First:  hf-scratch publish runs/quickstart --repo-id USER/NAME --dry-run
 Token:  `hf auth login`, or the environment variable HF_TOKEN.
