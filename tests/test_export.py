@@ -113,7 +113,7 @@ def test_eight_bits_that_cost_much_are_refused(source: Path, text: Path, make_mo
     original = load_original(source, text)
     worse = copy.deepcopy(original.model)
     with torch.no_grad():
-        worse.model.layers[0].mlp.down_proj.weight.mul_(0.5)
+        worse.model.norm.weight.neg_()
     with pytest.raises(ValueError, match=r"8 bits make bits per byte of held-out text .* worse; 1% is the most"):
         differences(original, worse, original.reference.observed)
 
