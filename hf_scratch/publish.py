@@ -59,15 +59,15 @@ def publish(run: Path, plan: Plan, say: Callable[[str], None], *, dry_run: bool 
         check_names(target, plan.space)
     # In the release, where files are linked and not copied.
     with tempfile.TemporaryDirectory(dir=release, prefix=".publish-") as scratch:
-        ready = [(target, folder, Path(scratch) / f"{number}") for number, (target, folder) in enumerate(plans)]
-        for target, folder, copy in ready:
+        ready = [(target, Path(scratch) / folder.name) for target, folder in plans]
+        for (target, copy), (_, folder) in zip(ready, plans, strict=True):
             copy_for(target, folder, copy, release, plan.space)
             require_good(copy, say)  # all of them, before the first one goes up
         if dry_run:
-            for target, _, copy in ready:
+            for target, copy in ready:
                 list_files(target, copy, say)
             return
-        pushed = {folder.name: push_model(api, target, copy, plan.private, say) for target, folder, copy in ready}
+        pushed = {copy.name: push_model(api, target, copy, plan.private, say) for target, copy in ready}
     if plan.space:
         push_space(api, plan.space, release, pushed, plan.private, say)
         if plan.private and "HF_TOKEN" not in plan.space.secrets:
