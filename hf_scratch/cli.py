@@ -175,7 +175,7 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="folder or Hub id")
     parser.add_argument("--to", required=True, choices=FORMATS, help="stock qwen3, llama.cpp, 8 bits, ONNX")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="another folder for the result")
-    parser.add_argument("--text", type=Path, metavar="FILE", help="held-out text for bits per byte (that of the RUN)")
+    parser.add_argument("--text", type=Path, metavar="FILE", help="held-out text to measure on; else the run's own")
     parser.set_defaults(run=run_export)
 
 
