@@ -131,9 +131,10 @@ print(tokenizer.decode(output[0], skip_special_tokens=True))
 
 The model continues a text; it was not trained to chat. """
 REMOTE_CODE = """\
-`trust_remote_code=True` runs the two Python files of this repository. vLLM loads it with
-`vllm serve {repo_id} --trust-remote-code`, through its transformers backend. The weights are those of a stock
-Qwen3 model: `hf-scratch export` writes them for programs without this code, and a table below lists what was exported.
+`trust_remote_code=True` runs the Python files of this repository: the model and its fast decoding.
+vLLM's documentation promises the same for `vllm serve {repo_id} --trust-remote-code`; it was not tried. The weights
+are those of a stock Qwen3 model: `hf-scratch export` writes them for programs without this code, and what was exported
+is listed under "Other formats".
 """
 LIMITS = """\
 A small model for learning, experiments and tests. It knows the world of its training data and nothing else: do not

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TextStreamer
 
-from . import ScratchForCausalLM  # noqa: F401, registers the model type: its code need not be trusted
-from .files import read_config
-from .hub import call
+from . import ScratchForCausalLM, fast_generate  # noqa: F401, registers the model type: its code need not be trusted
+from .hub import call, find_model
 from .tokenizer import Message, encode_prompt, encode_texts
 
 MIN_ROOM = 16  # tokens left for an answer; older turns are left out before that
@@ -40,25 +39,15 @@ def load_speaker(model: str, revision: str, trust_remote_code: bool) -> Speaker:
     Raises:
         ValueError: There is none, or it comes with code of its own that was not trusted.
     """
-    source, on_gpu = Path(model), torch.cuda.is_available()
-    if source.is_dir() and not read_config(source):
-        inside = source / "release" / "model"
-        hint = f"; did you mean {inside}?" if inside.is_dir() else "; give a model's folder or a Hub id."
-        raise ValueError(f"{model} holds no model (no config.json){hint}")
-    if not source.is_dir() and (model.startswith(("/", ".", "~")) or model.count("/") > 1):
-        raise ValueError(f"there is no folder {model}; give a model's folder, or a Hub id such as user/name.")
+    find_model(model)
+    on_gpu, what = torch.cuda.is_available(), f"loading {model}"
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    # A CPU computes in bfloat16 many times slower than in float32, whatever the checkpoint was saved in.
-    dtype = "auto" if on_gpu or quantized(source) else torch.float32
-    what = f"loading {model}"
+    config = call(what, AutoConfig.from_pretrained, model, **options)
+    # A CPU computes in bfloat16 many times slower than in float32; quantized weights are no plain numbers.
+    dtype = "auto" if on_gpu or "quantization_config" in config.to_dict() else torch.float32
     loaded = call(what, AutoModelForCausalLM.from_pretrained, model, dtype=dtype, **options)
     tokenizer = call(what, AutoTokenizer.from_pretrained, model, **options)
     return Speaker(loaded.eval().to("cuda" if on_gpu else "cpu"), tokenizer)
-
-
-def quantized(source: Path) -> bool:
-    """Whether a folder's weights are not plain numbers, so that their type must stay."""
-    return source.is_dir() and "quantization_config" in read_config(source)
 
 
 # ---- chat ----
@@ -185,8 +174,9 @@ def generate(speaker: Speaker, sampling: dict[str, Any], ids: list[int], sink: T
     room = min(sampling["max_new_tokens"], speaker.context - len(ids))
     prompt = torch.tensor([ids], device=speaker.model.device)
     with torch.inference_mode():
-        output = speaker.model.generate(
+        output = fast_generate.generate(
             prompt,
+            model=speaker.model,
             attention_mask=torch.ones_like(prompt),
             max_new_tokens=room,
             streamer=Printer(speaker.tokenizer, sink),

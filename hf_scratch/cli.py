@@ -15,7 +15,7 @@ from pathlib import Path
 from .files import SECRET
 
 # transformers imports torchao where it is installed, which then tells of kernels for other processors.
-QUIET = ("torchao", "torch.utils._pytree", "torch.onnx")
+QUIET = ("torchao", "torch.utils._pytree")
 MAIN = """\
 First:  hf-scratch publish runs/quickstart --repo-id USER/NAME --dry-run
 Token:  `hf auth login`, or the environment variable HF_TOKEN.
@@ -49,7 +49,7 @@ In the chat: /reset begins anew, /save FILE writes the conversation as JSON, /sy
 begins anew, /exit ends. In a pipe each line of the input is a message, and only the answers are printed.
 
 An API like OpenAI's, after `hf-scratch export MODEL --to transformers`:
-        transformers serve MODEL/transformers
+        transformers serve MODEL/transformers           # pip install 'transformers[serving]'
         vllm serve MODEL/transformers"""
 GENERATE = """\
 Continues PROMPT, or what stands in the input, as plain text; for a conversation use chat.
@@ -105,6 +105,13 @@ def new_command(commands: "argparse._SubParsersAction", name: str, what: str, mo
     )
 
 
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Describe which model, of those that are on this machine or on the Hub."""
+    parser.add_argument("model", metavar="MODEL", help="folder or Hub id")
+    parser.add_argument("--revision", default="main", help="commit, tag or branch of a Hub id (main)")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that came with the model")
+
+
 # ---- publish and verify ----
 
 
@@ -143,8 +150,6 @@ def run_publish(args: argparse.Namespace) -> int:
         stages=[stage for stage in args.stages.split(",") if stage],
     )
     publish(args.folder, plan, print, dry_run=args.dry_run)
-    if not args.dry_run:
-        print(f"Talk to it:  hf-scratch chat {args.repo_id}")
     return 0
 
 
@@ -170,9 +175,7 @@ def run_publish_data(args: argparse.Namespace) -> int:
 
 def add_verify(parser: argparse.ArgumentParser) -> None:
     """Describe `verify`."""
-    parser.add_argument("model", metavar="MODEL", help="folder or Hub id")
-    parser.add_argument("--revision", default="main", help="commit, tag or branch of a Hub id (main)")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run the code of a repository of the Hub")
+    add_model(parser)
     parser.set_defaults(run=run_verify)
 
 
@@ -198,7 +201,7 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="folder or Hub id")
     parser.add_argument("--to", required=True, choices=FORMATS, help="stock qwen3, llama.cpp, 8 bits, ONNX")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="another folder for the result")
-    parser.add_argument("--text", type=Path, metavar="FILE", help="held-out text to measure bits per byte on")
+    parser.add_argument("--text", type=Path, metavar="FILE", help="held-out text to measure on; else the run's own")
     parser.set_defaults(run=run_export)
 
 
@@ -232,11 +235,9 @@ def run_import(args: argparse.Namespace) -> int:
 # ---- use ----
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Describe which model, and how it draws its tokens."""
-    parser.add_argument("model", metavar="MODEL", help="folder or Hub id")
-    parser.add_argument("--revision", default="main", help="commit, tag or branch of a Hub id (main)")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run the code of a repository of the Hub")
+def add_speaker(parser: argparse.ArgumentParser) -> None:
+    """Describe which model is to talk, and how it draws its tokens."""
+    add_model(parser)
     parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy; the model's own if not given")
     parser.add_argument("--seed", type=int, help="same seed, same answer; a new one if not given")
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="longest answer in tokens (256)")
@@ -244,7 +245,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def add_chat(parser: argparse.ArgumentParser) -> None:
     """Describe `chat`."""
-    add_model(parser)
+    add_speaker(parser)
     parser.add_argument("--system", default="", metavar="TEXT", help="system prompt")
     parser.set_defaults(run=run_chat)
 
@@ -260,7 +261,7 @@ def run_chat(args: argparse.Namespace) -> int:
 
 def add_generate(parser: argparse.ArgumentParser) -> None:
     """Describe `generate`."""
-    add_model(parser)
+    add_speaker(parser)
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="beginning of the text; the input if not given")
     parser.set_defaults(run=run_generate)
 

@@ -4,7 +4,7 @@ Each format is written beside its place, loaded by the program that it is for, c
 then put where it belongs and listed on the card. What may differ is stated there as it was measured.
 """
 
-import math
+import json
 import os
 import shutil
 import tempfile
@@ -14,18 +14,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-from huggingface_hub import HfApi
+import numpy as np
 from huggingface_hub.constants import HF_HUB_CACHE
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from . import ScratchConfig, ScratchForCausalLM, hub
+from .bits_per_byte import Text, bits_per_byte, encode
 from .export_record import check_exports, list_on_card, read_records, write_record
 from .files import Check, read_config
-from .tokenizer import encode_texts
 from .verify import Reference, load_reference, make_reference, observe, require, verify
 
 MAX_SHARD = "5GB"
+MAX_TOKENS = 2**16  # of held-out text to measure bits per byte on
+MAX_WORSE = 0.01  # in bits per byte, that 8-bit weights may cost
 OFF_IN_QWEN3 = ("attention_bias", "use_sliding_window", "sliding_window")  # what Scratch has no field for
 
 
@@ -36,7 +37,7 @@ class Original:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     reference: Reference
-    text: str  # to measure bits per byte on
+    held_out: Text | None  # to measure bits per byte on
 
 
 def export(
@@ -48,7 +49,7 @@ def export(
         ValueError: The format cannot hold this model, or what was written failed a check; nothing was put in place.
         ImportError: The extra `export` is not installed.
     """
-    source = find_folder(model, "main")
+    source = hub.find_folder(model, "main", Path(HF_HUB_CACHE))
     if output is None and not Path(model).is_dir():
         raise ValueError(f"{model} is not a folder; say with --output where the export should lie.")
     folder = output or source / kind
@@ -93,14 +94,6 @@ def missing_extra(error: ImportError) -> ImportError:
     return ImportError(f"this format needs {error.name}; install it with `pip install 'hf_scratch[export]'`.")
 
 
-def find_folder(model: str, revision: str) -> Path:
-    """Return a folder as it is, and a repository of the Hub from the cache, downloaded if need be."""
-    if Path(model).is_dir():
-        return Path(model)
-    hub.check_repo_id(model)
-    return hub.download(HfApi(), hub.Target(model), revision, Path(HF_HUB_CACHE))
-
-
 def load_original(source: Path, text: Path | None) -> Original:
     """Load a Scratch or Qwen3 model with what it said when it was trained, or what it says now."""
     kind = read_config(source).get("model_type")
@@ -112,21 +105,35 @@ def load_original(source: Path, text: Path | None) -> Original:
     reference = load_reference(source) or now
     if reference.observed["weights"] != now.observed["weights"]:
         raise ValueError(f"the weights in {source} are not those that the release was made with; make it again.")
-    said = reference.messages[-1]["content"] + "\n" + reference.observed["answer"]
-    return Original(model, tokenizer, reference, text.read_text(encoding="utf-8") if text else said)
+    return Original(model, tokenizer, reference, read_held_out(source, text, tokenizer))
 
 
-def bits_per_byte(model: Any, tokenizer: PreTrainedTokenizerBase, text: str) -> float:
-    """Return the bits that the model needs for each byte of the text, read in rows of its context from bos on."""
-    start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
-    ids = start + encode_texts(tokenizer, [text])[0]
-    length, nats = model.config.max_position_embeddings, 0.0
-    for begin in range(0, len(ids) - 1, length - 1):
-        row = torch.tensor([ids[begin : begin + length]])
-        with torch.no_grad():
-            logits = model(row, use_cache=False).logits[0, :-1].float()
-        nats += float(torch.nn.functional.cross_entropy(logits, row[0, 1:], reduction="sum"))
-    return nats / math.log(2) / len(text.encode())
+def read_held_out(source: Path, file: Path | None, tokenizer: PreTrainedTokenizerBase) -> Text | None:
+    """Return the text of the file, else held-out documents of the run whose folder holds the model's.
+
+    Raises:
+        ValueError: The file has no text.
+    """
+    if file:
+        content = file.read_text(encoding="utf-8")
+        if not content:
+            raise ValueError(f"{file} is empty; give a file with text that the model has not seen.")
+        return encode(tokenizer, [content])
+    data = source.absolute().parents[1] / "data"  # of RUN, for RUN/release/model and RUN/pretrain/model
+    return read_run(data, tokenizer) if (data / "meta.json").is_file() else None
+
+
+def read_run(data: Path, tokenizer: PreTrainedTokenizerBase) -> Text:
+    """Return held-out documents that the stage `data` wrote: those that begin in the first `MAX_TOKENS` tokens."""
+    meta = json.loads((data / "meta.json").read_text(encoding="utf-8"))
+    shard = meta["val"].get("shards", ["val"])[0]
+    tokens = np.memmap(data / f"{shard}.bin", dtype=meta["dtype"], mode="r")
+    starts = np.load(data / f"{shard}.starts.npy")
+    ends = np.append(starts[1:], len(tokens) - 1)[starts < MAX_TOKENS]
+    starts = starts[: len(ends)]
+    documents = [tokens[start + 1 : end].tolist() for start, end in zip(starts, ends, strict=True)]
+    num_bytes = np.array([len(text.encode()) for text in tokenizer.batch_decode(documents)])
+    return Text(tokens[: ends[-1] + 1], starts, num_bytes)
 
 
 # ---- transformers: stock qwen3 ----
@@ -181,15 +188,35 @@ def write_int8(original: Original, folder: Path) -> tuple[dict[str, str], tuple[
 
 
 def differences(original: Original, other: Any, observed: dict[str, Any]) -> str:
-    """Say how far a quantized model is from the original: logits of the conversation and bits per byte of the text."""
+    """Say how far a quantized model is from the original: logits of the conversation, bits per byte of held-out text.
+
+    Raises:
+        ValueError: Bits per byte are worse by more than `MAX_WORSE`.
+    """
     expected = original.reference.observed["logits"]
-    error = float((observed["logits"] - expected).norm() / expected.norm())
-    before = bits_per_byte(original.model, original.tokenizer, original.text)
-    after = bits_per_byte(other, original.tokenizer, original.text)
-    bytes_ = len(original.text.encode())
+    found = f"logits differ by {float((observed['logits'] - expected).norm() / expected.norm()):.2%}"
+    text = original.held_out
+    if text is None:
+        return f"{found}; bits per byte not measured, for want of held-out text"
+    before, after = (
+        bits_per_byte(
+            model,
+            text.tokens,
+            text.starts,
+            int(text.num_bytes.sum()),
+            original.model.config.max_position_embeddings,
+            "cpu",
+        ).bits_per_byte
+        for model in (original.model, other)
+    )
+    change = after / before - 1
+    if change > MAX_WORSE:
+        raise ValueError(
+            f"8 bits make bits per byte of held-out text {change:.1%} worse; {MAX_WORSE:.0%} is the most."
+        )
     return (
-        f"logits differ by {error:.2%}, {before:.4f} to {after:.4f} bits per byte "
-        f"({after / before - 1:+.2%}) of {bytes_:,} bytes of text"
+        f"{found}, {before:.4f} to {after:.4f} bits per byte ({change:+.2%}) "
+        f"of {text.num_bytes.sum():,} bytes of held-out text"
     )
 
 
@@ -205,7 +232,7 @@ def import_stock(model: str, revision: str, output: Path) -> list[Check]:
     """
     if output.exists():
         raise ValueError(f"{output} exists; give a new folder.")
-    source = find_folder(model, revision)
+    source = hub.find_folder(model, revision, Path(HF_HUB_CACHE))
     config = read_config(source)
     if config.get("model_type") != "qwen3":
         raise ValueError(f"{model} is of type {config.get('model_type')!r}; only dense `qwen3` checkpoints fit.")

@@ -4,6 +4,7 @@ One graph reads a prompt and each next token: it takes token ids and the keys an
 first, and gives logits and the keys and values that now are.
 """
 
+import logging
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,6 +81,7 @@ def trace(model: Any, path: Path) -> None:
     ids = torch.zeros(2, 4, dtype=torch.long)
     dim = torch.export.Dim
     batch, length, seen = dim("batch"), dim("length"), dim("seen")
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which no language model needs
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of its own calls
         torch.onnx.export(

@@ -14,7 +14,7 @@ FORMATS = ("transformers", "gguf", "int8", "onnx")
 RECORD = "export.json"
 BEGIN, END = "<!-- formats -->", "<!-- end of formats -->"
 USE = {
-    "transformers": "vllm serve here/transformers                                  # or: transformers serve",
+    "transformers": "transformers serve here/transformers                          # or: vllm serve",
     "gguf": "llama-cli -m here/gguf/model-q8_0.gguf                        # llama.cpp\n"
     "ollama create my-model -f here/gguf/Modelfile && ollama run my-model",
     "int8": "hf-scratch chat here/int8",

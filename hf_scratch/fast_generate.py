@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import EosTokenCriteria, GenerationMixin, MaxLengthCriteria
+from transformers import EosTokenCriteria, MaxLengthCriteria
 
 # Arguments of `generate` that the loop or the preparation before it takes; settings of GenerationConfig come on top.
 ARGUMENTS = {
@@ -31,7 +31,7 @@ def generate(*args: Any, model: Any, **kwargs: Any) -> Any:
     if can_decode(model) and is_plain(model, args, kwargs):
         # `generate` hands the prompt to the streamer, but not the streamer to a decoding loop.
         kwargs["custom_generate"] = functools.partial(decode, streamer=kwargs.get("streamer"))
-    return GenerationMixin.generate(model, *args, **kwargs)
+    return type(model).generate(model, *args, **kwargs)  # a release's `model.generate` is this function
 
 
 def can_decode(model: Any) -> bool:

@@ -44,10 +44,10 @@ def check_files(folder: Path) -> list[Check]:
     """Look at the files alone: weights, code, secrets and paths."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     pickles = [path.name for path in files if path.suffix in PICKLE_SUFFIXES or _head(path).startswith(PICKLE_STARTS)]
-    has_weights = any(path.suffix == ".safetensors" for path in files)
+    no_weights = _missing_weights(folder)
     leaks, missing, foreign = list(_leaks(folder, files)), _missing_code(folder), list(_foreign_imports(folder))
     return [
-        Check("weights are safetensors", has_weights, "" if has_weights else "no .safetensors file"),
+        Check("weights are safetensors", not no_weights, no_weights),
         Check("no pickle", not pickles, ", ".join(pickles)),
         Check("the code that config.json names is there", not missing, ", ".join(missing)),
         Check("the code imports transformers' stack and itself only", not foreign, ", ".join(foreign)),
@@ -79,6 +79,16 @@ def read_config(folder: Path) -> dict[str, Any]:
 def _head(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(4)
+
+
+def _missing_weights(folder: Path) -> str:
+    """Say which weights are not there, of all or of those that the index of shards names."""
+    if not any(folder.glob("*.safetensors")):
+        return "no .safetensors file"
+    index = folder / "model.safetensors.index.json"
+    named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.is_file() else ()
+    missing = sorted({name for name in named if not (folder / name).is_file()})
+    return f"{', '.join(missing)} is missing" if missing else ""
 
 
 def _missing_code(folder: Path) -> list[str]:

@@ -90,6 +90,30 @@ def check_repo_id(repo_id: str) -> None:
         ) from None
 
 
+def find_model(model: str) -> Path | None:
+    """Return the folder of a model, None if it is a Hub id.
+
+    Raises:
+        ValueError: It is neither: a folder without a model, a path where there is nothing, or no name for the Hub.
+    """
+    folder = Path(model)
+    if (folder / "config.json").is_file():
+        return folder
+    if folder.is_dir():
+        inside = folder / "release" / "model"
+        hint = f"did you mean {inside}?" if inside.is_dir() else "give a model's folder or a Hub id."
+        raise ValueError(f"{model} holds no model (no config.json); {hint}")
+    if model.startswith(("/", ".", "~")) or model.count("/") > 1:
+        raise ValueError(f"there is no folder {model}; give a model's folder, or a Hub id such as user/name.")
+    check_repo_id(model)
+    return None
+
+
+def find_folder(model: str, revision: str, cache: Path) -> Path:
+    """Return the folder of a model; a repository of the Hub is downloaded into the cache if it is not there."""
+    return find_model(model) or download(HfApi(), Target(model), revision, cache)
+
+
 # ---- requests ----
 
 

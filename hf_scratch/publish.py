@@ -16,7 +16,7 @@ from huggingface_hub import HfApi
 from . import hub
 from .files import link_or_copy
 from .hub import HubError, Target
-from .verify import Reference, load_reference, require, verify_with_exports
+from .verify import load_reference, require, verify_with_exports
 
 STAGES = ("base", "sft", "dpo")
 NOT_OURS = {".cache", ".git", ".DS_Store", "__pycache__"}
@@ -57,19 +57,24 @@ def publish(run: Path, plan: Plan, say: Callable[[str], None], *, dry_run: bool 
     plans = targets(release, plan)
     for target, _ in plans:
         check_names(target, plan.space)
-    for target, folder in plans:
-        with tempfile.TemporaryDirectory() as scratch:
-            ready = Path(scratch) / "model"
-            copy_for(target, folder, ready, release, plan.space)
-            reference = require_good(ready, say)
-            if dry_run:
-                say(f"{target} would get these files; nothing was sent.")
-                for path, size in sorted(sizes(ready).items()):
-                    say(f"  {size:>13,} bytes  {path}")
-            else:
-                commit = push_model(api, target, ready, reference, plan.private, say)
-    if plan.space and not dry_run:  # it shows the last one
-        push_space(api, plan.space, release, target.repo_id, commit, plan.private, say)
+    # In the release, where files are linked and not copied.
+    with tempfile.TemporaryDirectory(dir=release, prefix=".publish-") as scratch:
+        ready = [(target, Path(scratch) / folder.name) for target, folder in plans]
+        for (target, copy), (_, folder) in zip(ready, plans, strict=True):
+            copy_for(target, folder, copy, release, plan.space)
+            require_good(copy, say)  # all of them, before the first one goes up
+        if dry_run:
+            for target, copy in ready:
+                list_files(target, copy, say)
+            return
+        pushed = {copy.name: push_model(api, target, copy, plan.private, say) for target, copy in ready}
+    if plan.space:
+        push_space(api, plan.space, release, pushed, plan.private, say)
+        if plan.private and "HF_TOKEN" not in plan.space.secrets:
+            say("The Space needs a token to read the private model: run again with --space-secret HF_TOKEN.")
+    shown = plans[-1][0]
+    branch = "" if shown.branch == "main" else f" --revision {shown.branch}"
+    say(f"Talk to it:  hf-scratch chat {shown.repo_id}{branch}")
 
 
 def find_release(run: Path) -> Path:
@@ -143,37 +148,40 @@ def released_as(release: Path) -> str:
     return json.loads(path.read_text(encoding="utf-8"))["config"]["repo_id"]
 
 
-def require_good(folder: Path, say: Callable[[str], None]) -> Reference:
-    """Verify the folder against what its model said when it was trained, and return that.
+def require_good(folder: Path, say: Callable[[str], None]) -> None:
+    """Verify the folder against what its model said when it was trained.
 
     Raises:
         ValueError: A check failed; nothing was pushed.
     """
-    reference = load_reference(folder)
-    if reference is None:
+    if load_reference(folder) is None:
         raise ValueError("the release does not say what its model said when it was trained; make the release again.")
-    checks = verify_with_exports(folder, reference)
+    checks = verify_with_exports(folder)
     require(checks, "nothing was pushed: the release")
     say(f"{len(checks)} checks passed in a clean process.")
-    return reference
 
 
-def push_model(
-    api: HfApi, target: Target, ready: Path, reference: Reference, private: bool | None, say: Callable[[str], None]
-) -> str:
-    """Push the folder in one commit, verify what the Hub now holds, and return the commit's id."""
+def list_files(target: Target, folder: Path, say: Callable[[str], None]) -> None:
+    """Say what would be pushed."""
+    say(f"{target} would get these files; nothing was sent.")
+    for path, size in sorted(sizes(folder).items()):
+        say(f"  {size:>13,} bytes  {path}")
+
+
+def push_model(api: HfApi, target: Target, ready: Path, private: bool | None, say: Callable[[str], None]) -> str:
+    """Push the folder in one commit, verify what the Hub now holds, and return ID@COMMIT."""
     hub.ensure_repo(api, target, private)
     commit = hub.commit(api, target, dict(listing(ready)), f"Publish {target.repo_id.split('/')[1]}")
     say(f"{hub.endpoint()}/{target.repo_id}/tree/{commit} holds {sum(sizes(ready).values()):,} bytes.")
     with tempfile.TemporaryDirectory() as cache:
         pushed = hub.download(api, target, commit, Path(cache))
-        checks = verify_with_exports(pushed, reference)
+        checks = verify_with_exports(pushed, load_reference(ready))
     try:
         require(checks, f"commit {commit} of {target} is bad; do not use it, and publish again: it")
     except ValueError as error:
         raise HubError(str(error)) from None
     say(f"{len(checks)} checks passed with what was downloaded from there.")
-    return commit
+    return f"{target.repo_id}@{commit}"
 
 
 def listing(folder: Path) -> dict[str, Path]:
@@ -192,34 +200,35 @@ def sizes(folder: Path) -> dict[str, int]:
 
 
 def push_space(
-    api: HfApi,
-    space: Space,
-    release: Path,
-    model_id: str,
-    commit: str,
-    private: bool | None,
-    say: Callable[[str], None],
+    api: HfApi, space: Space, release: Path, pushed: dict[str, str], private: bool | None, say: Callable[[str], None]
 ) -> None:
-    """Create or update the Space, whose app loads the model at this very commit."""
+    """Create or update the Space, whose app loads what was pushed at these very commits.
+
+    Args:
+        pushed: ID@COMMIT of each model by the name of its folder; the last one is shown, the others are compared.
+    """
     target = Target(space.repo_id, kind="space")
+    *others, (_, shown) = pushed.items()
+    model_id, _, commit = shown.partition("@")
+    stages = " ".join(f"{name}={place}" for name, place in others)
     files: dict[str, Path | bytes] = dict(listing(release / "space"))
-    old, new = released_as(release), model_id
-    for name in ("app.py", "README.md"):
-        text = (release / "space" / name).read_text(encoding="utf-8").replace(old, new)
-        files[name] = (pin(text, commit) if name == "app.py" else text).encode()
+    card = (release / "space" / "README.md").read_text(encoding="utf-8")
+    files["README.md"] = card.replace(released_as(release), model_id).encode()
+    app = (release / "space" / "app.py").read_text(encoding="utf-8")
+    files["app.py"] = pin(app, {"MODEL_ID": model_id, "MODEL_REVISION": commit, "STAGES": stages}).encode()
     hub.ensure_repo(api, target, private, space_sdk="gradio")
     for name in space.secrets:
         hub.call(f"setting a secret of {target}", api.add_space_secret, space.repo_id, name, os.environ[name])
     if space.hardware:
         hub.call(f"asking hardware for {target}", api.request_space_hardware, space.repo_id, space.hardware)
-    pushed = hub.commit(api, target, files, f"Show {model_id} at {commit[:8]}")
-    say(f"{hub.endpoint()}/spaces/{space.repo_id} shows it (commit {pushed}).")
+    head = hub.commit(api, target, files, f"Show {model_id} at {commit[:8]}")
+    say(f"{hub.endpoint()}/spaces/{space.repo_id} shows it (commit {head}).")
 
 
-def pin(app: str, commit: str) -> str:
-    """Return the app's code with the model's commit as the revision that it loads unless told otherwise."""
-    pinned = f'environ.get("MODEL_REVISION", "{commit}")'
-    code, count = re.subn(r'environ\.get\("MODEL_REVISION"\)', pinned, app)
-    if count != 1:
-        raise ValueError("the Space's app.py does not read MODEL_REVISION, so it cannot be pinned to a commit.")
-    return code
+def pin(app: str, defaults: dict[str, str]) -> str:
+    """Return the app's code with what these environment variables are unless the Space's settings say otherwise."""
+    for name, value in defaults.items():
+        app, count = re.subn(rf'environ\.get\("{name}"(, "[^"]*")?\)', f'environ.get("{name}", "{value}")', app)
+        if count != 1:
+            raise ValueError(f"the Space's app.py does not read {name} once, so it cannot be pinned to a commit.")
+    return app

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import clean_process, hub
 from .export_record import check_exports
-from .files import Check, check_files, read_config
+from .files import Check, check_files, hash_file
 
 MAX_DIFFERENCE = 1e-5  # of logits; the same weights on the same machine give 0
 BLOCKED = ("hf_scratch", "training")
@@ -111,17 +110,21 @@ def check_ending(reference: Reference) -> Check:
 def verify_anywhere(model: str, revision: str = "main", trust_remote_code: bool = False) -> list[Check]:
     """Return the checks of a folder or of a repository of the Hub, compared with its own reference if it has one.
 
-    Code of a repository is run only if it is trusted; else the files alone are checked.
+    Code that is not this package's own, byte for byte, is run only if it is trusted; else the files alone are checked.
     """
-    if Path(model).is_dir():
-        return verify_with_exports(Path(model))
-    hub.check_repo_id(model)
     with tempfile.TemporaryDirectory() as cache:
-        folder = hub.download(HfApi(), hub.Target(model), revision, Path(cache))
-        if read_config(folder).get("auto_map") and not trust_remote_code:
-            about = f"not run: give --trust-remote-code to load {model}, which comes with code of its own"
+        folder = hub.find_folder(model, revision, Path(cache))
+        if (foreign := foreign_code(folder)) and not trust_remote_code:
+            about = f"not run: give --trust-remote-code to run code of its own, {', '.join(foreign)}"
             return [*check_files(folder), Check("loads in a clean process", True, about)]
         return verify_with_exports(folder)
+
+
+def foreign_code(folder: Path) -> list[str]:
+    """Return the Python files in a folder that are not copies of those that this package ships with a model."""
+    package = Path(__file__).parent
+    ours = {hash_file(path) for path in (*package.glob("model/*.py"), package / "fast_generate.py")}
+    return [path.name for path in sorted(folder.rglob("*.py")) if hash_file(path) not in ours]
 
 
 def verify_with_exports(folder: Path, reference: Reference | None = None) -> list[Check]:

@@ -1,8 +1,10 @@
 """A Hub for tests: speaks the parts of its HTTP protocol that publishing and loading need, on loopback, in memory.
 
-Repositories of models, data sets and Spaces with branches, tags and commits, files in git or LFS, tokens with rights,
+Repositories of models, data sets and Spaces with branches and commits, files in git or LFS, tokens with rights,
 and faults on demand: an answer with an error status, a connection that breaks in the middle of an upload, an answer
-that is lost after its request was carried out.
+that is lost after its request was carried out. By hand, it says what to set, and runs until it is stopped:
+
+    python tests/hub_server.py
 """
 
 import base64
@@ -54,13 +56,11 @@ class Repo:
     private: bool = False
     commits: dict[str, Commit] = field(default_factory=dict)
     history: dict[str, list[str]] = field(default_factory=dict)  # of each branch, oldest first
-    tags: dict[str, str] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)  # hardware, secrets, sdk
 
     def find(self, revision: str) -> Commit | None:
-        """Return the commit that a branch, tag or id names."""
-        oid = self.history[revision][-1] if revision in self.history else self.tags.get(revision, revision)
-        return self.commits.get(oid)
+        """Return the commit that a branch or id names."""
+        return self.commits.get(self.history[revision][-1] if revision in self.history else revision)
 
 
 class Refused(Exception):
@@ -212,11 +212,9 @@ class Handler(BaseHTTPRequestHandler):
             ("GET", rf"/api/{kind}/{repo}/tree/([^/]+)((?:/.*)?)", lambda *args: self.tree(query, *args)),
             ("POST", rf"/api/{kind}/{repo}/paths-info/([^/]+)", self.paths_info),
             ("GET", rf"/api/{kind}/{repo}/commits/([^/]+)", self.commits),
-            ("GET", rf"/api/{kind}/{repo}/refs", self.refs),
             ("POST", rf"/api/{kind}/{repo}/preupload/([^/]+)", self.preupload),
             ("POST", rf"/api/{kind}/{repo}/commit/([^/]+)", self.make_commit),
             ("POST", rf"/api/{kind}/{repo}/branch/([^/]+)", self.make_branch),
-            ("POST", rf"/api/{kind}/{repo}/tag/([^/]+)", self.make_tag),
             ("POST", rf"/api/{kind}/{repo}/(secrets|hardware)", self.set_extra),
             ("POST", rf"/((?:spaces/|datasets/)?){repo}\.git/info/lfs/objects/batch", self.lfs_batch),
             ("PUT", r"/lfs/(\w+)", self.lfs_put),
@@ -316,26 +314,15 @@ class Handler(BaseHTTPRequestHandler):
     def commits(self, kind: str, repo_id: str, revision: str) -> Any:
         self.found(kind, repo_id, revision)
         repo = self.repo(kind, repo_id)
-        date = "2026-01-01T00:00:00.000Z"
-        made = [repo.commits[oid] for oid in reversed(repo.history[revision])]
-        return [{"id": c.oid, "title": c.title, "message": c.message, "date": date, "authors": []} for c in made]
-
-    def refs(self, kind: str, repo_id: str) -> Any:
-        repo = self.repo(kind, repo_id)
-        branches = [{"name": name, "ref": name, "targetCommit": ids[-1]} for name, ids in repo.history.items()]
-        tags = [{"name": name, "ref": name, "targetCommit": oid} for name, oid in repo.tags.items()]
-        return {"branches": branches, "tags": tags, "converts": []}
+        same = {"date": "2026-01-01T00:00:00.000Z", "authors": []}
+        found = [repo.commits[oid] for oid in reversed(repo.history[revision])]
+        return [same | {"id": commit.oid, "title": commit.title, "message": commit.message} for commit in found]
 
     def make_branch(self, kind: str, repo_id: str, branch: str) -> Any:
         repo = self.repo(kind, repo_id, write=True)
         if branch in repo.history:
             raise Refused(409, "Reference already exists")
         repo.history[branch] = [self.found(kind, repo_id, self.json().get("startingPoint", "main")).oid]
-        return {}
-
-    def make_tag(self, kind: str, repo_id: str, revision: str) -> Any:
-        repo = self.repo(kind, repo_id, write=True)
-        repo.tags[self.json()["tag"]] = self.found(kind, repo_id, revision).oid
         return {}
 
     def set_extra(self, kind: str, repo_id: str, what: str) -> Any:
@@ -444,3 +431,11 @@ def git_oid(entry: Any) -> str:
     """Return the id by which git knows a file."""
     data = f"lfs {entry[1]}".encode() if isinstance(entry, tuple) else entry
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+if __name__ == "__main__":
+    with HubServer() as server:
+        print("Its user is called `user`. For a shell that talks to it:")
+        print(f"export HF_ENDPOINT={server.url} HF_TOKEN={WRITER}", end=" ")
+        print("HF_HUB_DISABLE_XET=1 HF_HOME=$(mktemp -d)", flush=True)
+        threading.Event().wait()

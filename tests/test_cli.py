@@ -1,8 +1,10 @@
 """The command `hf-scratch`: help that comes at once and fits a screen, mistakes in one sentence, chat and generate."""
 
+import copy
 import io
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_release import save_release
 from transformers import PreTrainedTokenizerBase
 
-from hf_scratch import cli
-from hf_scratch.chat import Speaker, chat, continue_text, fit, load_speaker
+from hf_scratch import cli, fast_generate
+from hf_scratch.chat import Speaker, answer, chat, continue_text, fit, load_speaker
+from hf_scratch.verify import foreign_code, verify_anywhere
 
 COMMANDS = ("publish", "publish-data", "verify", "export", "import", "chat", "generate")
 GREEDY = {"temperature": 0.0, "seed": None, "max_new_tokens": 8}
@@ -67,17 +71,31 @@ def test_help_loads_nothing_heavy() -> None:
         ("publish nowhere --repo-id user/x --space-secret A", "need --space"),
         ("chat {empty}", "holds no model .no config.json"),
         ("chat {empty}/nothing", "there is no folder"),
-        ("export {empty} --to gguf", "holds a model of type None; only scratch and qwen3"),
+        ("export {empty} --to gguf", "holds no model .no config.json"),
+        ("export {qwen2} --to gguf", "holds a model of type 'qwen2'; only scratch and qwen3"),
+        ("verify {run}", "holds no model .no config.json.; did you mean .*release/model"),
         ("import {folder} --output {empty}/new", "is of type 'scratch'; only dense `qwen3`"),
         ("import {folder} --output {empty}", "exists; give a new folder"),
         ("verify not-an-id", "the owner is missing"),
     ],
 )
 def test_a_mistake_is_one_sentence(line: str, says: str, folder: Path, tmp_path: Path) -> None:
-    words = line.format(empty=tmp_path, folder=folder).split()
+    (tmp_path / "qwen2").mkdir()
+    (tmp_path / "qwen2/config.json").write_text('{"model_type": "qwen2"}')
+    (tmp_path / "run/release/model").mkdir(parents=True)
+    words = line.format(empty=tmp_path, folder=folder, qwen2=tmp_path / "qwen2", run=tmp_path / "run").split()
     with pytest.raises(SystemExit, match=says) as error:
         cli.main(words)
     assert str(error.value).startswith(f"hf-scratch {words[0]}: ") and "\n" not in str(error.value)
+
+
+def test_code_that_is_not_ours_is_not_run_unless_it_is_trusted(folder: Path, tmp_path: Path) -> None:
+    assert foreign_code(folder) == []
+    shutil.copytree(folder, tmp_path / "model")
+    with (tmp_path / "model/custom_generate/generate.py").open("a") as file:
+        file.write("raise SystemExit\n")
+    last = verify_anywhere(str(tmp_path / "model"))[-1]
+    assert last.detail == "not run: give --trust-remote-code to run code of its own, generate.py"
 
 
 def test_the_readme_s_commands_parse() -> None:
@@ -130,6 +148,24 @@ def test_the_same_seed_gives_the_same_answer(speaker: Speaker) -> None:
     assert answers[0] == answers[1] != answers[2]
     with pytest.raises(ValueError, match="--temperature -1.0 is below 0"):
         continue_text(speaker, GREEDY | {"temperature": -1.0}, "Once", io.StringIO())
+
+
+@pytest.mark.parametrize("fast", [True, False], ids=["plain", "hooked"])
+def test_an_answer_is_decoded_fast_where_that_can_be_and_is_the_stock_one(
+    speaker: Speaker, fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Speaker(copy.deepcopy(speaker.model), speaker.tokenizer)
+    if not fast:
+        other.model.register_forward_hook(lambda *args: None)
+    steps, step = [], fast_generate.Step.__call__
+    monkeypatch.setattr(fast_generate.Step, "__call__", lambda *args: steps.append(args[1]) or step(*args))
+    asked = [{"role": "user", "content": "Hello"}]
+    ids = torch.tensor([fit(other, asked)])
+    expected = other.model.generate(ids, do_sample=False, max_new_tokens=8)[0, ids.shape[1] :]
+    sink = io.StringIO()
+    said = answer(other, GREEDY, asked, sink)[-1]["content"]
+    assert said == other.tokenizer.decode(expected) and sink.getvalue().split() == said.split()
+    assert steps == (expected[:-1].tolist() if fast else [])
 
 
 def test_generate_continues_plain_text(speaker: Speaker) -> None:

@@ -16,14 +16,14 @@ from tiny_run import make_base, make_tokenizer_and_data
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from hf_scratch import ScratchForCausalLM
+from hf_scratch.bits_per_byte import bits_per_byte, encode
 from training import eval_model
 from training.answers import Answer, Asking, answer, preference, read_answer, score, variety
-from training.bits_per_byte import bits_per_byte
 from training.data.stories import Story, check, prompts, stories
 from training.intervals import bootstrap_ratio, mcnemar, paired_difference, wilson
 from training.lm_tasks import run_tasks
 from training.tasks import story_rows
-from training.text_bits import encode, measure_text
+from training.text_bits import measure_text
 
 CONTEXT, STRIDE = 16, 4
 LENGTHS = (0, 1, 5, 15, 16, 17, 20, 33, 50)  # tokens of documents: none, shorter, equal to and longer than the context

@@ -3,7 +3,9 @@
 llama.cpp, ONNX Runtime and torchao are the real ones.
 """
 
+import copy
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +14,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerBase, Qwen3ForCausalLM
+from tiny_run import make_tokenizer_and_data
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    Qwen3ForCausalLM,
+)
 
 from hf_scratch import ScratchForCausalLM
-from hf_scratch.export import export, import_stock
+from hf_scratch.export import differences, export, import_stock, load_original, read_held_out
 from hf_scratch.export_record import BEGIN, FORMATS, check_exports, list_on_card, read_records, write_record
 from hf_scratch.tokenizer import QWEN2_PATTERN, encode_texts
 from hf_scratch.verify import load_reference, make_reference, save_reference
@@ -89,6 +98,7 @@ def test_llama_cpp_says_what_transformers_says(source: Path) -> None:
 def test_eight_bits_cost_little(source: Path, text: Path) -> None:
     record = export(str(source), "int8", None, text, print)
     found = record["measured"][""]
+    assert "of 300 bytes of held-out text" in found and found in (source / "README.md").read_text()
     change = float(found.split("(")[1].split("%")[0])
     assert abs(change) <= 1.0, found
     stored = load_file(source / "int8/model.safetensors")
@@ -96,6 +106,30 @@ def test_eight_bits_cost_little(source: Path, text: Path) -> None:
     size = {name: t.nbytes for name, t in original.items() if "proj" in name}
     eight = sum(tensor.nbytes for name, tensor in stored.items() if "proj" in name)
     assert eight < 0.28 * sum(size.values())  # a quarter, and a scale a row
+
+
+@pytest.mark.slow
+def test_eight_bits_that_cost_much_are_refused(source: Path, text: Path, make_model: Callable[..., Any]) -> None:
+    original = load_original(source, text)
+    worse = copy.deepcopy(original.model)
+    with torch.no_grad():
+        worse.model.norm.weight.neg_()
+    with pytest.raises(ValueError, match=r"8 bits make bits per byte of held-out text .* worse; 1% is the most"):
+        differences(original, worse, original.reference.observed)
+
+
+@pytest.mark.slow
+def test_held_out_text_is_that_of_the_run(tmp_path: Path) -> None:
+    make_tokenizer_and_data(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    found = read_held_out(tmp_path / "release/model", None, tokenizer)
+    expected = json.loads((tmp_path / "data/meta.json").read_text())["val"]
+    assert found and (len(found.starts), int(found.num_bytes.sum())) == (expected["documents"], expected["bytes"])
+    assert len(found.tokens) == expected["tokens"]
+    assert read_held_out(tmp_path / "elsewhere/release/model", None, tokenizer) is None
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(ValueError, match="empty.txt is empty; give a file with text"):
+        read_held_out(tmp_path, tmp_path / "empty.txt", tokenizer)
 
 
 @pytest.mark.slow
@@ -139,6 +173,22 @@ def test_a_tokenizer_that_llama_cpp_would_read_differently_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match="does not know how this tokenizer splits"):
             pattern_name(wrong)
+
+
+def test_ollama_s_template_writes_the_prompt_that_the_chat_template_writes(
+    tiny_tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    pytest.importorskip("xllamacpp")
+    from hf_scratch.export_gguf import CHATML
+
+    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "A\nB"}]
+    messages += [{"role": "assistant", "content": "C"}, {"role": "user", "content": "D"}]
+    template = CHATML.removeprefix('TEMPLATE """').removesuffix('"""\n')
+    begin, turn, rest = re.fullmatch(r"({{- range \.Messages }})(.*?){{ end }}(.*)", template, re.DOTALL).groups()
+    turns = [turn.replace("{{ .Role }}", said["role"]).replace("{{ .Content }}", said["content"]) for said in messages]
+    assert begin and "{{" not in "".join(turns) + rest
+    expected = tiny_tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert "".join(turns) + rest == expected
 
 
 @pytest.mark.slow

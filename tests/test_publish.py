@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from hub_server import WRITER, HubServer
 from safetensors.torch import load_file, save_file
-from tiny_release import make_published_run
+from tiny_release import make_published_run, save_published
 from tiny_run import make_tokenizer_and_data
 from transformers import PreTrainedTokenizerBase
 
@@ -51,8 +51,9 @@ sys.modules["hf_scratch"] = None
 import torch
 torch.set_num_threads(1)
 from transformers import AutoModelForCausalLM, AutoTokenizer
-tokenizer = AutoTokenizer.from_pretrained("user/tiny", trust_remote_code=True)
-model = AutoModelForCausalLM.from_pretrained("user/tiny", trust_remote_code=True)
+where = {"revision": sys.argv[2], "trust_remote_code": True}
+tokenizer = AutoTokenizer.from_pretrained("user/tiny", **where)
+model = AutoModelForCausalLM.from_pretrained("user/tiny", **where)
 messages = [{"role": "user", "content": sys.argv[1]}]
 prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
 print(model.generate(**prompt, max_new_tokens=256)[0, prompt["input_ids"].shape[1]:].tolist())
@@ -87,13 +88,12 @@ def test_a_run_becomes_a_repository_and_a_space_that_work(
     )
     shown = hub.files("user/tiny-demo", kind="space")
     assert f'"MODEL_REVISION", "{commit}"'.encode() in shown["app.py"] and b'"user/tiny"' in shown["app.py"]
+    assert "--space-secret HF_TOKEN" in published.stdout  # without it the Space cannot read a private model
     for content in [*files.values(), *shown.values(), (published.stdout + published.stderr).encode()]:
         assert WRITER.encode() not in content and b"what nobody else" not in content
 
     said = json.loads(files["verification/reference.json"])
-    loaded = run_online("-I", "-c", LOAD, said["messages"][0]["content"], HF_HOME=str(tmp_path / "empty"))
-    assert loaded.returncode == 0, loaded.stderr
-    assert json.loads(loaded.stdout) == said["observed"]["answer_ids"]
+    loads_and_answers(run_online, released / "release/model", "main", HF_HOME=str(tmp_path / "empty"))
 
     asked = said["messages"][0]["content"]
     talked = run_online(*CLI, "chat", "user/tiny", said=f"{asked}\n/save {tmp_path}/talk.json\n")
@@ -104,6 +104,14 @@ def test_a_run_becomes_a_repository_and_a_space_that_work(
     verified = run_online(*CLI, "verify", "user/tiny", "--trust-remote-code")
     assert verified.returncode == 0 and "logits equal: bit-equal" in verified.stdout, verified.stdout
     space_answers(shown, hub, tmp_path)
+
+
+def loads_and_answers(run_online: Run, folder: Path, revision: str, **environment: str) -> None:
+    """Load `user/tiny` as anybody would, and compare its answer with what the folder's model said."""
+    said = json.loads((folder / "verification/reference.json").read_text())
+    loaded = run_online("-I", "-c", LOAD, said["messages"][0]["content"], revision, **environment)
+    assert loaded.returncode == 0, loaded.stderr
+    assert json.loads(loaded.stdout) == said["observed"]["answer_ids"]
 
 
 def space_answers(files: dict[str, bytes], hub: HubServer, folder: Path) -> None:
@@ -133,6 +141,57 @@ def space_answers(files: dict[str, bytes], hub: HubServer, folder: Path) -> None
 def opens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.slow
+def test_weights_in_shards_are_published_and_load(
+    run: Path, hub: HubServer, run_online: Run, make_model: Callable[..., Any], tiny_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    model = run / "release/model"
+    (model / "model.safetensors").unlink()
+    save_published(model, make_model(max_position_embeddings=512), tiny_tokenizer, shard="50KB")
+    assert len(list(model.glob("model-*.safetensors"))) > 2
+    published = run_online(*CLI, "publish", run, "--repo-id", "user/tiny")
+    assert published.returncode == 0, published.stderr
+    assert {path.name for path in model.glob("model*")} <= set(hub.files("user/tiny"))
+    loads_and_answers(run_online, model, "main")
+
+
+@pytest.mark.long
+def test_stages_become_branches_and_a_refusal_in_between_is_mended_by_the_same_command(
+    run: Path, hub: HubServer, run_online: Run, make_model: Callable[..., Any], tiny_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    stages = {name: run / "release/stages" / name for name in ("base", "sft")}
+    for width, folder in zip((64, 96), stages.values(), strict=True):
+        model = make_model(max_position_embeddings=512, intermediate_size=width)
+        save_published(folder, model, tiny_tokenizer, chats=folder.name == "sft")
+    command = [*CLI, "publish", run, "--stages", "base,sft", "--space", "user/demo", "--repo-id"]
+    hub.fail("POST .*/commit/sft", 403)
+    refused = run_online(*command, "user/tiny")
+    assert refused.returncode == 1
+    assert "the commit to user/tiny (branch sft) (nothing was committed): HTTP 403" in refused.stderr
+    repo = hub.repos["model", "user/tiny"]
+    assert {branch: len(commits) for branch, commits in repo.history.items()} == {"main": 1, "base": 2, "sft": 1}
+    assert ("space", "user/demo") not in hub.repos
+
+    published = run_online(*command, "user/tiny")
+    assert published.returncode == 0, published.stderr
+    assert {branch: len(commits) for branch, commits in repo.history.items()} == {"main": 2, "base": 2, "sft": 2}
+    heads = {branch: commits[-1] for branch, commits in repo.history.items()}
+    for name, folder in stages.items():
+        files = hub.files("user/tiny", name)
+        assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+        assert f'(name, revision="{name}", trust_remote'.encode() in files["README.md"]
+        loads_and_answers(run_online, folder, name)
+    app = hub.files("user/demo", kind="space")["app.py"].decode()
+    assert f'"STAGES", "base=user/tiny@{heads["base"]} sft=user/tiny@{heads["sft"]}"' in app
+    assert f'"MODEL_REVISION", "{heads["main"]}"' in app
+
+    published = run_online(*CLI, "publish", run, "--stages", "sft", "--repo-id", "user/tiny-{stage}")
+    assert published.returncode == 0, published.stderr
+    assert "Talk to it:  hf-scratch chat user/tiny-sft\n" in published.stdout
+    assert hub.files("user/tiny-sft")["model.safetensors"] == (stages["sft"] / "model.safetensors").read_bytes()
+    assert ("model", "user/tiny-base") not in hub.repos
 
 
 @pytest.mark.long
@@ -191,6 +250,11 @@ def add_a_pickle(model: Path) -> None:
     (model / "optimizer.bin").write_bytes(b"\x80\x04.")
 
 
+def remove_a_shard(model: Path) -> None:
+    index = {"weight_map": {"lm_head.weight": "model-00002-of-00002.safetensors"}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 def add_a_token(model: Path) -> None:
     (model / "training_record").mkdir()
     (model / "training_record" / "notes.json").write_text(json.dumps({"token": WRITER}))
@@ -209,6 +273,7 @@ def change_an_export(model: Path) -> None:
         pytest.param(change_a_weight, "weights equal, bit for bit", marks=pytest.mark.slow),
         pytest.param(alter_the_template, "prompt encoded alike", marks=pytest.mark.slow),
         (remove_code, "code that config.json names is there .configuration_scratch.py"),
+        (remove_a_shard, "weights are safetensors .model-00002-of-00002.safetensors is missing"),
         (add_a_pickle, "no pickle .optimizer.bin"),
         (add_a_token, "no secrets .*notes.json, line 1: looks like a secret"),
         (change_an_export, "gguf export is the one that was verified .model-f32.gguf, it was made of other weights"),
@@ -245,7 +310,7 @@ def test_what_is_missing_is_named(released: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--space-secret UNSET"):
         publish(released, Plan(repo_id="user/tiny", space=Space(repo_id="user/d", secrets=["UNSET"])), print)
     with pytest.raises(ValueError, match="cannot be pinned"):
-        pin("MODEL_REVISION", "0" * 40)
+        pin("MODEL_REVISION", {"MODEL_REVISION": "0" * 40})
 
 
 def test_stages_become_branches_or_repositories(released: Path, run: Path) -> None:

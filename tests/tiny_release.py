@@ -71,24 +71,32 @@ def save_record(folder: Path) -> None:
 
 def make_published_run(run: Path, make_model: Callable[..., Any], tokenizer: PreTrainedTokenizerBase) -> Path:
     """Write `run/release` as the stage leaves it, for a model of noise that ends its answers; weights over 10 MB."""
-    from hf_scratch.verify import make_reference, save_reference
     from training.release import ReleaseConfig, build_space
 
-    model = make_model(max_position_embeddings=512, intermediate_size=10_000)
-    model.generation_config = GenerationConfig(
-        eos_token_id=[3, 0], pad_token_id=1, do_sample=False, exponential_decay_length_penalty=(8, 1.5)
+    save_published(
+        run / "release" / "model", make_model(max_position_embeddings=512, intermediate_size=10_000), tokenizer
     )
-    folder = run / "release" / "model"
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    reference = make_reference(model, tokenizer)
-    assert reference.observed["ended"]
-    save_reference(reference, folder, chats=True)
-    card = {"license": "apache-2.0", "model_name": NAME, "widget": [{"messages": reference.messages}]}
-    load = 'name = "your-name/tiny"\nmodel = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True)\n'
-    text = f"---\n{yaml.safe_dump(card)}---\n\n# {NAME}\n\n```python\n{load}```\n\n## Results\n\nNone.\n"
-    (folder / "README.md").write_text(text)
     config = ReleaseConfig(output_dir=str(run / "release"), run=str(run), repo_id="your-name/tiny", title=NAME)
     build_space(config, run / "release" / "space")
     (run / "release" / "stage.json").write_text('{"config": {"repo_id": "your-name/tiny"}}')
     return run
+
+
+def save_published(
+    folder: Path, model: Any, tokenizer: PreTrainedTokenizerBase, chats: bool = True, shard: str = "5GB"
+) -> None:
+    """Write the folder of a model as a release has it."""
+    from hf_scratch.verify import make_reference, save_reference
+
+    model.generation_config = GenerationConfig(
+        eos_token_id=[3, 0], pad_token_id=1, do_sample=False, exponential_decay_length_penalty=(8, 1.5)
+    )
+    model.save_pretrained(folder, max_shard_size=shard)
+    tokenizer.save_pretrained(folder)
+    reference = make_reference(model, tokenizer)
+    assert reference.observed["ended"]
+    save_reference(reference, folder, chats=chats)
+    card = {"license": "apache-2.0", "model_name": NAME, "widget": [{"messages": reference.messages}]}
+    load = 'name = "your-name/tiny"\nmodel = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True)\n'
+    text = f"---\n{yaml.safe_dump(card)}---\n\n# {NAME}\n\n```python\n{load}```\n\n## Results\n\nNone.\n"
+    (folder / "README.md").write_text(text)

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils.logging import disable_progress_bar
 
 from hf_scratch import ScratchForCausalLM  # noqa: F401, registers the model type with the Auto classes
+from hf_scratch.bits_per_byte import Text, encode
 from hf_scratch.tokenizer import Message
 from training.answers import Answer, Asking, answer, preference, score, variety
 from training.data.stories import Check, Request, check, prompts
@@ -30,7 +31,7 @@ from training.lm_tasks import run_tasks
 from training.report_markdown import card_results, plot_curves, write_report
 from training.report_page import write_page
 from training.stage import command, hash_input, open_stage, parse_config, read_json, write_json
-from training.text_bits import Text, encode, measure_text, read_shards, read_texts
+from training.text_bits import measure_text, read_shards, read_texts
 
 Asked = list[tuple[Request, list[Message]]]
 

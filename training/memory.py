@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hf_scratch import ScratchConfig, ScratchForCausalLM
-from training.bits_per_byte import default_batch_tokens
+from hf_scratch.bits_per_byte import default_batch_tokens
 from training.loss import CHUNK_ELEMENTS, PretrainingLoss
 
 # What glibc keeps of freed activations from the second step on, as a share of them: nothing to 0.42 in runs of the

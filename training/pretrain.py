@@ -28,8 +28,8 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
 from hf_scratch import ScratchForCausalLM
+from hf_scratch.bits_per_byte import BitsPerByte, bits_per_byte
 from hf_scratch.hub import CheckpointPusher
-from training.bits_per_byte import BitsPerByte, bits_per_byte
 from training.checkpoint import load_latest, save_checkpoint
 from training.data.batches import IGNORE, Ahead, Batch, Rows, Shards
 from training.data.mixture import data_inputs, open_data

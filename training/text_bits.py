@@ -6,26 +6,16 @@ the number is lm-evaluation-harness's, whose windows do not overlap; a smaller o
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_scratch.tokenizer import encode_texts
-from training.bits_per_byte import document_nats, in_bits
-from training.data.batches import Tokens, load_shards
+from hf_scratch.bits_per_byte import Text, document_nats, in_bits
+from training.data.batches import load_shards
 from training.intervals import bootstrap_ratio
-
-
-@dataclass(frozen=True)
-class Text:
-    """Documents as a token stream: separator, document, ..., separator; and the bytes (documents,) of each."""
-
-    tokens: Tokens
-    starts: np.ndarray
-    num_bytes: np.ndarray
 
 
 def read_texts(path: Path) -> list[str]:
@@ -47,21 +37,6 @@ def read_texts(path: Path) -> list[str]:
     if not rows:
         raise ValueError(f"{path} is empty; give a file with text.")
     return rows
-
-
-def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Text:
-    """Encode documents with a model's own tokenizer, separated by what the model knows to begin a text.
-
-    Raises:
-        ValueError: The tokenizer has no token to begin a text with.
-    """
-    separator = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    if separator is None:
-        raise ValueError("the tokenizer has neither a bos nor an eos token to begin a text with; set one of them.")
-    pieces = [[separator, *ids] for ids in encode_texts(tokenizer, texts)]
-    starts = np.cumsum([0, *(len(piece) for piece in pieces[:-1])])
-    tokens = np.array([token for piece in [*pieces, [separator]] for token in piece])
-    return Text(tokens, starts, np.array([len(text.encode()) for text in texts]))
 
 
 def measure_text(

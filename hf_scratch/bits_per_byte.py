@@ -1,21 +1,55 @@
 """Held-out bits per byte: how many bits a model needs for each byte of text, whatever its tokenizer.
 
-Pretraining and evaluation call this one function, so that their numbers can be compared. A document longer than the
-context is read through a sliding window, in which each token is predicted from at least `context - stride` tokens.
+Pretraining, evaluation and exports call this one function, so that their numbers can be compared. A document longer
+than the context is read through a sliding window, in which each token is predicted from at least `context - stride`
+tokens.
 """
 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from training.data.batches import Tokens
+from .tokenizer import encode_texts
 
 LOGITS = 2**25  # of a batch: 128 MiB in float32
+
+
+class Tokens(Protocol):
+    """A stream (N,) of token ids, in memory or on the disk."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, wanted: slice, /) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Text:
+    """Documents as a token stream: separator, document, ..., separator; and the bytes (documents,) of each."""
+
+    tokens: Tokens
+    starts: np.ndarray
+    num_bytes: np.ndarray
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Text:
+    """Encode documents with a model's own tokenizer, separated by what the model knows to begin a text.
+
+    Raises:
+        ValueError: The tokenizer has no token to begin a text with.
+    """
+    separator = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    if separator is None:
+        raise ValueError("the tokenizer has neither a bos nor an eos token to begin a text with; set one of them.")
+    pieces = [[separator, *ids] for ids in encode_texts(tokenizer, texts)]
+    starts = np.cumsum([0, *(len(piece) for piece in pieces[:-1])])
+    tokens = np.array([token for piece in [*pieces, [separator]] for token in piece])
+    return Text(tokens, starts, np.array([len(text.encode()) for text in texts]))
 
 
 @dataclass(frozen=True)
