@@ -24,6 +24,7 @@ VARIETY_ROWS = (
     ("distinct_1", "Different words among all words"),
     ("distinct_2", "Different pairs of words"),
     ("distinct_3", "Different runs of three words"),
+    ("repetition", "Phrases repeated within an answer"),
 )
 PART_ROWS = (
     ("hero", "the hero"),
@@ -94,7 +95,6 @@ def result_rows(models: dict[str, Any]) -> dict[str, list[str]]:
         rows["Length of an answer, tokens"] = [interval(m["tokens"]) if "tokens" in m else "" for m in stories]
         if any("repetition" in m for m in stories):
             rows |= {title: [share(m.get(key)) for m in stories] for key, title in VARIETY_ROWS}
-            rows["Phrases repeated within an answer"] = [share_of(m.get("repetition")) for m in stories]
     for task in dict.fromkeys(task for m in every for task in m.get("tasks", {})):
         found = [m.get("tasks", {}).get(task, {}) for m in every]
         for metric in dict.fromkeys(name for scores in found for name in scores if name != "rows"):
@@ -121,12 +121,7 @@ def cost(models: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def share(value: float | None) -> str:
-    """Write a share without interval."""
-    return "" if value is None else f"{100 * value:.1f} %"
-
-
-def share_of(found: dict[str, Any] | None) -> str:
+def share(found: dict[str, Any] | None) -> str:
     """Write a mean share with its interval."""
     if found is None:
         return ""
@@ -174,22 +169,31 @@ def card_results(results: dict[str, Any], path: Path) -> None:
     """Write the results as a model card's `model-index`, for every model."""
     index = []
     for name, measured in results["models"].items():
-        found = (
-            [_card("held-out text", "bits_per_byte", measured["text"]["bits_per_byte"])] if "text" in measured else []
-        )
-        found += [_card(file, "bits_per_byte", m["bits_per_byte"]) for file, m in measured.get("texts", {}).items()]
-        stories = measured.get("stories", {})
-        found += [_card("story prompts", key, stories[key]["rate"]) for key, _ in ROWS if key in stories]
-        for task, scores in measured.get("tasks", {}).items():
-            found += [_card(task, metric, m["value"]) for metric, m in scores.items() if metric != "rows"]
-        found = [entry for entry in found if entry.metric_value is not None]
+        found = eval_results(measured)
         index += eval_results_to_model_index(name, found) if found else []
     path.write_text(yaml.safe_dump({"model-index": index}, sort_keys=False), encoding="utf-8")
 
 
-def _card(dataset: str, metric: str, value: Any) -> EvalResult:
-    name = dataset.replace(" ", "-")
-    return EvalResult("text-generation", name, dataset, metric, value, task_name="Text Generation", metric_name=metric)
+def eval_results(measured: dict[str, Any]) -> list[EvalResult]:
+    """Return a model's results as the metadata of its card has them."""
+    texts = {"held-out text": measured.get("text"), **measured.get("texts", {})}
+    found = [(name, "bits_per_byte", "Bits per byte", text["bits_per_byte"]) for name, text in texts.items() if text]
+    stories = measured.get("stories", {})
+    found += [("story prompts", key, title, stories[key]["rate"]) for key, title in ROWS if key in stories]
+    for task, scores in measured.get("tasks", {}).items():
+        found += [(task, name, name, score["value"]) for name, score in scores.items() if name != "rows"]
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=dataset.replace(" ", "-"),
+            dataset_name=dataset,
+            metric_type=metric,
+            metric_name=title,
+            metric_value=round(value, 4),
+        )
+        for dataset, metric, title, value in found
+        if value is not None
+    ]
 
 
 def parts_table(models: dict[str, Any]) -> str:
@@ -243,7 +247,11 @@ def procedure(results: dict[str, Any]) -> str:
         ]
     if any("tasks" in m for m in results["models"].values()):
         lines.append("- Tasks: lm-evaluation-harness, no examples in the prompt; ± is its standard error.")
-    lines.append("- In parentheses: 95 % intervals, Wilson's for rates and the bootstrap's for all others.")
+    lines.append(
+        "- In parentheses: 95 % intervals. Rates have Wilson's, since the bootstrap's is empty at 0 and 100 %; the "
+        "shares of different words have the jackknife's, since the bootstrap would count an answer drawn twice as "
+        "repeated; all others have the bootstrap's."
+    )
     return "\n".join(lines)
 
 

@@ -11,16 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from training.charts import Series, line_chart
-from training.report_markdown import PAIRED_HEADER, paired_rows, part_rows, procedure, read_metrics, result_rows
+from training.report_markdown import (
+    LOSSES,
+    PAIRED_HEADER,
+    paired_rows,
+    part_rows,
+    procedure,
+    read_metrics,
+    result_rows,
+)
+from training.run import MODELS
 from training.stage import METRICS, read_json
 
-STAGES = ("tokenizer", "data", "pretrain", "sft", "dpo", "grpo", "eval", "release")
+STAGES = ("tokenizer", "data", *MODELS.values(), "eval", "release")
 CSS = (Path(__file__).parent / "report_page.css").read_text(encoding="utf-8")
 PANELS = (  # title, and (key in metrics.jsonl, label) of each line
-    (
-        "Loss",
-        (("train_loss", "training"), ("loss", "training"), ("val_loss", "held-out"), ("eval_loss", "held-out")),
-    ),
+    ("Loss", LOSSES),
     ("Bits per byte of held-out text", (("val_bpb", "held-out"),)),
     ("Tokens predicted right", (("mean_token_accuracy", "training"),)),
     ("Reward margin", (("rewards/margins", "training"), ("eval_rewards/margins", "held-out"))),
