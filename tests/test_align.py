@@ -307,6 +307,7 @@ def test_killed_and_started_again_it_ends_where_it_would_have(
     again = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert "goes on from step " in again.stdout
+    assert "custom code" not in again.stdout + again.stderr  # our own class needs none, and nobody is asked
 
     weights, undisturbed = (
         load_file(path / "model" / "model.safetensors") for path in (output, tmp_path / "undisturbed")

@@ -21,7 +21,7 @@ from training import eval_model, lm_tasks
 from training.answers import Answer, Asking, answer, preference, read_answer, score, variety
 from training.bits_per_byte import bits_per_byte
 from training.data.stories import Story, check, prompts, stories
-from training.intervals import bootstrap_ratio, mcnemar, paired_difference, wilson
+from training.intervals import bootstrap_ratio, jackknife, mcnemar, paired_difference, wilson
 from training.lm_tasks import run_tasks
 from training.tasks import story_rows
 from training.text_bits import encode, measure_text
@@ -137,12 +137,16 @@ def test_variety_and_repetition_are_counted() -> None:
     said = [Answer("a b a b a b", 6, True), Answer("c d e f g", 5, True)]
     found = variety(said)
     assert found["distinct_1"]["mean"] == 7 / 11 and found["distinct_2"]["mean"] == 6 / 9
-    # Without the first answer 5 of 5 words differ, without the second 2 of 6.
-    half = 1.96 * math.sqrt(1 / 2 * 2 * (2 / 3 / 2) ** 2)
-    assert found["distinct_1"]["low"] == pytest.approx(7 / 11 - half, abs=1e-3) and found["distinct_1"]["high"] == 1
     assert found["repetition"]["mean"] == pytest.approx((1 - 2 / 3) / 2)
     silent = variety([Answer("", 1, True)] * 2)
     assert silent["repetition"]["mean"] == 0 and silent["distinct_1"]["low"] == silent["distinct_1"]["high"] == 1
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
+    values = np.random.default_rng(0).uniform(0, 1, 50)
+    found = jackknife(values.mean(), [(values.sum() - value) / 49 for value in values])
+    half = 1.96 * values.std(ddof=1) / math.sqrt(50)
+    assert (found["low"], found["high"]) == pytest.approx((values.mean() - half, values.mean() + half), rel=1e-4)
 
 
 def test_the_interval_of_distinct_n_holds_what_other_prompts_would_give() -> None:

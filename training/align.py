@@ -17,7 +17,7 @@ from datasets.utils.logging import disable_progress_bar
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-import hf_scratch
+from hf_scratch import ScratchForCausalLM  # noqa: F401, registers the model type with the Auto classes
 from hf_scratch.tokenizer import CHAT_TEMPLATE, IM_END, IM_START
 from training.align_trainer import CHECKPOINTS, AlignConfig, say, train
 from training.data.chat import load_rows
@@ -159,7 +159,6 @@ def load_model(
 
 def load_weights(path: str, *, quantized: bool = False) -> PreTrainedModel:
     """Load a causal language model in float32, or in 4-bit NormalFloat (arXiv:2305.14314)."""
-    hf_scratch.ScratchForCausalLM  # noqa: B018 - the first use registers our class, so that it needs no remote code
     how: dict[str, Any] = {"dtype": torch.float32}
     if quantized:
         bits = transformers.BitsAndBytesConfig(

@@ -65,7 +65,8 @@ def write_report(results: dict[str, Any], path: Path) -> None:
     if results["curves"]:
         sections.append(f"![Loss during training: {', '.join(results['curves'])}](loss.png)")
     if results["prompts"]:
-        sections += [parts_table(results["models"]), "## What the numbers mean", MEANING]
+        sections += ["## What the answers got right", table(["", *results["models"]], part_rows(results["models"]))]
+        sections += ["## What the numbers mean", MEANING]
     sections += ["## How they were measured", procedure(results)]
     if results["samples"]:
         sections += ["## Samples", samples(results["samples"])]
@@ -83,7 +84,7 @@ def result_rows(models: dict[str, Any]) -> dict[str, list[str]]:
     rows: dict[str, list[str]] = {}
     if any("text" in m for m in every):
         rows["Bits per byte, held-out text"] = [bits(m.get("text")) for m in every]
-        rows["Change against the first model"] = cost(every)
+        rows[f"Bits per byte, change from {next(iter(models))}"] = cost(every)
         rows["Perplexity a token, held-out text"] = [
             f"{m['text']['perplexity']:.2f}" if "text" in m else "" for m in every
         ]
@@ -143,14 +144,14 @@ def paired_table(results: dict[str, Any]) -> str:
     return table(PAIRED_HEADER, rows) if rows else ""
 
 
-PAIRED_HEADER = ["from, to", "bits per byte", "instruction followed", "preferred ending"]
+PAIRED_HEADER = ["from → to", "bits per byte", "instruction followed", "preferred ending"]
 
 
 def paired_rows(results: dict[str, Any]) -> list[list[str]]:
     """Return a row for each pair of models: the difference in bits, and prompts gained and lost with their p."""
     rows = []
     for pair in results.get("paired", []):
-        cells = [f"{pair['from']}, {pair['to']}"]
+        cells = [f"{pair['from']} → {pair['to']}"]
         found = pair.get("bits_per_byte")
         cells.append(f"{found['difference']:+.4f} ({found['low']:+.4f} to {found['high']:+.4f})" if found else "")
         for key in ("followed", "happy"):
@@ -194,11 +195,6 @@ def eval_results(measured: dict[str, Any]) -> list[EvalResult]:
         for dataset, metric, title, value in found
         if value is not None
     ]
-
-
-def parts_table(models: dict[str, Any]) -> str:
-    """Return how often the answers got each part of the request right."""
-    return "Of all answers, so many got right\n\n" + table(["", *models], part_rows(models))
 
 
 def part_rows(models: dict[str, Any]) -> list[list[str]]:

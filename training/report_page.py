@@ -117,7 +117,7 @@ def results(runs: Sequence[Path], names: Sequence[str]) -> list[str]:
     }
     parts = ["<h2>Results</h2>", table(["", *models], [[title, *row] for title, row in result_rows(models).items()])]
     if all("stories" in measured for measured in models.values()):
-        parts += ["<h3>Of all answers, so many got right</h3>", table(["", *models], part_rows(models))]
+        parts += ["<h3>What the answers got right</h3>", table(["", *models], part_rows(models))]
     for name, found in every.items():
         label = f"{name}: " if len(runs) > 1 else ""
         if rows := paired_rows(found):
