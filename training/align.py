@@ -56,6 +56,7 @@ def run_stage(name: str, config: Any, kinds: Sequence[Kind], make_trainer: MakeT
     if config.inspect:
         tokenizer = load_tokenizer(config.model)
         data = read_data(tokenizer, config, kinds)
+        say(data.train.summary())
         say(show(tokenizer, data.train, whole=True))
         return
     stage = open_align_stage(name, config)
