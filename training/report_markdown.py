@@ -40,6 +40,11 @@ LOSSES: Curves = (
     ("val_loss", "held-out"),
     ("eval_loss", "held-out"),
 )
+REWARDS: Curves = (  # what GRPO raises; its loss is about 0, whatever is learnt
+    ("reward", "sum"),
+    ("rewards/instruction/mean", "instruction"),
+    ("rewards/happy_ending/mean", "happy ending"),
+)
 MEANING = """\
 - **Bits per byte** is how many bits the model needs, on average, for each byte of text it has never seen; lower is
   better, and models with different tokenizers can be compared. After alignment it says what alignment cost.
@@ -300,6 +305,8 @@ def plot_curves(models: dict[str, str], path: Path) -> list[str]:
 
 def panels_of(name: str, log: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]], Curves]]:
     """Return title, lines and curves of each panel that a stage's metrics fill."""
+    if "reward" in log[0]:
+        return [(f"{name}: reward of the checkers", log, REWARDS)]
     loss = "preference loss" if "rewards/margins" in log[0] else "loss, nats a token"
     panels = [(f"{name}: {loss}", log, LOSSES)]
     if any(line.get("val_bpb") is not None for line in log):

@@ -14,6 +14,7 @@ from training.charts import Series, line_chart
 from training.report_markdown import (
     LOSSES,
     PAIRED_HEADER,
+    REWARDS,
     paired_rows,
     part_rows,
     procedure,
@@ -32,8 +33,7 @@ PANELS = (  # title, and (key in metrics.jsonl, label) of each line
     ("Reward margin", (("rewards/margins", "training"), ("eval_rewards/margins", "held-out"))),
     ("Pairs ranked right", (("rewards/accuracies", "training"), ("eval_rewards/accuracies", "held-out"))),
     ("Log-probability of an answer, nats", (("logps/chosen", "chosen"), ("logps/rejected", "rejected"))),
-    ("Reward of the checkers", (("reward", "sum"), ("rewards/instruction/mean", "instruction"),
-                                ("rewards/happy_ending/mean", "happy ending"))),
+    ("Reward of the checkers", REWARDS),
     ("KL to the reference, nats a token", (("kl", "training"),)),
     ("Length of the answers, tokens", (("length/chosen", "chosen"), ("length/rejected", "rejected"),
                                        ("completions/mean_length", "own answers"))),
@@ -132,7 +132,8 @@ def curves(runs: Sequence[Path], names: Sequence[str]) -> list[str]:
     parts = []
     for stage in STAGES:
         logs = {name: read_metrics(run / stage / METRICS) for run, name in zip(runs, names, strict=True)}
-        charts = [chart for title, keys in PANELS if (chart := panel(title, keys, logs))]
+        shown = [entry for entry in PANELS if stage != "grpo" or entry[1] != LOSSES]
+        charts = [chart for title, keys in shown if (chart := panel(title, keys, logs))]
         if charts:
             parts.append(f"<h3>{text(stage)}</h3><div class='charts'>{''.join(charts)}</div>")
     return ["<h2>Training</h2>", *parts] if parts else []
