@@ -136,7 +136,8 @@ def curves(runs: Sequence[Path], names: Sequence[str]) -> list[str]:
         charts = [chart for title, keys in shown if (chart := panel(title, keys, logs))]
         if charts:
             parts.append(f"<h3>{text(stage)}</h3><div class='charts'>{''.join(charts)}</div>")
-    return ["<h2>Training</h2>", *parts] if parts else []
+    note = "<p class='note'>Over optimizer steps; the figure beside a name is the last one.</p>"
+    return ["<h2>Training</h2>", note, *parts] if parts else []
 
 
 def panel(title: str, keys: Sequence[tuple[str, str]], logs: dict[str, list[dict[str, Any]]]) -> str:
