@@ -146,14 +146,14 @@ def document_nats(
     batches = list(_batches(windows, batch_tokens or default_batch_tokens(model.config.vocab_size)))
     nats = torch.zeros(len(starts), dtype=torch.float64)
     for batch in batches[share[0] :: share[1]]:
-        scored = torch.from_numpy(_nats(model, tokens, batch, device))
-        nats.index_add_(0, torch.tensor([window.document for window in batch]), scored)
+        documents = torch.tensor([window.document for window in batch])
+        nats.index_add_(0, documents, _nats(model, tokens, batch, device))
     if share[0] >= len(batches) % share[1] > 0:
         # A sharded model computes on all processes at once: who has a batch less reads one that does not count.
         _nats(model, tokens, batches[0], device)
     nats = add_up(nats)
     model.train(was_training)
-    return nats.numpy()
+    return nats.cpu().numpy()  # the processes add up on their devices
 
 
 def _windows(starts: np.ndarray, end: int, context: int, stride: int) -> list[_Window]:
@@ -179,7 +179,7 @@ def _batches(windows: list[_Window], batch_tokens: int) -> Iterator[list[_Window
     yield batch
 
 
-def _nats(model: PreTrainedModel, tokens: Tokens, batch: list[_Window], device: torch.device | str) -> np.ndarray:
+def _nats(model: PreTrainedModel, tokens: Tokens, batch: list[_Window], device: torch.device | str) -> torch.Tensor:
     """Return the nats (windows,) of the tokens that each window scores."""
     # Padded on the right, where causal attention never looks from a token: no mask is needed.
     shape = (len(batch), batch[-1].length)
@@ -192,4 +192,4 @@ def _nats(model: PreTrainedModel, tokens: Tokens, batch: list[_Window], device: 
     losses = F.cross_entropy(
         logits_BTV.flatten(0, 1).float(), torch.from_numpy(targets).flatten().to(device), reduction="none"
     )
-    return losses.view(shape).double().sum(dim=1).cpu().numpy()
+    return losses.view(shape).cpu().double().sum(dim=1)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from hf_scratch import ScratchForCausalLM
 from hf_scratch.tokenizer import CHAT_TEMPLATE
 from training import dpo, eval_model, grpo, sft
-from training.align import load_model
+from training.align import load_model, load_weights
 from training.align_trainer import AlignConfig, last_checkpoint, row_order, training_arguments
 from training.hardware import has_native_bf16
 from training.stage import parse_config, read_json
@@ -179,7 +180,11 @@ def test_what_a_run_leaves(name: str, base: str, data: dict[str, str], tmp_path:
 
 @pytest.mark.parametrize("name", ["sft", "dpo"])
 def test_a_stock_model_is_trained_as_ours(
-    name: str, data: dict[str, str], tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+    name: str,
+    data: dict[str, str],
+    tiny_tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     llama = LlamaForCausalLM(
         LlamaConfig(
@@ -195,6 +200,7 @@ def test_a_stock_model_is_trained_as_ours(
     tokenizer = AutoTokenizer.from_pretrained(save_tokenizer(tiny_tokenizer, tmp_path / "llama"))
     assert tokenizer.chat_template is None and tokenizer.pad_token is None
     STAGES[name].main(arguments(str(tmp_path / "llama"), data[name], tmp_path / "run", max_steps=2))
+    assert "the tokenizer has no padding token; <|im_end|> pads" in capsys.readouterr().out
     trained = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
     assert isinstance(trained, LlamaForCausalLM) and trained.generation_config.eos_token_id == [3, 0]
     assert AutoTokenizer.from_pretrained(tmp_path / "run" / "model").chat_template == CHAT_TEMPLATE
@@ -236,6 +242,34 @@ def test_lora_trains_an_adapter_and_merges_it(name: str, base: str, data: dict[s
     assert torch.equal(untrained.get_input_embeddings().weight, merged.get_input_embeddings().weight)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sft", "dpo"])
+def test_qlora_trains_an_adapter_on_4_bits(name: str, base: str, data: dict[str, str], tmp_path: Path) -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes", reason="pip install 'hf_scratch[qlora]'")
+    from peft import PeftModel
+
+    weights, rounded = load_weights(base), load_weights(base, quantized=True)
+    layers = [type(layer) for path, layer in rounded.named_modules() if path.endswith("_proj")]
+    assert layers and set(layers) == {bitsandbytes.nn.Linear4bit}
+    STAGES[name].main(arguments(base, data[name], tmp_path / "run", epochs=10, tune="qlora"))
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["loss"] < json.loads(lines[0])["loss"]
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
+    ids = torch.arange(40).view(2, 20)
+    with torch.no_grad():
+        untrained, rough = weights(ids).logits, rounded(ids).logits
+        adapted = PeftModel.from_pretrained(weights, tmp_path / "run" / "adapter")(ids).logits
+        torch.testing.assert_close(merged(ids).logits, adapted, rtol=1e-5, atol=1e-5)
+    assert not torch.equal(rough, untrained) and (rough - untrained).abs().mean() < untrained.std()
+    assert not torch.allclose(untrained, adapted, atol=1e-2)
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
+def test_qlora_says_what_it_needs(base: str, data: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="dpo: --tune qlora needs bitsandbytes; pip install 'hf_scratch.qlora.'"):
+        dpo.main(arguments(base, data["dpo"], tmp_path / "run", tune="qlora"))
+
+
 # ---- resuming ----
 
 
@@ -273,6 +307,7 @@ def test_killed_and_started_again_it_ends_where_it_would_have(
     again = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert "goes on from step " in again.stdout
+    assert "custom code" not in again.stdout + again.stderr  # our own class needs none, and nobody is asked
 
     weights, undisturbed = (
         load_file(path / "model" / "model.safetensors") for path in (output, tmp_path / "undisturbed")

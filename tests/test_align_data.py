@@ -103,6 +103,55 @@ def test_settings_of_pairs_do_not_fit_thumbs(base: str, tmp_path: Path, settings
         run_stage(dpo.main, base, data, tmp_path / "run", **settings)
 
 
+@pytest.mark.parametrize(
+    ("stage", "row", "settings", "message"),
+    [
+        (
+            dpo,
+            {"prompt": chat(SAID)[1:], "chosen": chat(SAID)[:1], "rejected": chat(UNSAID)[1:]},
+            [],
+            "dpo: .*line 1: its prompt is what an assistant says and its chosen what a user says: are columns swapped",
+        ),
+        (
+            sft,
+            {"prompt": chat(SAID)[1:], "completion": chat(SAID)[:1]},
+            [],
+            "sft: .*line 1: its prompt begins with the assistant",
+        ),
+        (
+            sft,
+            {"messages": [{"role": "usr", "content": ASKED}, chat(SAID)[1]]},
+            [],
+            "sft: .*line 1: message 1 of its messages has the role 'usr', not one of system, user, assistant",
+        ),
+        (
+            sft,
+            {"messages": chat(SAID)},
+            ["--max_length", "20"],
+            "sft: none of the 4 conversations has an answer within max_length=20 tokens",
+        ),
+        (
+            dpo,
+            {"prompt": ASKED, "chosen": SAID, "rejected": UNSAID},
+            ["--max_length", "20"],
+            "dpo: the prompts of all 4 pairs fill max_length=20 tokens",
+        ),
+        (
+            sft,
+            {"messages": chat(SAID)},
+            ["--eval_examples", "4"],
+            "sft: .* has 4 rows, so eval_examples=4 leaves none to train on",
+        ),
+    ],
+)
+def test_data_that_cannot_be_used_is_one_sentence(
+    base: str, stage: Any, row: Any, settings: list[str], message: str, tmp_path: Path
+) -> None:
+    data = write_jsonl(tmp_path / "rows.jsonl", [row] * 4)
+    with pytest.raises(SystemExit, match=message):
+        stage.main(["--model", base, "--data", data, "--inspect", *settings])
+
+
 # ---- memory ----
 
 

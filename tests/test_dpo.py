@@ -159,7 +159,6 @@ def test_other_losses_come_to_prefer_the_chosen_answers(base: str, data: str, tm
         ({"loss_type": ["sigmoid", "sft"], "loss_weights": 1}, "dpo: .*loss_weights"),
         ({"data": "stories"}, "dpo: .*say how many to use"),
         ({"eval_steps": 5}, "dpo: eval_steps=5 without rows to evaluate on; set eval_examples"),
-        ({"tune": "qlora"}, "dpo: --tune qlora needs a CUDA GPU"),
     ],
 )
 def test_a_users_mistake_is_one_sentence(

@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from datasets import Dataset
 from huggingface_hub import ModelCardData
 from tiny_run import make_base, make_tokenizer_and_data
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from hf_scratch import ScratchForCausalLM
 from hf_scratch.bits_per_byte import bits_per_byte, encode
-from training import eval_model
+from training import eval_model, lm_tasks
 from training.answers import Answer, Asking, answer, preference, read_answer, score, variety
 from training.data.stories import Story, check, prompts, stories
-from training.intervals import bootstrap_ratio, mcnemar, paired_difference, wilson
+from training.intervals import bootstrap_ratio, jackknife, mcnemar, paired_difference, wilson
 from training.lm_tasks import run_tasks
 from training.tasks import story_rows
 from training.text_bits import measure_text
@@ -135,9 +136,30 @@ def test_bootstrap_intervals_hold_what_they_should() -> None:
 def test_variety_and_repetition_are_counted() -> None:
     said = [Answer("a b a b a b", 6, True), Answer("c d e f g", 5, True)]
     found = variety(said)
-    assert found["distinct_1"] == 7 / 11 and found["distinct_2"] == 6 / 9
+    assert found["distinct_1"]["mean"] == 7 / 11 and found["distinct_2"]["mean"] == 6 / 9
     assert found["repetition"]["mean"] == pytest.approx((1 - 2 / 3) / 2)
-    assert variety([Answer("", 1, True)])["repetition"]["mean"] == 0
+    silent = variety([Answer("", 1, True)] * 2)
+    assert silent["repetition"]["mean"] == 0 and silent["distinct_1"]["low"] == silent["distinct_1"]["high"] == 1
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
+    values = np.random.default_rng(0).uniform(0, 1, 50)
+    found = jackknife(values.mean(), [(values.sum() - value) / 49 for value in values])
+    half = 1.96 * values.std(ddof=1) / math.sqrt(50)
+    assert (found["low"], found["high"]) == pytest.approx((values.mean() - half, values.mean() + half), rel=1e-4)
+
+
+def test_the_interval_of_distinct_n_holds_what_other_prompts_would_give() -> None:
+    rng = random.Random(0)
+
+    def answers() -> list[Answer]:
+        words = [rng.choices(range(300), k=rng.randint(1, 20)) for _ in range(60)]
+        return [Answer(" ".join(map(str, row)), 1, True) for row in words]
+
+    found = [variety(answers())["distinct_1"] for _ in range(100)]
+    expected = sum(one["mean"] for one in found) / len(found)
+    assert 0.9 <= sum(one["low"] <= expected <= one["high"] for one in found) / len(found) <= 1
+    assert all(one["high"] - one["low"] < 0.2 for one in found)
 
 
 @pytest.fixture(scope="module")
@@ -237,6 +259,51 @@ def test_a_task_that_is_not_there_is_named(run: Path) -> None:
     model, tokenizer = eval_model.load(str(run / "base/model"))
     with pytest.raises(ValueError, match="has no task stories_hreo; the local ones are stories_bits, stories_hero"):
         run_tasks(model, tokenizer, ["stories_hreo"], 1, 1)
+
+
+@pytest.mark.slow
+def test_a_public_task_without_network_is_one_sentence(run: Path, tmp_path: Path) -> None:
+    # Its name is found among the public ones, and its data is asked for on the Hub, where the tests cannot go.
+    with pytest.raises(
+        SystemExit, match="eval_model: the tasks arc_easy could not be run .*ai2_arc.*is the Hub within"
+    ):
+        models = ["--models", f"base={run / 'base/model'}", "--tasks", "arc_easy"]
+        eval_model.main(["--output_dir", str(tmp_path / "eval"), *models])
+
+
+@pytest.mark.slow
+def test_a_public_task_s_scores_reach_report_and_card(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lm_eval.tasks
+
+    # The task as it is published, with rows of its layout from a file in place of the Hub's.
+    public = yaml.safe_load((Path(lm_eval.tasks.__file__).parent / "arc/arc_easy.yaml").read_text())
+    answers = {"text": ["a fox", "an owl", "a red kite"], "label": ["A", "B", "C"]}
+    rows = [{"question": f"Who lost {i} kites?", "choices": answers, "answerKey": "ABC"[i % 3]} for i in range(5)]
+    Dataset.from_list(rows).to_parquet(tmp_path / "arc.parquet")
+    files = dict.fromkeys(("train", "validation", "test"), str(tmp_path / "arc.parquet"))
+    here = {
+        "task": "arc_here",
+        "dataset_path": "parquet",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": files},
+    }
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks/arc_here.yaml").write_text(yaml.safe_dump(public | here))
+    monkeypatch.setattr(lm_tasks, "LOCAL", tmp_path / "tasks")
+    lm_tasks.task_manager.cache_clear()
+    models = ["--models", f"base={run / 'base/model'}", f"other={run / 'other/model'}"]
+    eval_model.main(["--output_dir", f"{tmp_path}/eval", *models, "--tasks", "arc_here", "--num_prompts", "0"])
+    lm_tasks.task_manager.cache_clear()
+
+    scores = json.loads((tmp_path / "eval/results.json").read_text())["models"]["base"]["tasks"]["arc_here"]
+    assert scores["rows"] == 5 and 0 <= scores["acc"]["value"] <= 1 and scores["acc_norm"]["stderr"] > 0
+    assert "| arc_here, acc_norm |" in (tmp_path / "eval/report.md").read_text()
+    index = yaml.safe_load((tmp_path / "eval/card_results.yaml").read_text())["model-index"]
+    card = ModelCardData(**{"model-index": index[:1]})
+    found = {(result.dataset_name, result.metric_type): result.metric_value for result in card.eval_results}
+    assert found["arc_here", "acc"] == pytest.approx(scores["acc"]["value"], abs=1e-4)
 
 
 def test_a_model_of_other_text_is_asked_no_stories(tmp_path: Path) -> None:

@@ -140,10 +140,10 @@ def test_an_earlier_stage_is_a_release_of_its_own(run: Path, released: Path) -> 
 
 
 def test_results_on_a_data_set_of_the_hub_are_in_the_hub_s_format(tmp_path: Path) -> None:
-    models = {"pretrain": {"sha256": "a", "text": {"bits_per_byte": 1.23456}}}
-    release.write_hub_results({"config": {"dataset": None}}, models, "a", tmp_path)
+    measured = {"text": {"bits_per_byte": 1.23456}}
+    release.write_hub_results({"config": {"dataset": None}}, measured, tmp_path)
     assert not list(tmp_path.iterdir())
-    release.write_hub_results({"config": {"dataset": "user/text"}}, models, "a", tmp_path)
+    release.write_hub_results({"config": {"dataset": "user/text"}}, measured, tmp_path)
     (entry,) = yaml.safe_load((tmp_path / ".eval_results/held_out.yaml").read_text())
     assert entry["dataset"] == {"id": "user/text", "task_id": "bits_per_byte"} and entry["value"] == 1.2346
 

@@ -51,7 +51,14 @@ def stories(share: int) -> dict[str, Any]:
     parts = {part: rate(share, 10) for part in ("hero", "item", "place", "problem", "complete")}
     rates = {key: rate(share, 10) for key in ("followed", "ended", "followed_sampled", "happy", "happy_of_followed")}
     lengths = {"tokens": mean([90.0, 100.0, 110.0]), "repetition": mean([0.1, 0.2])}
-    return {**rates, "parts": parts, **lengths, "distinct_1": 0.2, "distinct_2": 0.4, "distinct_3": 0.6}
+    return {
+        **rates,
+        "parts": parts,
+        **lengths,
+        "distinct_1": mean([0.2]),
+        "distinct_2": mean([0.4, 0.5]),
+        "distinct_3": mean([0.6]),
+    }
 
 
 def make_run(folder: Path, bits: float = 0.25) -> Path:

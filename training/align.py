@@ -17,13 +17,14 @@ from datasets.utils.logging import disable_progress_bar
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-import hf_scratch
+from hf_scratch import ScratchForCausalLM  # noqa: F401, registers the model type with the Auto classes
 from hf_scratch.tokenizer import CHAT_TEMPLATE, IM_END, IM_START
 from training.align_trainer import CHECKPOINTS, AlignConfig, say, train
 from training.data.chat import load_rows
 from training.data.chat_formats import Kind
 from training.data.check import Finding, check_data, refuse_errors, table
 from training.data.tokenized import Tokenized, row_lengths, show, tokenize
+from training.hardware import has_native_bf16
 from training.save import save_model
 from training.stage import Stage, atomic_folder, open_stage, write_json
 
@@ -55,6 +56,7 @@ def run_stage(name: str, config: Any, kinds: Sequence[Kind], make_trainer: MakeT
     if config.inspect:
         tokenizer = load_tokenizer(config.model)
         data = read_data(tokenizer, config, kinds)
+        say(data.train.summary())
         say(show(tokenizer, data.train, whole=True))
         return
     stage = open_align_stage(name, config)
@@ -87,10 +89,7 @@ def open_align_stage(name: str, config: AlignConfig) -> Stage:
     if not config.output_dir:
         raise ValueError(f"--output_dir is missing: say where the stage shall write, for example runs/mine/{name}.")
     with PartialState().main_process_first():
-        inputs = {"model": config.model, "data": config.data}
-        if replay := getattr(config, "replay", None):
-            inputs["replay"] = replay
-        return open_stage(name, config, inputs, config.output_dir)
+        return open_stage(name, config, config.inputs(), config.output_dir)
 
 
 def read_data(tokenizer: PreTrainedTokenizerBase, config: AlignConfig, kinds: Sequence[Kind]) -> Data:
@@ -144,7 +143,7 @@ def load_model(
     """Load the model in float32, or in 4 bits, and its tokenizer.
 
     Raises:
-        ValueError: There is no such model, `max_length` is longer than its context, or no GPU for 4 bits.
+        ValueError: There is no such model, `max_length` is longer than its context, or no bitsandbytes for 4 bits.
     """
     tokenizer = load_tokenizer(path)
     model = load_weights(path, quantized=quantized)
@@ -161,24 +160,19 @@ def load_model(
 
 def load_weights(path: str, *, quantized: bool = False) -> PreTrainedModel:
     """Load a causal language model in float32, or in 4-bit NormalFloat (arXiv:2305.14314)."""
-    hf_scratch.ScratchForCausalLM  # noqa: B018 - the first use registers our class, so that it needs no remote code
     how: dict[str, Any] = {"dtype": torch.float32}
     if quantized:
-        if not torch.cuda.is_available():
-            raise ValueError("--tune qlora needs a CUDA GPU, and there is none; use --tune lora.")
         bits = transformers.BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
+            bnb_4bit_compute_dtype=torch.bfloat16 if has_native_bf16() else torch.float32,
         )
-        how |= {"quantization_config": bits, "device_map": {"": PartialState().local_process_index}}
+        how |= {"quantization_config": bits, "device_map": {"": PartialState().device}}
     try:
         return AutoModelForCausalLM.from_pretrained(path, **how)
     except ImportError as error:
-        raise ValueError(
-            f"--tune qlora needs bitsandbytes; install it with `pip install bitsandbytes` ({error})."
-        ) from None
+        raise ValueError(f"--tune qlora needs bitsandbytes; pip install 'hf_scratch[qlora]' ({error}).") from None
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} is not a model's folder, nor a Hub id that can be read ({reason})") from None

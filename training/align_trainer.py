@@ -59,7 +59,7 @@ class AlignConfig:
     max_grad_norm: float = field(default=1.0, metadata={"help": "Clip the gradient to this length."})
     tune: Literal["full", "lora", "qlora"] = field(
         default="full",
-        metadata={"help": "All weights, adapters on all linear layers, or these on a 4-bit model (needs a GPU)."},
+        metadata={"help": "All weights, adapters on all linear layers, or these on a model in 4 bits."},
     )
     lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
     activation_checkpointing: bool = field(
@@ -70,6 +70,10 @@ class AlignConfig:
     log_steps: int = field(default=10, metadata={"help": "Steps between lines of metrics.jsonl."})
     eval_steps: int = field(default=0, metadata={"help": "Steps between evaluations; 0 evaluates at the end only."})
     save_steps: int = field(default=500, metadata={"help": "Steps between checkpoints, of which the last is kept."})
+
+    def inputs(self) -> dict[str, str | None]:
+        """Return the settings that name a file, a folder or a Hub id to read."""
+        return {"model": self.model, "data": self.data}
 
 
 def say(text: str) -> None:

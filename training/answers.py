@@ -5,6 +5,7 @@ answers are together.
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_scratch.tokenizer import Message, encode_prompt
 from training.data.stories import Check, Request
-from training.intervals import mean, rate
+from training.intervals import jackknife, mean, rate
 
 PARTS = ("hero", "item", "place", "problem", "complete")  # what `Check.followed` is made of
 REPEATED = 4  # words of a phrase that counts as repeated when it comes again in the same answer
@@ -108,12 +109,26 @@ def preference(checks: Sequence[Check]) -> dict[str, Any]:
 def variety(answers: Sequence[Answer]) -> dict[str, Any]:
     """Return how varied answers are together and how much each repeats itself.
 
-    distinct-n is the share of different sequences among all of n words (arXiv:1510.03055). It has no interval: a
-    resampled answer would count as a repetition.
+    distinct-n is the share of different sequences among all of n words (arXiv:1510.03055).
     """
     words = [said.text.split() for said in answers]
-    distinct = {f"distinct_{n}": _distinct([gram for said in words for gram in _grams(said, n)]) for n in (1, 2, 3)}
+    distinct = {f"distinct_{n}": distinct_n([_grams(said, n) for said in words]) for n in (1, 2, 3)}
     return distinct | {"repetition": mean([1 - _distinct(_grams(said, REPEATED)) for said in words])}
+
+
+def distinct_n(answers: Sequence[list[tuple[str, ...]]]) -> dict[str, Any]:
+    """Return the share of different sequences among those of all answers, with its 95 % interval.
+
+    The interval is the jackknife's, since the bootstrap would count an answer that is drawn twice as a repetition.
+    """
+    holders = Counter(gram for said in answers for gram in set(said))  # answers that have it
+    own = [sum(holders[gram] == 1 for gram in set(said)) for said in answers]
+    total = sum(map(len, answers))
+    without = [
+        (len(holders) - alone) / (total - len(said)) if total > len(said) else 1.0
+        for said, alone in zip(answers, own, strict=True)
+    ]
+    return jackknife(len(holders) / total if total else 1.0, without)
 
 
 def _grams(words: list[str], n: int) -> list[tuple[str, ...]]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 Series = tuple[str, list[tuple[float, float]]]  # label, points
 WIDTH, HEIGHT = 440, 220
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 26
+LEFT, RIGHT, TOP, BOTTOM = 52, 20, 12, 26
 COLOURS = 6
 
 

@@ -27,7 +27,7 @@ from hf_scratch.tokenizer import Message
 from training.answers import Answer, Asking, answer, preference, score, variety
 from training.data.stories import Check, Request, check, prompts
 from training.intervals import mcnemar, paired_difference
-from training.lm_tasks import run_tasks
+from training.lm_tasks import find_tasks, run_tasks
 from training.report_markdown import card_results, plot_curves, write_report
 from training.report_page import write_page
 from training.stage import command, hash_input, open_stage, parse_config, read_json, write_json
@@ -88,16 +88,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     models = parse_models(config.models)
     if not (config.data or config.text or config.tasks or config.num_prompts):
         raise ValueError("there is nothing to measure; give --data, --text, --tasks or --num_prompts.")
+    if config.tasks:
+        find_tasks(config.tasks)  # a name that is misspelt is told before anything is measured
     inputs: dict[str, Any] = {"models": [*models.values(), *(f"{name}=" for name in models)]}
     inputs |= {"data": config.data, "text": config.text}
     stage = open_stage("eval", config, inputs, config.output_dir)
     if stage.done:
         return
     disable_progress_bar()
-    results, outcomes = evaluate(config, models)
+    asked = story_prompts(config)
+    results, outcomes = evaluate(config, models, asked)
     results["curves"] = plot_curves(models, stage.folder / "loss.png")
     write_json(stage.folder / "results.json", results)
-    write_answers(stage.folder / "answers.jsonl", story_prompts(config), outcomes)
+    write_answers(stage.folder / "answers.jsonl", asked, outcomes)
     card_results(results, stage.folder / "card_results.yaml")
     write_report(results, stage.folder / "report.md")
     stage.finish(results["models"])
@@ -144,9 +147,8 @@ def load(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return model, tokenizer
 
 
-def evaluate(config: EvalConfig, models: dict[str, str]) -> tuple[dict[str, Any], dict[str, Outcomes]]:
+def evaluate(config: EvalConfig, models: dict[str, str], asked: Asked) -> tuple[dict[str, Any], dict[str, Outcomes]]:
     """Return the content of results.json, and what each model did prompt by prompt."""
-    asked = story_prompts(config)
     results: dict[str, Any] = {"models": {}, "prompts": None, "samples": []}
     if asked:
         settings = ("split", "seed", "temperature", "max_new_tokens")
@@ -168,6 +170,8 @@ def evaluate_model(config: EvalConfig, path: str, asked: Asked) -> tuple[dict[st
     model, tokenizer = load(path)
     measured: dict[str, Any] = {"sha256": hash_input(path), "parameters": model.num_parameters()}
     outcomes = Outcomes()
+    if config.tasks:
+        measured["tasks"] = run_tasks(model, tokenizer, config.tasks, config.task_rows, min(16, config.batch_size))
     if config.data:
         text = read_shards(model, config.data, tokenizer)
         measured["text"], outcomes.nats = measure(config, model, text)
@@ -191,8 +195,6 @@ def evaluate_model(config: EvalConfig, path: str, asked: Asked) -> tuple[dict[st
         greedy, sampled_answers = ([said for said, _ in both] for both in (outcomes.greedy, outcomes.sampled))
         measured["stories"] = score([found for _, found in outcomes.greedy], greedy)
         measured["stories"] |= preference([found for _, found in outcomes.sampled]) | variety(sampled_answers)
-    if config.tasks:
-        measured["tasks"] = run_tasks(model, tokenizer, config.tasks, config.task_rows, min(16, config.batch_size))
     return measured, outcomes
 
 

@@ -23,12 +23,12 @@ from datasets import Dataset
 
 from training.align import finish, load_model, quiet
 from training.align_trainer import CHECKPOINTS, MetricsLog, run_trainer
+from training.answers import PARTS
 from training.data import stories
 from training.hardware import mixed_precision
 from training.save import save_model
 from training.stage import METRICS, command, open_stage, parse_config
 
-PARTS = ("hero", "item", "place", "problem", "complete")
 MEASURES = (
     "reward",
     "reward_std",

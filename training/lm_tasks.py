@@ -3,6 +3,7 @@
 Local tasks need no network; public ones are downloaded by their name at the first use.
 """
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,35 @@ def local_tasks() -> list[str]:
     return sorted(path.stem for path in LOCAL.glob("*.yaml"))
 
 
+@functools.cache
+def task_manager(*, public: bool) -> Any:
+    """Return what knows the tasks; to look through all public ones takes half a minute.
+
+    Raises:
+        ValueError: lm-evaluation-harness is not installed.
+    """
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise ValueError(f"--tasks needs lm-evaluation-harness; pip install 'hf_scratch[eval]' ({error}).") from None
+    return TaskManager(include_path=str(LOCAL), include_defaults=public)
+
+
+def find_tasks(tasks: Sequence[str]) -> Any:
+    """Return a manager that knows the tasks.
+
+    Raises:
+        ValueError: lm-evaluation-harness is not installed, or does not know one of them.
+    """
+    manager = task_manager(public=not set(tasks) <= set(local_tasks()))
+    if unknown := [task for task in tasks if task not in manager.all_tasks]:
+        raise ValueError(
+            f"lm-evaluation-harness has no task {', '.join(unknown)}; the local ones are {', '.join(local_tasks())}, "
+            "`lm_eval ls tasks` lists the others."
+        )
+    return manager
+
+
 def run_tasks(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[str], limit: int, batch_size: int
 ) -> dict[str, dict[str, Any]]:
@@ -26,22 +56,12 @@ def run_tasks(
         limit: Rows of each task; 0 takes all.
 
     Raises:
-        ValueError: lm-evaluation-harness is not installed, does not know a task, or cannot read its data.
+        ValueError: A task cannot be found, or its data cannot be read.
     """
-    try:
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise ValueError(f"--tasks needs lm-evaluation-harness; pip install 'hf_scratch[eval]' ({error}).") from None
-    public = [task for task in tasks if task not in local_tasks()]
-    manager = TaskManager(include_path=str(LOCAL), include_defaults=bool(public))
-    unknown = [task for task in public if task not in manager.all_tasks]
-    if unknown:
-        raise ValueError(
-            f"lm-evaluation-harness has no task {', '.join(unknown)}; the local ones are {', '.join(local_tasks())}, "
-            "`lm_eval ls tasks` lists the others."
-        )
+    manager = find_tasks(tasks)
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
     try:
         found = simple_evaluate(
             model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult, EvalResultEntry, RepoCard, eval_result_entries_to_yaml
+from huggingface_hub import EvalResultEntry, RepoCard, eval_result_entries_to_yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_scratch import ScratchForCausalLM, fast_generate  # noqa: F401, registers the model type with the Auto classes
@@ -23,14 +23,13 @@ from hf_scratch.card import CardFacts, make_card
 from hf_scratch.files import Check, check_files
 from hf_scratch.verify import MESSAGES, make_reference, require, save_reference, verify
 from training.eval_model import learns_stories
-from training.report_markdown import ROWS, procedure, results_table
+from training.report_markdown import eval_results, procedure, results_table
 from training.run import MODELS
 from training.stage import atomic_folder, command, hash_input, open_stage, parse_config, read_json, write_json
 
 ROOT = Path(__file__).parent.parent
-STAGES = ("tokenizer", "data", "pretrain", "sft", "dpo", "grpo", "eval")
-MODEL_STAGES = ("grpo", "dpo", "sft", "pretrain")  # the last one that ran is released
-EARLIER = {"pretrain": "base", "sft": "sft", "dpo": "dpo"}  # stages before the released one, as the Space calls them
+STAGES = ("tokenizer", "data", *MODELS.values(), "eval")
+MODEL_STAGES = tuple(reversed(MODELS.values()))  # the last one that ran is released
 MODEL_FILES = ("*.json", "*.safetensors", "*.py", "*.jinja")
 RECORD_FILES = ("metrics.jsonl", "results.json", "report.md", "loss.png")
 STORIES = (
@@ -137,6 +136,7 @@ def build_model(config: ReleaseConfig, records: dict[str, dict[str, Any]], sourc
     if config.license == "apache-2.0":
         shutil.copy(ROOT / "LICENSE", folder)
     results = read_json(Path(config.run) / "eval" / "results.json")
+    measured = next(found for found in results["models"].values() if found["sha256"] == hash_input(str(source)))
     prompt = results["samples"][0]["prompt"] if results["samples"] else MESSAGES[0]["content"]
     model, tokenizer = AutoModelForCausalLM.from_pretrained(source), AutoTokenizer.from_pretrained(source)
     reference = make_reference(model, tokenizer, [{"role": "user", "content": prompt}])
@@ -156,9 +156,9 @@ def build_model(config: ReleaseConfig, records: dict[str, dict[str, Any]], sourc
         example=prompt,
         answer=reference.observed["answer"],
         checks=checks,
-        eval_results=list_results(results["models"], hash_input(str(source))),
+        eval_results=eval_results(measured),
     )
-    write_hub_results(records.get("data", {}), results["models"], hash_input(str(source)), folder)
+    write_hub_results(records.get("data", {}), measured, folder)
     make_card(facts).save(folder / "README.md")
     require(check_files(folder), "the release was not put in place: its card")
     return checks
@@ -171,7 +171,7 @@ def build_stages(config: ReleaseConfig, records: dict[str, dict[str, Any]], sour
     run = Path(config.run)
     for name in config.stages:
         build_model(config, *cut_run(run, records, name), folder / name)
-    for stage, name in EARLIER.items():
+    for name, stage in MODELS.items():
         if name not in config.stages and stage in records and (model := run / stage / "model") != source:
             copy_model(model, folder / name)
             require(check_files(folder / name), f"the release was not put in place: the model of the stage {stage}")
@@ -228,32 +228,11 @@ def describe_results(results: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def list_results(models: dict[str, Any], sha256: str) -> list[EvalResult]:
-    """Return the released model's results as the card's metadata has them, for text that is no data set of the Hub."""
-    measured = next(model for model in models.values() if model["sha256"] == sha256)
-    numbers = {"bits_per_byte": ("Bits per byte", measured["text"]["bits_per_byte"])}
-    stories = measured.get("stories", {})
-    numbers |= {key: (title, stories[key]["rate"]) for key, title in ROWS if key in stories}
-    return [
-        EvalResult(
-            task_type="text-generation",
-            dataset_type="held-out",
-            dataset_name="Held-out text and prompts of the training record",
-            metric_type=key,
-            metric_name=title,
-            metric_value=round(value, 4),
-        )
-        for key, (title, value) in numbers.items()
-        if value is not None
-    ]
-
-
-def write_hub_results(data: dict[str, Any], models: dict[str, Any], sha256: str, folder: Path) -> None:
+def write_hub_results(data: dict[str, Any], measured: dict[str, Any], folder: Path) -> None:
     """Write `.eval_results/held_out.yaml`, the Hub's format, which is for data sets that the Hub has."""
     dataset = data.get("config", {}).get("dataset")
     if not isinstance(dataset, str):
         return
-    measured = next(model for model in models.values() if model["sha256"] == sha256)
     bits = round(measured["text"]["bits_per_byte"], 4)
     entry = EvalResultEntry(dataset_id=dataset, task_id="bits_per_byte", value=bits, notes="held-out documents")
     (folder / ".eval_results").mkdir()

@@ -40,9 +40,10 @@ def markdown(runs: Sequence[Path]) -> str:
     parts = []
     for run, name in zip(runs, run_names(runs), strict=True):
         results = evaluation(run)
-        models |= {f"{name}: {model}": measured for model, measured in results.get("models", {}).items()}
+        label = f"{name}: " if len(runs) > 1 else ""
+        models |= {label + model: measured for model, measured in results.get("models", {}).items()}
         if paired := paired_table(results):
-            parts.append(f"## {name}: what each stage changed\n\n{paired}")
+            parts.append(f"## {label}What each stage changed\n\n{paired}")
     return "\n\n".join(["# Results", results_table(models) if models else "Not evaluated yet.", *parts]) + "\n"
 
 

@@ -24,6 +24,7 @@ VARIETY_ROWS = (
     ("distinct_1", "Different words among all words"),
     ("distinct_2", "Different pairs of words"),
     ("distinct_3", "Different runs of three words"),
+    ("repetition", "Phrases repeated within an answer"),
 )
 PART_ROWS = (
     ("hero", "the hero"),
@@ -38,6 +39,11 @@ LOSSES: Curves = (
     ("loss", "training"),
     ("val_loss", "held-out"),
     ("eval_loss", "held-out"),
+)
+REWARDS: Curves = (  # what GRPO raises; its loss is about 0, whatever is learnt
+    ("reward", "sum"),
+    ("rewards/instruction/mean", "instruction"),
+    ("rewards/happy_ending/mean", "happy ending"),
 )
 MEANING = """\
 - **Bits per byte** is how many bits the model needs, on average, for each byte of text it has never seen; lower is
@@ -64,7 +70,8 @@ def write_report(results: dict[str, Any], path: Path) -> None:
     if results["curves"]:
         sections.append(f"![Loss during training: {', '.join(results['curves'])}](loss.png)")
     if results["prompts"]:
-        sections += [parts_table(results["models"]), "## What the numbers mean", MEANING]
+        sections += ["## What the answers got right", table(["", *results["models"]], part_rows(results["models"]))]
+        sections += ["## What the numbers mean", MEANING]
     sections += ["## How they were measured", procedure(results)]
     if results["samples"]:
         sections += ["## Samples", samples(results["samples"])]
@@ -82,7 +89,7 @@ def result_rows(models: dict[str, Any]) -> dict[str, list[str]]:
     rows: dict[str, list[str]] = {}
     if any("text" in m for m in every):
         rows["Bits per byte, held-out text"] = [bits(m.get("text")) for m in every]
-        rows["Change against the first model"] = cost(every)
+        rows[f"Bits per byte, change from {next(iter(models))}"] = cost(every)
         rows["Perplexity a token, held-out text"] = [
             f"{m['text']['perplexity']:.2f}" if "text" in m else "" for m in every
         ]
@@ -94,7 +101,6 @@ def result_rows(models: dict[str, Any]) -> dict[str, list[str]]:
         rows["Length of an answer, tokens"] = [interval(m["tokens"]) if "tokens" in m else "" for m in stories]
         if any("repetition" in m for m in stories):
             rows |= {title: [share(m.get(key)) for m in stories] for key, title in VARIETY_ROWS}
-            rows["Phrases repeated within an answer"] = [share_of(m.get("repetition")) for m in stories]
     for task in dict.fromkeys(task for m in every for task in m.get("tasks", {})):
         found = [m.get("tasks", {}).get(task, {}) for m in every]
         for metric in dict.fromkeys(name for scores in found for name in scores if name != "rows"):
@@ -121,12 +127,7 @@ def cost(models: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def share(value: float | None) -> str:
-    """Write a share without interval."""
-    return "" if value is None else f"{100 * value:.1f} %"
-
-
-def share_of(found: dict[str, Any] | None) -> str:
+def share(found: dict[str, Any] | None) -> str:
     """Write a mean share with its interval."""
     if found is None:
         return ""
@@ -148,14 +149,14 @@ def paired_table(results: dict[str, Any]) -> str:
     return table(PAIRED_HEADER, rows) if rows else ""
 
 
-PAIRED_HEADER = ["from, to", "bits per byte", "instruction followed", "preferred ending"]
+PAIRED_HEADER = ["from → to", "bits per byte", "instruction followed", "preferred ending"]
 
 
 def paired_rows(results: dict[str, Any]) -> list[list[str]]:
     """Return a row for each pair of models: the difference in bits, and prompts gained and lost with their p."""
     rows = []
     for pair in results.get("paired", []):
-        cells = [f"{pair['from']}, {pair['to']}"]
+        cells = [f"{pair['from']} → {pair['to']}"]
         found = pair.get("bits_per_byte")
         cells.append(f"{found['difference']:+.4f} ({found['low']:+.4f} to {found['high']:+.4f})" if found else "")
         for key in ("followed", "happy"):
@@ -174,27 +175,31 @@ def card_results(results: dict[str, Any], path: Path) -> None:
     """Write the results as a model card's `model-index`, for every model."""
     index = []
     for name, measured in results["models"].items():
-        found = (
-            [_card("held-out text", "bits_per_byte", measured["text"]["bits_per_byte"])] if "text" in measured else []
-        )
-        found += [_card(file, "bits_per_byte", m["bits_per_byte"]) for file, m in measured.get("texts", {}).items()]
-        stories = measured.get("stories", {})
-        found += [_card("story prompts", key, stories[key]["rate"]) for key, _ in ROWS if key in stories]
-        for task, scores in measured.get("tasks", {}).items():
-            found += [_card(task, metric, m["value"]) for metric, m in scores.items() if metric != "rows"]
-        found = [entry for entry in found if entry.metric_value is not None]
+        found = eval_results(measured)
         index += eval_results_to_model_index(name, found) if found else []
     path.write_text(yaml.safe_dump({"model-index": index}, sort_keys=False), encoding="utf-8")
 
 
-def _card(dataset: str, metric: str, value: Any) -> EvalResult:
-    name = dataset.replace(" ", "-")
-    return EvalResult("text-generation", name, dataset, metric, value, task_name="Text Generation", metric_name=metric)
-
-
-def parts_table(models: dict[str, Any]) -> str:
-    """Return how often the answers got each part of the request right."""
-    return "Of all answers, so many got right\n\n" + table(["", *models], part_rows(models))
+def eval_results(measured: dict[str, Any]) -> list[EvalResult]:
+    """Return a model's results as the metadata of its card has them."""
+    texts = {"held-out text": measured.get("text"), **measured.get("texts", {})}
+    found = [(name, "bits_per_byte", "Bits per byte", text["bits_per_byte"]) for name, text in texts.items() if text]
+    stories = measured.get("stories", {})
+    found += [("story prompts", key, title, stories[key]["rate"]) for key, title in ROWS if key in stories]
+    for task, scores in measured.get("tasks", {}).items():
+        found += [(task, name, name, score["value"]) for name, score in scores.items() if name != "rows"]
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=dataset.replace(" ", "-"),
+            dataset_name=dataset,
+            metric_type=metric,
+            metric_name=title,
+            metric_value=round(value, 4),
+        )
+        for dataset, metric, title, value in found
+        if value is not None
+    ]
 
 
 def part_rows(models: dict[str, Any]) -> list[list[str]]:
@@ -243,7 +248,11 @@ def procedure(results: dict[str, Any]) -> str:
         ]
     if any("tasks" in m for m in results["models"].values()):
         lines.append("- Tasks: lm-evaluation-harness, no examples in the prompt; ± is its standard error.")
-    lines.append("- In parentheses: 95 % intervals, Wilson's for rates and the bootstrap's for all others.")
+    lines.append(
+        "- In parentheses: 95 % intervals. Rates have Wilson's, since the bootstrap's is empty at 0 and 100 %; the "
+        "shares of different words have the jackknife's, since the bootstrap would count an answer drawn twice as "
+        "repeated; all others have the bootstrap's."
+    )
     return "\n".join(lines)
 
 
@@ -296,6 +305,8 @@ def plot_curves(models: dict[str, str], path: Path) -> list[str]:
 
 def panels_of(name: str, log: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]], Curves]]:
     """Return title, lines and curves of each panel that a stage's metrics fill."""
+    if "reward" in log[0]:
+        return [(f"{name}: reward of the checkers", log, REWARDS)]
     loss = "preference loss" if "rewards/margins" in log[0] else "loss, nats a token"
     panels = [(f"{name}: {loss}", log, LOSSES)]
     if any(line.get("val_bpb") is not None for line in log):

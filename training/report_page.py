@@ -11,23 +11,29 @@ from pathlib import Path
 from typing import Any
 
 from training.charts import Series, line_chart
-from training.report_markdown import PAIRED_HEADER, paired_rows, part_rows, procedure, read_metrics, result_rows
+from training.report_markdown import (
+    LOSSES,
+    PAIRED_HEADER,
+    REWARDS,
+    paired_rows,
+    part_rows,
+    procedure,
+    read_metrics,
+    result_rows,
+)
+from training.run import MODELS
 from training.stage import METRICS, read_json
 
-STAGES = ("tokenizer", "data", "pretrain", "sft", "dpo", "grpo", "eval", "release")
+STAGES = ("tokenizer", "data", *MODELS.values(), "eval", "release")
 CSS = (Path(__file__).parent / "report_page.css").read_text(encoding="utf-8")
 PANELS = (  # title, and (key in metrics.jsonl, label) of each line
-    (
-        "Loss",
-        (("train_loss", "training"), ("loss", "training"), ("val_loss", "held-out"), ("eval_loss", "held-out")),
-    ),
+    ("Loss", LOSSES),
     ("Bits per byte of held-out text", (("val_bpb", "held-out"),)),
     ("Tokens predicted right", (("mean_token_accuracy", "training"),)),
     ("Reward margin", (("rewards/margins", "training"), ("eval_rewards/margins", "held-out"))),
     ("Pairs ranked right", (("rewards/accuracies", "training"), ("eval_rewards/accuracies", "held-out"))),
     ("Log-probability of an answer, nats", (("logps/chosen", "chosen"), ("logps/rejected", "rejected"))),
-    ("Reward of the checkers", (("reward", "sum"), ("rewards/instruction/mean", "instruction"),
-                                ("rewards/happy_ending/mean", "happy ending"))),
+    ("Reward of the checkers", REWARDS),
     ("KL to the reference, nats a token", (("kl", "training"),)),
     ("Length of the answers, tokens", (("length/chosen", "chosen"), ("length/rejected", "rejected"),
                                        ("completions/mean_length", "own answers"))),
@@ -111,7 +117,7 @@ def results(runs: Sequence[Path], names: Sequence[str]) -> list[str]:
     }
     parts = ["<h2>Results</h2>", table(["", *models], [[title, *row] for title, row in result_rows(models).items()])]
     if all("stories" in measured for measured in models.values()):
-        parts += ["<h3>Of all answers, so many got right</h3>", table(["", *models], part_rows(models))]
+        parts += ["<h3>What the answers got right</h3>", table(["", *models], part_rows(models))]
     for name, found in every.items():
         label = f"{name}: " if len(runs) > 1 else ""
         if rows := paired_rows(found):
@@ -126,10 +132,12 @@ def curves(runs: Sequence[Path], names: Sequence[str]) -> list[str]:
     parts = []
     for stage in STAGES:
         logs = {name: read_metrics(run / stage / METRICS) for run, name in zip(runs, names, strict=True)}
-        charts = [chart for title, keys in PANELS if (chart := panel(title, keys, logs))]
+        shown = [entry for entry in PANELS if stage != "grpo" or entry[1] != LOSSES]
+        charts = [chart for title, keys in shown if (chart := panel(title, keys, logs))]
         if charts:
             parts.append(f"<h3>{text(stage)}</h3><div class='charts'>{''.join(charts)}</div>")
-    return ["<h2>Training</h2>", *parts] if parts else []
+    note = "<p class='note'>Over optimizer steps; the figure beside a name is the last one.</p>"
+    return ["<h2>Training</h2>", note, *parts] if parts else []
 
 
 def panel(title: str, keys: Sequence[tuple[str, str]], logs: dict[str, list[dict[str, Any]]]) -> str:

@@ -19,12 +19,8 @@ from pathlib import Path
 
 from training.stage import command, read_json
 
-MODELS = {
-    "base": "pretrain",
-    "sft": "sft",
-    "dpo": "dpo",
-    "grpo": "grpo",
-}  # what a model is called, and the stage that makes it
+# What a model is called, and the stage that makes it, in the order of training.
+MODELS = {"base": "pretrain", "sft": "sft", "dpo": "dpo", "grpo": "grpo"}
 
 
 @dataclass

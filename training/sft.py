@@ -42,6 +42,10 @@ class SftConfig(AlignConfig):
         },
     )
 
+    def inputs(self) -> dict[str, str | None]:
+        """Return the settings that name something to read."""
+        return super().inputs() | {"replay": self.replay}
+
 
 class SftTrainer(WholeStep, trl.SFTTrainer):
     """TRL's trainer, a step at a time."""

@@ -47,7 +47,7 @@ def parse_config(config_class: type[Config], argv: Sequence[str] | None = None, 
     for option in argv:
         name = option.removeprefix("--").split("=")[0]
         if option.startswith("--") and name not in {*known, "config", "help"} and not name.startswith("no_"):
-            raise ValueError(f"option --{name} does not exist{_suggest(name, known)}")
+            raise ValueError(f"option --{name} does not exist{suggest(name, known)}")
     (config,) = parser.parse_args_and_config(argv)
     return config
 
@@ -63,12 +63,13 @@ def _check_yaml(path: Path, known: list[str]) -> None:
         raise ValueError(f"the recipe {path} must hold `key: value` lines.")
     for key in content:
         if key not in known:
-            raise ValueError(f"{path}: {key!r} is not a setting of this stage{_suggest(str(key), known)}")
+            raise ValueError(f"{path}: {key!r} is not a setting of this stage{suggest(str(key), known)}")
 
 
-def _suggest(name: str, known: list[str]) -> str:
+def suggest(name: str, known: list[str]) -> str:
+    """Return the end of a sentence on a name that is not known: the nearest one that is, or all of them."""
     near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(sorted(known))}."
+    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(sorted(known))}."
 
 
 def command(main: Callable[..., None]) -> Callable[..., None]:

@@ -12,7 +12,6 @@
 This file only reads and checks, before anything that takes time is loaded, so that mistakes are found at once.
 """
 
-import difflib
 import json
 import math
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from training.stage import hash_text
+from training.stage import hash_text, suggest
 
 SUFFIXES = {
     ".txt": "text",
@@ -124,7 +123,7 @@ def _read_source(entry: Any, number: int) -> Source:
     if len(texts) != 1:
         raise ValueError(f"{where} needs exactly one of files, dataset and stories; it has {texts or 'none'}.")
     if source.type is not None and source.type not in TYPES:
-        raise ValueError(f"{where} has type {source.type!r}{_suggest(source.type, list(TYPES))}")
+        raise ValueError(f"{where} has type {source.type!r}{suggest(source.type, list(TYPES))}")
     if not isinstance(source.weight, int | float) or not 0 < source.weight < math.inf:
         raise ValueError(f"{where} has weight {source.weight!r}; it must be a number above 0.")
     return source
@@ -158,7 +157,7 @@ def _read_step(entry: Any, sources: list[Source]) -> Step:
     ((name, options),) = entry.items()
     known = [*DOCUMENT_STEPS, *DUPLICATE_STEPS]
     if name not in known:
-        raise ValueError(f"{name!r} is not a step{_suggest(str(name), known)}")
+        raise ValueError(f"{name!r} is not a step{suggest(str(name), known)}")
     if options is not None and not isinstance(options, dict):
         raise ValueError(f"step {name}: its options must be `key: value` pairs, got {options!r}.")
     options = dict(options or {})
@@ -174,12 +173,7 @@ def _read_step(entry: Any, sources: list[Source]) -> Step:
 def _check_keys(entry: dict[str, Any], known: list[str], where: str) -> None:
     for key in entry:
         if key not in known:
-            raise ValueError(f"{where}: {key!r} is not known{_suggest(str(key), known)}")
-
-
-def _suggest(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}."
+            raise ValueError(f"{where}: {key!r} is not known{suggest(str(key), known)}")
 
 
 def list_units(sources: list[Source], tasks: int) -> list[Unit]:

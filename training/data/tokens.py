@@ -222,6 +222,6 @@ class Shuffle(PipelineStep):
             for first in range(0, len(order), AT_ONCE):
                 some = slice(first, first + AT_ONCE)
                 rows = [json.loads(origins[i]) for i in order[some].tolist()]
-                columns = {key: [row[key] for row in rows] for key in ORIGIN}
+                columns: dict[str, Any] = {key: [row[key] for row in rows] for key in ORIGIN}
                 columns |= {"start": starts[some], "tokens": lengths[some]}
                 writer.write_table(pyarrow.table(columns, schema=schema))
