@@ -202,7 +202,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def route(self, path: str, query: dict[str, list[str]]) -> tuple[int, Any, dict[str, str]]:
         """Return status, content and headers."""
-        kind, repo = r"(models|spaces)", r"([\w.-]+/[\w.-]+)"
+        kind, repo = r"(models|datasets|spaces)", r"([\w.-]+/[\w.-]+)"
         routes: Routes = [
             ("POST", r"/api/repos/create", self.create_repo),
             ("POST", r"/api/validate-yaml", self.validate_yaml),
