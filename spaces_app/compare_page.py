@@ -91,7 +91,7 @@ class ComparePage:
         self.stream, self.preferences, names = make_stream(bots), preferences, list(bots)
         self.asked, self.kept = gr.State(None, time_to_live=3600), gr.State(None, time_to_live=3600)
         gr.Markdown(
-            "One prompt, two answers, by two models or by one. Say which is better: alignment learns from that."
+            "One prompt, two answers, by two models or by one. Say which is better: alignment learns from it."
         )
         self.prompt = gr.Textbox(
             label="Prompt",
