@@ -149,6 +149,7 @@ class Step:
     def rms_norm(self, x_C: np.ndarray, weight: np.ndarray) -> np.ndarray:
         return x_C * weight * (float(x_C @ x_C) / len(x_C) + self.eps) ** -0.5
 
+    @np.errstate(over="ignore")  # of silu far below zero, which is 0
     def __call__(self, token: int, position: int) -> torch.Tensor:
         """Return the logits (1, V) of the token after this one, which stands at `position`."""
         H, K, D, now = self.H, self.K, self.D, position + 1
@@ -169,8 +170,7 @@ class Step:
 
             h_C = self.rms_norm(x_C, norm_out)
             gate_M = gate @ h_C
-            with np.errstate(over="ignore"):  # silu of what is far below zero is 0
-                x_C = x_C + down @ (gate_M / (1 + np.exp(-gate_M)) * (up @ h_C))
+            x_C = x_C + down @ (gate_M / (1 + np.exp(-gate_M)) * (up @ h_C))
         return torch.from_numpy(self.head @ self.rms_norm(x_C, self.norm)).unsqueeze(0)
 
 

@@ -90,9 +90,7 @@ class ComparePage:
     def __init__(self, bots: dict[str, Bot], preferences: Preferences) -> None:
         self.stream, self.preferences, names = make_stream(bots), preferences, list(bots)
         self.asked, self.kept = gr.State(None, time_to_live=3600), gr.State(None, time_to_live=3600)
-        gr.Markdown(
-            "One prompt, two answers, by two models or by one. Say which is better: alignment learns from it."
-        )
+        gr.Markdown("One prompt, two answers, by two models or by one. Say which is better: alignment learns from it.")
         self.prompt = gr.Textbox(
             label="Prompt",
             placeholder="Write a prompt for both",
