@@ -72,17 +72,19 @@ def main() -> None:
     bots = load_stages(bot, model_id, os.environ.get("STAGES", ""))
     for _ in answer(bot, "Hello", [], "", Sampling(1, 1, 1, 1, max_new_tokens=2), seed=0):
         pass  # The first answer of a process is slow; nobody should wait for it.
-    # A Space ends by this signal, which ends Python without the last push of pairs unless it is made an exit.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
-    build(bots, preferences, load_record(model_id, revision)).launch(
-        theme=theme(),
-        css=CSS,
-        head=HEAD,
-        footer_links=["api"],
-        run_history=False,
-        ssr_mode=False,
-        mcp_server=importlib.util.find_spec("mcp") is not None,
-    )
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))  # which is how a Space ends
+    try:
+        build(bots, preferences, load_record(model_id, revision)).launch(
+            theme=theme(),
+            css=CSS,
+            head=HEAD,
+            footer_links=["api"],
+            run_history=False,
+            ssr_mode=False,
+            mcp_server=importlib.util.find_spec("mcp") is not None,
+        )
+    finally:
+        preferences.push()
 
 
 if __name__ == "__main__":
