@@ -70,6 +70,7 @@ class InsidePage:
             in_a_sentence(self.open),
             [self.input, self.as_message, *sampling, *place],
             everything,
+            trigger_mode="always_last",  # a click that comes while an older one is answered is not lost
             **hidden,
         )
         self.step.click(
