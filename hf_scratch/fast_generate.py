@@ -1,16 +1,19 @@
 """Decoding of one text on a CPU, several times as fast as the stock loop while the model is small.
 
-A small model's time goes into what a framework does around its operations, so this step does few of them: no masks, no
-cache objects, no hooks. Preparation, sampling and ends stay `transformers`' own, and a call that this loop cannot do
-(a batch, beams, a GPU, another dtype) is the stock one. A release ships the file as `custom_generate/generate.py`,
-where `from_pretrained(..., trust_remote_code=True)` finds it and makes it the model's `generate`.
+A small model's time goes into what a framework does around its operations. So this step does few of them, without
+masks, cache objects and hooks, and in numpy, where an operation on a small array costs a fraction of torch's.
+Preparation, sampling and ends stay `transformers`' own, and a call that this loop cannot do (a batch, beams, a GPU,
+another dtype) is the stock one. A release ships the file as `custom_generate/generate.py`, where
+`from_pretrained(..., trust_remote_code=True)` finds it and makes it the model's `generate`.
 
-Shape suffixes: H query heads, K key/value heads, G = H / K, S key positions, D head_dim, C hidden, V vocabulary.
+Shape suffixes: H query heads, K key/value heads, G = H / K, S key positions, D head_dim, C hidden, M inner width
+of the MLP, N = H + K, V vocabulary.
 """
 
 import functools
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import EosTokenCriteria, MaxLengthCriteria
@@ -106,7 +109,7 @@ def decode(
             streamer.put(ids[0, length - 1 : length])
         if length == limit or token in ends or any(bool(rule(ids[:, :length], None)) for rule in rules):
             break
-        logits_1V = step(token, length - 1).clone()  # processors may write into it, outside of inference mode
+        logits_1V = step(token, length - 1)
     if streamer is not None:
         streamer.end()
     return ids[:, :length]
@@ -117,54 +120,60 @@ class Step:
 
     def __init__(self, model: Any, cache: Any, limit: int) -> None:
         config, decoder = model.config, model.model
-        self.eps = torch.tensor(config.rms_norm_eps)
+        self.eps = config.rms_norm_eps
         self.H, self.K, self.D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-        self.embedding, self.norm, self.head = decoder.embed_tokens.weight, decoder.norm.weight, model.lm_head.weight
-        cos, sin = decoder.rotary_emb(self.head, torch.arange(limit).unsqueeze(0))
-        # rotate_half(x) * sin == roll(x, D/2) * signed sin
-        sign = torch.ones(self.D).index_fill_(0, torch.arange(self.D // 2), -1.0)
-        self.cos_SD, self.sin_SD = cos[0], sin[0] * sign
+        self.embedding, self.norm, self.head = map(array, (decoder.embed_tokens, decoder.norm, model.lm_head))
+        cos, sin = decoder.rotary_emb(model.lm_head.weight, torch.arange(limit).unsqueeze(0))
+        self.cos_SD, self.sin_SD = cos[0].numpy(), sin[0].numpy()
+        self.sin_SD[:, : self.D // 2] *= -1  # rotate_half(x) * sin == the halves of x exchanged * signed sin
+        self.exchanged = np.roll(np.arange(self.D), self.D // 2)
         # Looked up once: finding a weight by its name in a module takes as long as a small operation.
         self.layers = [
             (*self.weights(layer), self.reserve(seen.keys, limit), self.reserve(seen.values, limit))
             for layer, seen in zip(decoder.layers, cache.layers, strict=True)
         ]
 
-    def weights(self, layer: Any) -> tuple[torch.Tensor, ...]:
+    def weights(self, layer: Any) -> tuple[np.ndarray, ...]:
         attention, mlp = layer.self_attn, layer.mlp
-        q_norm = attention.q_norm.weight * attention.scaling  # of the scores, of which every query is a factor
-        qk_norm = torch.stack([q_norm] * self.H + [attention.k_norm.weight] * self.K)
-        norms = (layer.input_layernorm.weight, qk_norm, layer.post_attention_layernorm.weight)
+        q_norm = array(attention.q_norm) * np.float32(attention.scaling)  # of the scores, linear in the query
+        qk_norm = np.stack([q_norm] * self.H + [array(attention.k_norm)] * self.K)
         projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
-        return *norms, *(module.weight for module in (*projections, mlp.gate_proj, mlp.up_proj, mlp.down_proj))
+        matrices = map(array, (*projections, mlp.gate_proj, mlp.up_proj, mlp.down_proj))
+        return array(layer.input_layernorm), qk_norm, array(layer.post_attention_layernorm), *matrices
 
-    def reserve(self, seen_1KSD: torch.Tensor, limit: int) -> torch.Tensor:
-        room_KSD = seen_1KSD.new_empty(self.K, limit, self.D)
-        room_KSD[:, : seen_1KSD.shape[2]] = seen_1KSD[0]
+    def reserve(self, seen_1KSD: torch.Tensor, limit: int) -> np.ndarray:
+        room_KSD = np.empty((self.K, limit, self.D), dtype=np.float32)
+        room_KSD[:, : seen_1KSD.shape[2]] = seen_1KSD[0].numpy()
         return room_KSD
 
-    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # a mean of squares is several times as slow
-        return x * weight * torch.addcmul(self.eps, length, length, value=1 / x.shape[-1]).rsqrt_()
+    def rms_norm(self, x_C: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        return x_C * weight * (float(x_C @ x_C) / len(x_C) + self.eps) ** -0.5
 
-    @torch.inference_mode()  # unlike under no_grad, an operation then does not even ask whether to be recorded
+    @np.errstate(over="ignore")  # of silu far below zero, which is 0
     def __call__(self, token: int, position: int) -> torch.Tensor:
         """Return the logits (1, V) of the token after this one, which stands at `position`."""
-        H, K, D, mv, now = self.H, self.K, self.D, torch.mv, position + 1
+        H, K, D, now = self.H, self.K, self.D, position + 1
         cos_D, sin_D, x_C = self.cos_SD[position], self.sin_SD[position], self.embedding[token]
         for norm_in, norm_qk, norm_out, q, k, v, o, gate, up, down, keys_KSD, values_KSD in self.layers:
             h_C = self.rms_norm(x_C, norm_in)
             # Queries and keys go through norm and rotation together, which halves the number of operations.
-            qk = self.rms_norm(torch.cat((mv(q, h_C), mv(k, h_C))).view(H + K, D), norm_qk)
-            qk = torch.addcmul(qk * cos_D, qk.roll(D // 2, -1), sin_D)
-            keys_KSD.select(1, position).copy_(qk.narrow(0, H, K))
-            values_KSD.select(1, position).copy_(mv(v, h_C).view(K, D))
+            qk = np.concatenate((q @ h_C, k @ h_C)).reshape(H + K, D)
+            qk *= norm_qk / np.sqrt(np.einsum("ND,ND->N", qk, qk) / D + self.eps)[:, None]
+            qk = qk * cos_D + qk.take(self.exchanged, 1) * sin_D
+            keys_KSD[:, position] = qk[H:]
+            values_KSD[:, position] = (v @ h_C).reshape(K, D)
 
-            q_KGD = qk.narrow(0, 0, H).view(K, H // K, D)
-            scores_KGS = torch.bmm(q_KGD, keys_KSD.narrow(1, 0, now).transpose(1, 2))
-            out_KGD = torch.bmm(scores_KGS.softmax(-1), values_KSD.narrow(1, 0, now))
-            x_C = x_C + mv(o, out_KGD.view(-1))
+            scores_KGS = qk[:H].reshape(K, H // K, D) @ keys_KSD[:, :now].swapaxes(1, 2)
+            shares_KGS = np.exp(scores_KGS - scores_KGS.max(-1, keepdims=True))
+            shares_KGS /= shares_KGS.sum(-1, keepdims=True)
+            x_C = x_C + o @ (shares_KGS @ values_KSD[:, :now]).ravel()
 
             h_C = self.rms_norm(x_C, norm_out)
-            x_C = x_C + mv(down, nn.functional.silu(mv(gate, h_C)) * mv(up, h_C))
-        return mv(self.head, self.rms_norm(x_C, self.norm)).unsqueeze(0)
+            gate_M = gate @ h_C
+            x_C = x_C + down @ (gate_M / (1 + np.exp(-gate_M)) * (up @ h_C))
+        return torch.from_numpy(self.head @ self.rms_norm(x_C, self.norm)).unsqueeze(0)
+
+
+def array(module: nn.Module) -> np.ndarray:
+    """Return a layer's weight as numpy sees it, in the same memory."""
+    return module.weight.detach().numpy()

@@ -10,6 +10,7 @@ no request leaves the machine, unless the operator has pairs pushed to a data se
 import importlib.util
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -57,6 +58,8 @@ def open_preferences() -> Preferences:
 def main() -> None:
     """Load the models that the environment names and serve the page."""
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s")
+    for name in ("torchao", "torch.utils._pytree"):  # where it is installed, it warns of code for GPUs that it misses
+        logging.getLogger(name).setLevel(logging.ERROR)
     model_id = os.environ.get("MODEL_ID", "").strip()
     if not model_id:
         sys.exit("app: MODEL_ID is not set; set it to a model folder or a Hub id, e.g. MODEL_ID=name/model.")
@@ -69,15 +72,19 @@ def main() -> None:
     bots = load_stages(bot, model_id, os.environ.get("STAGES", ""))
     for _ in answer(bot, "Hello", [], "", Sampling(1, 1, 1, 1, max_new_tokens=2), seed=0):
         pass  # The first answer of a process is slow; nobody should wait for it.
-    build(bots, preferences, load_record(model_id, revision)).launch(
-        theme=theme(),
-        css=CSS,
-        head=HEAD,
-        footer_links=["api"],
-        run_history=False,
-        ssr_mode=False,
-        mcp_server=importlib.util.find_spec("mcp") is not None,
-    )
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))  # which is how a Space ends
+    try:
+        build(bots, preferences, load_record(model_id, revision)).launch(
+            theme=theme(),
+            css=CSS,
+            head=HEAD,
+            footer_links=["api"],
+            run_history=False,
+            ssr_mode=False,
+            mcp_server=importlib.util.find_spec("mcp") is not None,
+        )
+    finally:
+        preferences.push()
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ MAX_NEW_TOKENS = 2048
 MAX_TEMPERATURE, MAX_TOP_K, MIN_TOP_P, MAX_PENALTY = 2.0, 200, 0.05, 2.0
 NEW_SEED, MAX_SEED = -1, 2**31 - 1
 MIN_ROOM = 16  # tokens: a prompt that leaves less for the answer is refused
-UPDATE_SECONDS = 0.05  # an update of a page costs more than a token of a small model
+UPDATE_SECONDS = 0.07  # an update of a page costs more than a token of a small model, and 14 a second look smooth
 EXAMPLES = (
     "Tell me a story about a fox named Mia who dropped a red kite into a pond.",
     "Write a story about a baker who lost a little key in the forest.",

@@ -90,7 +90,7 @@ class ComparePage:
     def __init__(self, bots: dict[str, Bot], preferences: Preferences) -> None:
         self.stream, self.preferences, names = make_stream(bots), preferences, list(bots)
         self.asked, self.kept = gr.State(None, time_to_live=3600), gr.State(None, time_to_live=3600)
-        gr.Markdown("One prompt, two answers. Say which is better: that is what a model is aligned with.")
+        gr.Markdown("One prompt, two answers, by two models or by one. Say which is better: alignment learns from it.")
         self.prompt = gr.Textbox(
             label="Prompt",
             placeholder="Write a prompt for both",
@@ -101,7 +101,7 @@ class ComparePage:
         )
         with gr.Row(equal_height=True):
             self.left = gr.Dropdown(names, value=names[0], label="First model")
-            self.right = gr.Dropdown(names, value=names[-1], label="Second model", info="Both may be the same one")
+            self.right = gr.Dropdown(names, value=names[-1], label="Second model")
             self.blind = gr.Checkbox(True, label="Blind", info="Names and order stay hidden until you choose")
         with gr.Accordion("System prompt and sampling", open=False):
             self.settings = lay_out_settings(bots)
@@ -113,9 +113,9 @@ class ComparePage:
                 gr.Textbox(label=f"Answer {side}", lines=8, max_lines=20, interactive=False) for side in "AB"
             ]
         self.status = gr.Markdown("", elem_id="compare-status", elem_classes="quiet")
+        self.consent = gr.Checkbox(False, label="Save my choices", info=preferences.consent(), elem_id="consent")
         with gr.Row(elem_id="choices"):
             self.votes = [gr.Button(text, interactive=False, min_width=80) for text in CHOICES]
-        self.consent = gr.Checkbox(False, label="Save my choices", info=preferences.consent(), elem_id="consent")
         self.download = gr.DownloadButton("Download my pairs", interactive=False, size="sm", elem_id="download")
         self.connect()
 

@@ -40,23 +40,25 @@ class InsidePage:
             "Pick one to see what could have come after it."
         )
         self.strip = gr.HTML(elem_id="strip", js_on_load=PICK, apply_default_css=False)
+        gr.Markdown("### What comes next\nThe model's own shares, and what temperature and top-k make of them.")
         with gr.Row(elem_id="inside-columns"):
             with gr.Column(min_width=300):
-                gr.Markdown("### What comes next")
                 self.position = gr.Slider(
                     0, 1, 0, step=1, precision=0, label="After the token at position", elem_id="position"
                 )
-                self.bars = gr.HTML(elem_id="bars", apply_default_css=False)
                 with gr.Row():
                     self.temperature = gr.Slider(0, MAX_TEMPERATURE, 1, step=0.05, label="Temperature", min_width=120)
                     self.top_k = gr.Slider(0, MAX_TOP_K, 0, step=1, precision=0, label="Top-k", min_width=120)
             with gr.Column(min_width=300):
-                gr.Markdown("### Where it looks")
-                with gr.Row():
-                    layers, heads = range(1, attention.layers + 1), range(1, attention.heads + 1)
-                    self.layer = gr.Dropdown(list(layers), value=1, label="Layer", min_width=100)
-                    self.head = gr.Dropdown(list(heads), value=1, label="Head", min_width=100)
-                self.map = gr.HTML(elem_id="map", apply_default_css=False)
+                self.bars = gr.HTML(elem_id="bars", apply_default_css=False)
+        gr.Markdown(
+            "### Where it looks\nA row for each token: the stronger the colour, the more it looks at that column's."
+        )
+        with gr.Row():
+            layers, heads = range(1, attention.layers + 1), range(1, attention.heads + 1)
+            self.layer = gr.Dropdown(list(layers), value=1, label="Layer", min_width=100)
+            self.head = gr.Dropdown(list(heads), value=1, label="Head", min_width=100)
+        self.map = gr.HTML(elem_id="map", apply_default_css=False)
         self.connect(tab)
 
     def connect(self, tab: gr.Tab) -> None:
@@ -68,6 +70,7 @@ class InsidePage:
             in_a_sentence(self.open),
             [self.input, self.as_message, *sampling, *place],
             everything,
+            trigger_mode="always_last",  # a click that comes while an older one is answered is not lost
             **hidden,
         )
         self.step.click(

@@ -46,6 +46,7 @@ footer .divider { display: none !important; }
 @media (max-width: 480px) {
   .gradio-container > main, .gradio-container main.fillable { padding: 0.75rem !important; }
   .tab-container button { padding: 0 0.5rem !important; }
+  #choices button { padding-inline: 0.25rem; font-size: var(--text-md); white-space: nowrap; }
 }
 
 .tokens { display: flex; flex-wrap: wrap; gap: 3px; }
@@ -67,15 +68,17 @@ table.bars .bar { width: 60%; min-width: 5rem; position: relative; }
 table.bars .bar span { display: block; height: 0.5rem; border-radius: 0 3px 3px 0; min-width: 1px; }
 table.bars .own { background: color-mix(in srgb, var(--body-text-color) 35%, transparent); }
 table.bars .used { background: var(--primary-500); margin-top: 1px; }
+table.bars i { display: inline-block; width: 0.6rem; height: 0.6rem; margin-right: 0.3rem; border-radius: 2px; }
 table.figures { margin: 0.25rem 0; }
 table.figures caption { text-align: left; font-weight: 600; padding: 0.5rem 0.4rem; color: var(--body-text-color); }
 table.figures thead th { font-weight: 600; border-bottom: 1px solid var(--border-color-primary); }
 table.figures tbody tr + tr > * { border-top: 1px solid var(--border-color-primary); }
 #facts table.figures td { text-align: left; } #facts table.figures th { text-align: left; }
 #facts td:last-child { white-space: normal; min-width: 16rem; }
+@media (max-width: 480px) { table.figures th:first-child { white-space: normal; min-width: 6rem; } }
 .scroll, .attention { overflow-x: auto; max-width: 100%; contain: inline-size; }
 #inside-columns > *, #map, #strip, #bars { min-width: 0; }
-.attention { max-height: 34rem; overflow-y: auto; }
+.attention { max-height: 48rem; overflow-y: auto; }
 .attention text { font: 10px var(--font-mono); fill: var(--body-text-color); white-space: pre; }
 .attention .cells { fill: var(--primary-600); }
 .dark .attention .cells { fill: var(--primary-300); }

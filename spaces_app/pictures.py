@@ -5,7 +5,7 @@ from html import escape
 
 LOUD = 8.0  # bits: a token at least that surprising has the full colour
 FAINT = 0.01  # attention below this is not drawn
-CELL = 16  # pixels
+CELL = 14  # pixels: a sentence or two fit into a page without scrolling
 
 
 def token_strip(texts: Sequence[str], surprises: Sequence[float | None], chosen: int, new: int | None) -> str:
@@ -31,7 +31,8 @@ def bars(rows: Sequence[tuple[str, float, float]]) -> str:
         f"<td>{percent(own)}</td><td>{percent(used)}</td></tr>"
         for text, own, used in rows
     )
-    head = '<tr><th scope="col">Next token</th><td></td><th scope="col">Model</th><th scope="col">Sampled</th></tr>'
+    columns = '<th scope="col"><i class="own"></i>Model</th><th scope="col"><i class="used"></i>Sampled</th>'
+    head = f'<tr><th scope="col">Next token</th><td></td>{columns}</tr>'
     return f'<table class="bars"><thead>{head}</thead><tbody>{lines}</tbody></table>'
 
 

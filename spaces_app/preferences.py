@@ -29,9 +29,11 @@ class Preferences:
             LOG.warning("PREFERENCES_DATASET is set and HF_TOKEN is not: pairs stay in %s", folder)
         # A Space restarts with an empty disk: a file of its own keeps this process from replacing an older one.
         self.name = f"{time.strftime('%Y%m%d')}_{uuid.uuid4().hex[:8]}.jsonl"
+        self.scheduler = None
         if self.dataset:
             folder.mkdir(parents=True, exist_ok=True)
-            self.lock = start_pushing(folder, self.dataset, token).lock
+            self.scheduler = start_pushing(folder, self.dataset, token)
+            self.lock = self.scheduler.lock
 
     def save(self, kind: str, row: Pair) -> Path:
         """Append a row to this process' file of `pairs` or `ties`."""
@@ -43,6 +45,11 @@ class Preferences:
                 file.flush()
                 os.fsync(file.fileno())
         return path
+
+    def push(self) -> None:
+        """Push what was saved since the last time and wait for it; that it failed is in the log."""
+        if self.scheduler:
+            self.scheduler.trigger().exception()
 
     def consent(self) -> str:
         """Say what is kept, where and why."""

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_server import WRITER, HubServer
 from tiny_release import save_release, save_stage
 from transformers import PreTrainedTokenizerBase
 
+PAIRS = "user/pairs"  # the data set to which clicks are pushed
 APP = Path(__file__).parent.parent / "spaces_app" / "app.py"
 # Runs in the app's process before anything else: hides our packages and notes every address that is not loopback.
 GUARD = """
@@ -59,7 +61,17 @@ class Running:
 
 @pytest.fixture(scope="session")
 def running(space_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    folder = tmp_path_factory.mktemp("space")
+    with HubServer() as hub:
+        folder = tmp_path_factory.mktemp("space")
+        yield from run_app(space_release, folder, hub)
+        sent = hub.files(PAIRS, kind="dataset")
+    # What was clicked is on the Hub once the app has ended, however soon that was.
+    for path in (folder / "preferences").glob("*.jsonl"):
+        assert sent[path.name] == path.read_bytes()
+    assert hub.repos["dataset", PAIRS].private
+
+
+def run_app(space_release: Path, folder: Path, hub: HubServer) -> Iterator[Running]:
     (folder / "sitecustomize.py").write_text(GUARD)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -68,6 +80,12 @@ def running(space_release: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "GRADIO_", "TRANSFORMERS_"))}
     environment |= {"MODEL_ID": str(space_release), "GRADIO_SERVER_PORT": str(port), "PYTHONPATH": str(folder)}
     environment |= {"PREFERENCES_FOLDER": str(folder / "preferences")}
+    environment |= {
+        "PREFERENCES_DATASET": PAIRS,
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": WRITER,
+        "HF_HUB_DISABLE_XET": "1",
+    }
     environment |= {"OUTSIDE": str(folder / "outside"), "HF_HOME": str(folder / "hf"), "OMP_NUM_THREADS": "1"}
     started = time.monotonic()
     with (folder / "log").open("w") as log:

@@ -135,7 +135,7 @@ def test_every_endpoint_is_named_and_answers(running: Running) -> None:
 
 @pytest.mark.slow
 def test_it_is_an_mcp_server(running: Running) -> None:
-    pytest.importorskip("mcp", reason="pip install 'gradio[mcp]' (it wants an older pydantic than the tests have)")
+    pytest.importorskip("mcp", reason="pip install 'gradio[mcp]'")
     schema = httpx.get(f"{running.url}/gradio_api/mcp/schema").json()
     assert {tool["name"] for tool in schema} == {"chat", "compare_models", "look_inside", "training_record"}
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from hub_server import WRITER, HubServer
 from tiny_release import EXAMPLE, GREEDY, LOSSES, NAME, save_release, save_stage
 from transformers import PreTrainedTokenizerBase
 
@@ -304,6 +305,25 @@ def test_pairs_are_pushed_only_with_a_token_and_a_data_set(app: ModuleType, tmp_
     with pytest.raises(ValueError, match="PREFERENCES_DATASET=somebody/pairs cannot be written to: .*[.]$") as error:
         preferences(tmp_path, "somebody/pairs", "hf_secret")
     assert "hf_secret" not in str(error.value)
+
+
+PUSH = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from preferences import Preferences, make_pair
+kept = Preferences(Path(sys.argv[2]), "user/pairs", sys.argv[3])
+kept.save("pairs", make_pair("Hello", "", "better", "worse", {}))
+kept.push()
+"""
+
+
+def test_pairs_reach_the_data_set(hub: HubServer, run_online: Callable[..., Any], tmp_path: Path) -> None:
+    done = run_online("-c", PUSH, SPACE, tmp_path / "kept", WRITER)
+    assert done.returncode == 0, done.stderr
+    (path,) = (tmp_path / "kept").iterdir()
+    assert hub.files("user/pairs", kind="dataset")[path.name] == path.read_bytes()
+    assert hub.repos["dataset", "user/pairs"].private
 
 
 # ---- look inside ----
