@@ -174,6 +174,6 @@ class Step:
         return torch.from_numpy(self.head @ self.rms_norm(x_C, self.norm)).unsqueeze(0)
 
 
-def array(module: nn.Module) -> np.ndarray:
+def array(module: Any) -> np.ndarray:
     """Return a layer's weight as numpy sees it, in the same memory."""
     return module.weight.detach().numpy()
