@@ -17,6 +17,7 @@ CSS += """
 .keys { margin: 10px 0 14px; }
 td { white-space: nowrap; vertical-align: middle; }
 td.wide { width: 30%; min-width: 140px; }
+figure td.wide { min-width: 60px; }
 .rank { display: grid; grid-template-columns: 9em 1fr auto; gap: 4px 10px; align-items: center; padding: 6px 0 4px; }
 .rank span { font-size: 13px; overflow-wrap: anywhere; }
 summary .stack { width: 100%; margin-top: 2px; height: 8px; }
