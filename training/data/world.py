@@ -276,17 +276,17 @@ CRY = (
     '"What can I do?" said {name}.', '"Who can help me?" asked {name}.',
 )
 CRY_HERE = (
-    "{name} sat down {at} and cried.", "{name} the {kind} stood alone {at} and felt sad.",
-    '"Is there someone {at} who can help?" asked {name} the {kind}.', "{name} cried, and everyone {at} heard it.",
-    '"Can no one {at} help me?" asked {name}.', "{name} ran all over the {place} and called for help.",
+    "{name} sat down near the {place} and cried.", "{name} the {kind} stood alone near the {place} and felt sad.",
+    '"Is there someone near the {place} who can help?" asked {name} the {kind}.', "{name} cried, and everyone near the {place} heard it.",
+    '"Can no one near the {place} help me?" asked {name}.', "{name} ran all over the {place} and called for help.",
 )
 ARRIVE = (
     "{a_helper} came by.", "{a_helper} heard it and came to help.", "Soon {name} met {a_helper}.",
     "Then {a_helper} came along.", "{a_helper} saw it all.", "Then {name} saw {a_helper}.",
 )
 ARRIVE_HERE = (
-    "{a_helper} who lived {at} came by.", "Soon {name} met {a_helper} {at}.", "There was {a_helper} {at} too.",
-    "{a_helper} lived {at} and heard it all.", "So {name} asked {a_helper} {at} for help.",
+    "{a_helper} who lived near the {place} came by.", "Soon {name} met {a_helper} near the {place}.", "There was {a_helper} near the {place} too.",
+    "{a_helper} lived near the {place} and heard it all.", "So {name} asked {a_helper} near the {place} for help.",
     "{a_helper} came to the {place} to help.",
 )
 OFFER = (
@@ -341,8 +341,8 @@ TRY_TWO = (
     "Next {he} tried again, but it was too hard.", "Next {he} asked a toad, but it only sang.",
 )
 TRY_THREE = (
-    "Last of all {name} met {a_helper} {at}.", "Then {name} asked {a_helper} {at}.",
-    "The third time {name} met {a_helper} {at}.", "Last {name} asked {a_helper} who lived {at}.",
+    "Last of all {name} met {a_helper} near the {place}.", "Then {name} asked {a_helper} near the {place}.",
+    "The third time {name} met {a_helper} near the {place}.", "Last {name} asked {a_helper} who lived near the {place}.",
 )
 MEET = (
     "This is {name} the {kind}.", "Do you know {name} the {kind}?", "I know {a_kind} named {name}.",
@@ -350,17 +350,19 @@ MEET = (
 )
 HABITS = (
     "{name} has {a_full}.", "The {full} belongs to {name} the {kind}.", "The {kind} likes the {full} very much.",
-    "The {kind} likes to play {at}.", "One can often see {name} the {kind} {at}.",
+    "The {kind} likes to play near the {place}.", "One can often see {name} the {kind} near the {place}.",
     "{name} the {kind} lives near the {place}.", "Every day the {kind} takes the {full} to the {place}.",
-    "At night {name} keeps the {full} close.", '"Good morning, {name}!" say all who are {at}.',
-    "{name} the {kind} is happy {at}.", '"Who lives {at}?" "{name} the {kind} lives {at}."',
+    "At night {name} keeps the {full} close.", '"Good morning, {name}!" say all who are near the {place}.',
+    "{name} the {kind} is happy near the {place}.",
+    '"Who lives near the {place}?" "{name} the {kind} lives near the {place}."',
     "All who come to the {place} know {name}, the {kind} of the {place}.",
-    '"Is {name} {at}?" "Yes, {name} is {at} with the {full}."', "No {kind} {at} is like {name} the {kind}.",
+    '"Is {name} {at}?" "Yes, {name} is near the {place} with the {full}."',
+    "No {kind} near the {place} is like {name} the {kind}.",
     '"Is this your {full}, {name}?" "Yes, it is my {full}," says {name} the {kind}.',
     '"I am {name}," says the {kind}. "Good morning, {name} the {kind}!"',
     '"Look at my {full}!" says {name}. "What {a_full}!" says everyone.',
     '"Who are you?" "I am {a_kind} named {name}," says {name} the {kind}.',
-    '"Who is {name}?" "There is {a_kind} named {name} {at}."',
+    '"Who is {name}?" "There is {a_kind} named {name} near the {place}."',
 )
 HELPER_FIRST = (
     "{a_helper} lived {at}.", "There was {a_helper} {at} who could {own}.", "Once {a_helper} lived {at}.",
