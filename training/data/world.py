@@ -277,7 +277,8 @@ CRY = (
 )
 CRY_HERE = (
     "{name} sat down near the {place} and cried.", "{name} the {kind} stood alone near the {place} and felt sad.",
-    '"Is there someone near the {place} who can help?" asked {name} the {kind}.', "{name} cried, and everyone near the {place} heard it.",
+    '"Is there someone near the {place} who can help?" asked {name} the {kind}.',
+    "{name} cried, and everyone near the {place} heard it.",
     '"Can no one near the {place} help me?" asked {name}.', "{name} ran all over the {place} and called for help.",
 )
 ARRIVE = (
@@ -285,7 +286,8 @@ ARRIVE = (
     "Then {a_helper} came along.", "{a_helper} saw it all.", "Then {name} saw {a_helper}.",
 )
 ARRIVE_HERE = (
-    "{a_helper} who lived near the {place} came by.", "Soon {name} met {a_helper} near the {place}.", "There was {a_helper} near the {place} too.",
+    "{a_helper} who lived near the {place} came by.",
+    "Soon {name} met {a_helper} near the {place}.", "There was {a_helper} near the {place} too.",
     "{a_helper} lived near the {place} and heard it all.", "So {name} asked {a_helper} near the {place} for help.",
     "{a_helper} came to the {place} to help.",
 )
@@ -342,7 +344,8 @@ TRY_TWO = (
 )
 TRY_THREE = (
     "Last of all {name} met {a_helper} near the {place}.", "Then {name} asked {a_helper} near the {place}.",
-    "The third time {name} met {a_helper} near the {place}.", "Last {name} asked {a_helper} who lived near the {place}.",
+    "The third time {name} met {a_helper} near the {place}.",
+    "Last {name} asked {a_helper} who lived near the {place}.",
 )
 MEET = (
     "This is {name} the {kind}.", "Do you know {name} the {kind}?", "I know {a_kind} named {name}.",
