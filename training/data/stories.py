@@ -130,7 +130,7 @@ def _slots(request: Request, helper: str) -> Slots:
         "name": request.name, "kind": request.kind, "a_kind": with_article(request.kind), "about": _about(request),
         "he": "he" if boy else "she", "his": "his" if boy else "her",
         "noun": request.item, "full": _thing(request), "a_full": with_article(_thing(request)),
-        "place": request.place, "at": _at(request.place), "helper": helper, "a_helper": with_article(helper),
+        "place": request.place, "helper": helper, "a_helper": with_article(helper),
         "can": world.ABILITIES[ability][0], "own": world.ABILITIES[world.ABILITY_OF[helper]][0],
     }  # fmt: skip
 
@@ -310,8 +310,8 @@ def questions(story: Story) -> list[tuple[str, str]]:
         ("Who was the story about?", "It was about {a_kind} named {name}."),
         ("What did {name} have?", "{name} had {a_full}."),
         ("What happened to the {noun}?", told + "."),
-        ("Where did it happen?", "It happened {at}."),
-        ("Where was {name}?", "{name} was {at}."),
+        ("Where did it happen?", "It happened near the {place}."),
+        ("Where was {name}?", "{name} was near the {place}."),
         ("Who helped {name}?" if story.happy else "Did someone help {name}?", helped),
         ("Was {name} happy at the end?", mood),
         ("What can {a_helper} do?", "{a_helper} can {own}."),

@@ -243,8 +243,9 @@ PROBLEMS: dict[str, Problem] = {
     ),
 }
 
-# No text begins with a name: a tokenizer spells a word at the very beginning unlike elsewhere,
-# which would make it harder to learn that the same name comes again.
+# No text begins with a name: a tokenizer spells a word at the very beginning unlike elsewhere, which would make it
+# harder to learn that the same name comes again. A text is near its place, whatever the place: in, at or on would have
+# to be chosen before the place is, and small models then take a place that goes with their choice.
 OPEN = (
     "Once there was {a_kind} named {name}.", "Once upon a time there was {a_kind} named {name}.",
     "There was {a_kind} named {name}.", "There once lived {a_kind} called {name}.",
@@ -259,14 +260,14 @@ OWN = (
 )
 GO = (
     "One day {name} took the {noun} to the {place}.", "One morning {name} went to the {place} with the {noun}.",
-    "One day {name} was {at} with the {full}.", "One day {name} played {at} with the {noun}.",
+    "One day {name} was near the {place} with the {full}.", "One day {name} played near the {place} with the {noun}.",
     "Early one day {name} brought the {noun} to the {place}.", "One day {name} took the {full} along to the {place}.",
     "{name} went to the {place} one day, and the {noun} came too.",
     "One morning {name} went to the {place} to show the {noun} to a friend.",
 )
 COME = (
-    "One day {name} came to the {place} with {a_full}.", "One day {name} had {a_full} {at}.",
-    "One morning {name} played {at} with {a_full}.", "{name} took {a_full} to the {place} one day.",
+    "One day {name} came to the {place} with {a_full}.", "One day {name} had {a_full} near the {place}.",
+    "One morning {name} played near the {place} with {a_full}.", "{name} took {a_full} to the {place} one day.",
     "Early one day {name} brought {a_full} to the {place}.", "One day {name} went to the {place} with {a_full}.",
 )
 LEADS = ("Then", "But then", "All at once", "But soon", "Oh no!", "But")
@@ -276,20 +277,19 @@ CRY = (
     '"What can I do?" said {name}.', '"Who can help me?" asked {name}.',
 )
 CRY_HERE = (
-    "{name} sat down near the {place} and cried.", "{name} the {kind} stood alone near the {place} and felt sad.",
     '"Is there someone near the {place} who can help?" asked {name} the {kind}.',
-    "{name} cried, and everyone near the {place} heard it.",
-    '"Can no one near the {place} help me?" asked {name}.', "{name} ran all over the {place} and called for help.",
+    "{name} the {kind} stood alone near the {place} and felt sad.", "{name} sat down near the {place} and cried.",
+    "{name} cried, and everyone near the {place} heard it.", '"Can no one near the {place} help me?" asked {name}.',
+    "{name} ran all over the {place} and called for help.",
 )
 ARRIVE = (
     "{a_helper} came by.", "{a_helper} heard it and came to help.", "Soon {name} met {a_helper}.",
     "Then {a_helper} came along.", "{a_helper} saw it all.", "Then {name} saw {a_helper}.",
 )
 ARRIVE_HERE = (
-    "{a_helper} who lived near the {place} came by.",
-    "Soon {name} met {a_helper} near the {place}.", "There was {a_helper} near the {place} too.",
-    "{a_helper} lived near the {place} and heard it all.", "So {name} asked {a_helper} near the {place} for help.",
-    "{a_helper} came to the {place} to help.",
+    "So {name} asked {a_helper} near the {place} for help.", "{a_helper} lived near the {place} and heard it all.",
+    "{a_helper} who lived near the {place} came by.", "Soon {name} met {a_helper} near the {place}.",
+    "There was {a_helper} near the {place} too.", "{a_helper} came to the {place} to help.",
 )
 OFFER = (
     '"I can {can}," said the {helper}. "Let me help."', '"Do not cry," said the {helper}. "I can {can}."',
@@ -319,14 +319,16 @@ FIRST_WORDS = (
     '"Oh dear, my {full}!" said {name}.',
 )
 WHO_CALLED = (
-    "{name} was {a_kind} who had come to the {place} to play.", "{name} was {a_kind} and stood {at}.",
-    "It was {a_kind} named {name} who called {at}.", "{name} was {a_kind} who was {at} that day.",
-    "{name} was {a_kind} who often came to the {place}.", "It was {name}, {a_kind} all alone {at}.",
+    "It was {a_kind} named {name} who called near the {place}.", "It was {name}, {a_kind} all alone near the {place}.",
+    "{name} was {a_kind} who had come to the {place} to play.", "{name} was {a_kind} who often came to the {place}.",
+    "{name} was {a_kind} who was near the {place} that day.", "{name} was {a_kind} and stood near the {place}.",
 )
 MIDDLE = (
-    "Once {name} the {kind} sat {at} and cried.", "One day {name} the {kind} stood {at} and felt sad.",
-    "There sat {name} the {kind}, sad and alone {at}.", "One day {name} the {kind} sat {at} and was sad.",
-    "All alone {at}, {name} the {kind} began to cry.", "Once {name} the {kind} was all alone {at}.",
+    "One day {name} the {kind} stood near the {place} and felt sad.",
+    "There sat {name} the {kind}, sad and alone near the {place}.",
+    "One day {name} the {kind} sat near the {place} and was sad.",
+    "All alone near the {place}, {name} the {kind} began to cry.",
+    "Once {name} the {kind} sat near the {place} and cried.", "Once {name} the {kind} was all alone near the {place}.",
 )
 MISSED = (
     "{name} could only think of {his} {full}.", "It was all about {name} and {his} {full}.",
@@ -343,33 +345,31 @@ TRY_TWO = (
     "Next {he} tried again, but it was too hard.", "Next {he} asked a toad, but it only sang.",
 )
 TRY_THREE = (
-    "Last of all {name} met {a_helper} near the {place}.", "Then {name} asked {a_helper} near the {place}.",
-    "The third time {name} met {a_helper} near the {place}.",
-    "Last {name} asked {a_helper} who lived near the {place}.",
+    "Last {name} asked {a_helper} who lived near the {place}.", "Last of all {name} met {a_helper} near the {place}.",
+    "The third time {name} met {a_helper} near the {place}.", "Then {name} asked {a_helper} near the {place}.",
 )
 MEET = (
     "This is {name} the {kind}.", "Do you know {name} the {kind}?", "I know {a_kind} named {name}.",
     "Here comes {name} the {kind}.", "There is {a_kind} named {name}.", "Look, there is {name} the {kind}!",
 )
 HABITS = (
-    "{name} has {a_full}.", "The {full} belongs to {name} the {kind}.", "The {kind} likes the {full} very much.",
-    "The {kind} likes to play near the {place}.", "One can often see {name} the {kind} near the {place}.",
-    "{name} the {kind} lives near the {place}.", "Every day the {kind} takes the {full} to the {place}.",
-    "At night {name} keeps the {full} close.", '"Good morning, {name}!" say all who are near the {place}.',
-    "{name} the {kind} is happy near the {place}.",
-    '"Who lives near the {place}?" "{name} the {kind} lives near the {place}."',
-    "All who come to the {place} know {name}, the {kind} of the {place}.",
-    '"Is {name} {at}?" "Yes, {name} is near the {place} with the {full}."',
-    "No {kind} near the {place} is like {name} the {kind}.",
+    '"Is {name} near the {place}?" "Yes, {name} is near the {place} with the {full}."', "{name} has {a_full}.",
     '"Is this your {full}, {name}?" "Yes, it is my {full}," says {name} the {kind}.',
-    '"I am {name}," says the {kind}. "Good morning, {name} the {kind}!"',
-    '"Look at my {full}!" says {name}. "What {a_full}!" says everyone.',
-    '"Who are you?" "I am {a_kind} named {name}," says {name} the {kind}.',
-    '"Who is {name}?" "There is {a_kind} named {name} near the {place}."',
+    '"Who lives near the {place}?" "{name} the {kind} lives near the {place}."',
+    '"Who are you?" "I am {a_kind} named {name}," says {name} the {kind}.', "The {full} belongs to {name} the {kind}.",
+    "All who come to the {place} know {name}, the {kind} of the {place}.", "{name} the {kind} lives near the {place}.",
+    '"Who is {name}?" "There is {a_kind} named {name} near the {place}."', "At night {name} keeps the {full} close.",
+    '"I am {name}," says the {kind}. "Good morning, {name} the {kind}!"', "The {kind} likes to play near the {place}.",
+    '"Look at my {full}!" says {name}. "What {a_full}!" says everyone.', "The {kind} likes the {full} very much.",
+    '"Good morning, {name}!" say all who are near the {place}.', "{name} the {kind} is happy near the {place}.",
+    "One can often see {name} the {kind} near the {place}.", "Every day the {kind} takes the {full} to the {place}.",
+    "No {kind} near the {place} is like {name} the {kind}.",
 )
 HELPER_FIRST = (
-    "{a_helper} lived {at}.", "There was {a_helper} {at} who could {own}.", "Once {a_helper} lived {at}.",
-    "{a_helper} had a home {at}.", "Everyone {at} knew {a_helper} who could {own}.", "{a_helper} sat {at} one day.",
+    "{a_helper} lived near the {place}.",
+    "There was {a_helper} near the {place} who could {own}.", "Once {a_helper} lived near the {place}.",
+    "{a_helper} had a home near the {place}.",
+    "Everyone near the {place} knew {a_helper} who could {own}.", "{a_helper} sat near the {place} one day.",
 )
 HERO_COMES = (
     "One day {a_kind} named {name} came to the {place} with {a_full}.",
