@@ -48,7 +48,8 @@ class Visit:
         found.first.click()
 
     def stop(self) -> None:
-        self.page.get_by_role("button", name="Stop").click()
+        # At once: an answer takes a second or two, and a click waits until the page has been still for a while.
+        self.page.get_by_role("button", name="Stop").dispatch_event("click")
         self.page.get_by_role("button", name="Send").wait_for()
 
 

@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run = Path(config.run)
     records, source = read_run(run)
     inputs = [str(source), str(run / "eval"), *(str(run / name / "metrics.jsonl") for name in records)]
-    stage = open_stage("release", config, {"run": [*inputs, str(ROOT / "spaces_app")]}, config.output_dir)
+    stage = open_stage("release", config, {"run": [*inputs, os.path.relpath(ROOT / "spaces_app")]}, config.output_dir)
     if not stage.done:
         unverified = stage.folder / "unverified"
         shutil.rmtree(unverified, ignore_errors=True)
