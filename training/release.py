@@ -6,6 +6,7 @@ Nothing is put in place before it was verified: loaded in a clean process that c
 gives the weights, logits and greedy answer of the model that was trained, and holds no pickle, secret or path.
 """
 
+import os
 import re
 import shutil
 import textwrap
