@@ -44,7 +44,6 @@ footer .divider { display: none !important; }
 #compare-status { min-height: 1.5rem; }
 
 @media (max-width: 480px) {
-  .gradio-container > main, .gradio-container main.fillable { padding: 0.75rem !important; }
   .tab-container button { padding: 0 0.5rem !important; }
   #choices button { padding-inline: 0.25rem; font-size: var(--text-md); white-space: nowrap; }
 }
@@ -75,7 +74,10 @@ table.figures thead th { font-weight: 600; border-bottom: 1px solid var(--border
 table.figures tbody tr + tr > * { border-top: 1px solid var(--border-color-primary); }
 #facts table.figures td { text-align: left; } #facts table.figures th { text-align: left; }
 #facts td:last-child { white-space: normal; min-width: 16rem; }
-@media (max-width: 480px) { table.figures th:first-child { white-space: normal; min-width: 6rem; } }
+@media (max-width: 480px) {
+  table.figures th:first-child { white-space: normal; min-width: 6rem; }
+  table.bars .bar { min-width: 2rem; }
+}
 .scroll, .attention { overflow-x: auto; max-width: 100%; contain: inline-size; }
 #inside-columns > *, #map, #strip, #bars { min-width: 0; }
 .attention { max-height: 48rem; overflow-y: auto; }
