@@ -21,7 +21,7 @@ CURVES = (
     ("Loss", "nats a token", {"train_loss": "training", "val_loss": "held-out"}),
     ("Loss", "", {"loss": "training", "eval_loss": "held-out"}),
     ("Bits per byte", "held-out text", {"val_bpb": "held-out"}),
-    ("Reward margin", "chosen over rejected", {"rewards/margins": "training", "eval_rewards/margins": "held-out"}),
+    ("Reward margin", "of the chosen", {"rewards/margins": "training", "eval_rewards/margins": "held-out"}),
     ("Pairs ranked right", "share", {"rewards/accuracies": "training", "eval_rewards/accuracies": "held-out"}),
     ("Learning rate", "", {"lr": "training"}),
 )
@@ -32,7 +32,7 @@ RATES = {
     "happy": "Preferred ending, sampled",
     "happy_of_followed": "Preferred ending of those that followed",
 }
-SETTINGS = ("learning_rate", "schedule", "optimizer", "batch_rows", "batch_size", "epochs", "beta", "lora_r", "seed")
+SETTINGS = ("learning_rate", "schedule", "optimizer", "batch_rows", "batch_size", "epochs", "beta", "tune", "seed")
 Record = dict[str, Any]
 
 
