@@ -26,8 +26,9 @@ import torch
 from transformers import CompileConfig, GenerationMixin
 
 from hf_scratch import encode_prompt
-from hf_scratch.export import Original, find_folder, load_original
+from hf_scratch.export import Original, load_original
 from hf_scratch.fast_generate import can_decode, generate
+from hf_scratch.hub import find_folder
 
 PROMPT = "Tell me a story about a fox named Pip who lost a red kite in the forest."
 Engine = Callable[[], list[int]]
