@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.constants import HF_HUB_CACHE
 from transformers import CompileConfig, GenerationMixin
 
 from hf_scratch import encode_prompt
@@ -44,7 +45,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    original = load_original(find_folder(options.model, "main"), None)
+    original = load_original(find_folder(options.model, "main", Path(HF_HUB_CACHE)), None)
     model = original.model.float()
     if not can_decode(model):
         parser.error(f"{options.model} is not a dense Scratch or Qwen3 model; both engines would be the stock one.")
