@@ -15,7 +15,6 @@ import os
 import platform
 import random
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -152,10 +151,10 @@ def measure(folder: Path, pool: list[str], megabytes: int, workers: int, vocab_s
     sources = [{"name": "corpus", "files": str(corpus / "*.jsonl.gz")}]
     recipe.write_text(yaml.safe_dump({"sources": sources, "steps": STEPS}), encoding="utf-8")
     words = ["--config", str(recipe), "--tokenizer", str(tokenizer), "--output_dir", str(output)]
-    started, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    started = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "training.prepare_data", *words, "--workers", str(workers)])
-    memory = watch_memory(process)
-    seconds, usage = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    memory, cpu_seconds = watch(process)
+    seconds = time.perf_counter() - started
     if process.returncode:
         raise ValueError(f"preparing {megabytes} MB failed with status {process.returncode}; see above.")
     report, pieces = read_json(output / "data_report.json"), plain_speeds(corpus, tokenizer, workers)
@@ -166,7 +165,7 @@ def measure(folder: Path, pool: list[str], megabytes: int, workers: int, vocab_s
         "workers": workers,
         "seconds": round(seconds, 1),
         # Of all processes, start-up included; unlike the seconds it hardly depends on what else the machine does.
-        "cpu_seconds": round(usage.ru_utime + usage.ru_stime - used.ru_utime - used.ru_stime, 1),
+        "cpu_seconds": round(cpu_seconds, 1),
         "peak_memory_mb": round(memory / 1e6),
         "steps_mb_per_s": {name: round(row["mb_per_s"], 2) for name, row in steps.items() if row["mb_per_s"]},
         "plain_mb_per_s": pieces,
@@ -178,22 +177,26 @@ def measure(folder: Path, pool: list[str], megabytes: int, workers: int, vocab_s
     }
 
 
-def watch_memory(process: subprocess.Popen) -> int:
-    """Wait for a process; return the most bytes that it and its children held at once, shared pages counted once."""
+def watch(process: subprocess.Popen) -> tuple[int, float]:
+    """Wait for a process; return the most bytes that it and its children held at once, and their processor seconds.
+
+    Pages that several share are counted once. A process's last 0.3 seconds may be missing from its time.
+    """
     import psutil
 
-    peak = 0
+    peak, used = 0, {}
     while process.poll() is None:
         total = 0
         try:
             parent = psutil.Process(process.pid)
             for one in [parent, *parent.children(recursive=True)]:
                 total += one.memory_full_info().pss
+                used[one.pid, one.create_time()] = sum(one.cpu_times()[:2])  # without what children add to it
         except psutil.Error:  # one of them has just ended
             total = 0
         peak = max(peak, total)
         time.sleep(0.3)
-    return peak
+    return peak, sum(used.values())
 
 
 def plain_speeds(corpus: Path, tokenizer: Path, workers: int) -> dict[str, list[float]]:
@@ -296,7 +299,7 @@ def table(runs: list[dict[str, Any]]) -> str:
     }
     for name in last["plain_mb_per_s"]:
         values = [run["plain_mb_per_s"][name] for run in runs]
-        pieces[f"plain {name}"] = [f"{statistics.median(v)} ({v[0]} to {v[-1]})" for v in values]
+        pieces[f"plain {name}"] = [f"{statistics.median(v):.2f} ({v[0]} to {v[-1]})" for v in values]
     shares: dict[str, list[Any]] = {
         "tokenize": [f"{run['tokenize_share_of_encode_batch']:.1%}" for run in runs],
         "tokenize and write": [f"{run['tokenize_and_write_share']:.1%}" for run in runs],
