@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from hf_scratch import ScratchForCausalLM
 from hf_scratch.tokenizer import CHAT_TEMPLATE
-from training import dpo, eval_model, grpo, sft
+from training import dpo, eval_model, grpo, prepare_data, pretrain, release, sft, train_tokenizer
 from training.align import load_model, load_weights
 from training.align_trainer import AlignConfig, last_checkpoint, row_order, training_arguments
 from training.hardware import has_native_bf16
@@ -60,10 +60,19 @@ def config(base: str, **settings: Any) -> AlignConfig:
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_the_settings_of_every_recipe_exist(path: Path) -> None:
-    stages = {"sft": sft.SftConfig, "dpo": dpo.DpoConfig, "grpo": grpo.GrpoConfig, "eval": eval_model.EvalConfig}
-    if path.stem in stages:
-        inputs = ["--model", "m"] if path.stem != "eval" else ["--models", "a=b"]
-        parse_config(stages[path.stem], ["--config", str(path), "--output_dir", "runs/x", *inputs])
+    """The settings of each stage, with what the pipeline gives it besides."""
+    stages: dict[str, tuple[Any, str]] = {
+        "tokenizer": (train_tokenizer.TokenizerConfig, ""),
+        "data": (prepare_data.DataConfig, "--tokenizer t"),
+        "pretrain": (pretrain.PretrainConfig, "--data d --tokenizer t"),
+        "sft": (sft.SftConfig, "--model m"),
+        "dpo": (dpo.DpoConfig, "--model m"),
+        "grpo": (grpo.GrpoConfig, "--model m"),
+        "eval": (eval_model.EvalConfig, "--models a=b"),
+        "release": (release.ReleaseConfig, "--run r"),
+    }
+    config_class, inputs = stages[path.stem]
+    parse_config(config_class, ["--config", str(path), "--output_dir", "runs/x", *inputs.split()])
 
 
 # ---- what it starts from ----
@@ -268,6 +277,32 @@ def test_qlora_trains_an_adapter_on_4_bits(name: str, base: str, data: dict[str,
 def test_qlora_says_what_it_needs(base: str, data: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="dpo: --tune qlora needs bitsandbytes; pip install 'hf_scratch.qlora.'"):
         dpo.main(arguments(base, data["dpo"], tmp_path / "run", tune="qlora"))
+
+
+# ---- several processes ----
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sft", "dpo"])
+def test_two_processes_take_the_steps_of_one(name: str, base: str, data: dict[str, str], tmp_path: Path) -> None:
+    settings = {"max_steps": 4, "micro_batch_size": 1, "log_steps": 1}
+    STAGES[name].main(arguments(base, data[name], tmp_path / "one", **settings))
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
+    launch += ["--config_file", str(ROOT / "training" / "launch" / "cpu-2.yaml"), "-m", f"training.{name}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [*launch, *arguments(base, data[name], tmp_path / "two", **settings)], cwd=ROOT, env=environment, check=True
+    )
+    for line, expected in zip(metrics_of(tmp_path / "two"), metrics_of(tmp_path / "one"), strict=True):
+        assert line["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+        assert line["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-3)
+    weights, expected_weights = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("two", "one"))
+    for key, weight in weights.items():
+        torch.testing.assert_close(weight, expected_weights[key], rtol=1e-3, atol=1e-4)
+
+
+def metrics_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 # ---- resuming ----

@@ -19,6 +19,8 @@ from transformers import AutoModelForCausalLM
 
 from training.distributed import USE_FSDP, USE_SIZES
 from training.pretrain import main as pretrain
+from training.run import Step, run_step
+from training.stage import read_json
 
 __all__ = ["corpus"]  # a fixture that is used here too
 
@@ -140,6 +142,50 @@ def test_a_checkpoint_of_two_processes_goes_on_on_one_and_on_four(corpus: Path, 
     pretrain(arguments(corpus, tmp_path / "muon-fsdp-to-one", **MUON))
     for folder in tmp_path.iterdir():
         assert_same_run(folder, runs / (folder.name.split("-")[0] + "-one"))
+
+
+LITTLE_MEMORY = """
+import os, torch
+from training import pretrain
+
+step = pretrain.Trainer.train_step
+
+def limited(self, rows):
+    def check(module, args, kwargs):
+        if torch.is_grad_enabled() and len(kwargs["input_ids"]) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+
+    if os.environ["RANK"] == "1" and self.progress.step == 4:
+        self.unwrapped.model.register_forward_pre_hook(check, with_kwargs=True)
+    return step(self, rows)
+
+pretrain.Trainer.train_step = limited
+pretrain.main()
+"""
+
+
+@pytest.mark.long
+def test_where_memory_runs_out_on_one_process_all_start_again_with_smaller_pieces(
+    corpus: Path, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By `training.run`: from the checkpoint of step 3, with 1 row of the 3 that one held; the steps are the same."""
+    (tmp_path / "limited.py").write_text(LITTLE_MEMORY)
+    (tmp_path / "pretrain.yaml").write_text("{}")
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{tmp_path}")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    options = arguments(corpus, tmp_path / "run" / "pretrain", **CHANGES)
+    run_step(Step("pretrain", "limited", options), tmp_path, tmp_path / "run", "[1/1]", LAUNCH / "cpu-2.yaml")
+    shown = "".join(capfd.readouterr())
+    assert "memory ran out on process 1 at step 4 with 3 rows at once" in shown
+    assert "once more, with smaller pieces" in shown and "goes on from step 3" in shown
+    assert read_json(tmp_path / "run" / "pretrain" / "stage.json")["metrics"]["micro_batch_rows"] == 1
+    assert_same_run(tmp_path / "run" / "pretrain", runs / "adamw-one")
+
+
+@pytest.mark.slow
+def test_rows_that_cannot_be_shared_out_are_refused(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="batch_rows=7 cannot be shared out evenly over 2 parts"):
+        run_on(2, [(environment(copies=2), arguments(corpus, tmp_path, **CHANGES | {"batch_rows": 7}))])
 
 
 SIGNALLED = """

@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -144,6 +145,38 @@ def test_a_step_without_finite_loss_never_reaches_the_weights(corpus: Path, tmp_
     assert run.bad_steps == 0 and run.progress.skipped_steps == 3
 
 
+def test_a_skipped_step_leaves_no_trace_in_the_log(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backward = Trainer.backward
+
+    def spoilt(self: Trainer, batch: Any, total: int) -> torch.Tensor:
+        loss = backward(self, batch, total)
+        return loss * math.nan if self.progress.step == 2 else loss
+
+    monkeypatch.setattr(Trainer, "backward", spoilt)
+    pretrain(arguments(corpus, tmp_path, max_steps=4, log_steps=1))
+    lines = metrics(tmp_path)
+    assert [line["train_loss"] is None for line in lines] == [False, False, True, False]
+    assert lines[2]["tokens"] == lines[1]["tokens"] < lines[3]["tokens"]
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads((tmp_path / "stage.json").read_text())["metrics"]["skipped_steps"] == 1
+
+
+def test_a_run_that_ended_before_its_model_was_written_is_finished(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretrain(arguments(corpus, tmp_path / "whole"))
+    with monkeypatch.context() as patch, pytest.raises(KeyError):
+        patch.setattr("training.pretrain.save_model", lambda *arguments: {}["full disk"])
+        pretrain(arguments(corpus, tmp_path / "late"))
+    assert not (tmp_path / "late" / "model").exists()
+    pretrain(arguments(corpus, tmp_path / "late"))
+    assert weights_hash(tmp_path / "late") == weights_hash(tmp_path / "whole")
+    whole, late = (json.loads((tmp_path / name / "stage.json").read_text())["metrics"] for name in ("whole", "late"))
+    assert whole.keys() == late.keys() and whole["val_bpb"] == late["val_bpb"] > 0
+
+
 def test_a_stopped_run_goes_on_bit_for_bit_and_its_log_too(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,6 +306,7 @@ def one_thread() -> dict[str, str]:
         ({"context_length": 10_000_000}, "context_length=10000000 is longer than half"),
         ({"learning_rte": 1}, "did you mean 'learning_rate'"),
         ({"optimizer": "sgd"}, "invalid choice"),
+        ({"eval_steps": 0}, "eval_steps=0 must be 1 or more"),
     ],
 )
 def test_mistakes_are_one_sentence(

@@ -1,11 +1,13 @@
 """The frame of every stage: typos are errors, finished work is skipped, and a write is whole or did not happen."""
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -20,13 +22,18 @@ class Settings:
     learning_rate: float = field(default=0.1, metadata={"help": "Rate."})
     files: list[str] = field(default_factory=list, metadata={"help": "Files."})
     pack: bool = field(default=False, metadata={"help": "Pack."})
+    optimizer: Literal["adamw", "muon"] = field(default="adamw", metadata={"help": "Optimizer."})
+    steps: int = field(default=1, metadata={"help": "Steps."})
+    width: int | None = field(default=None, metadata={"help": "Width."})
 
 
 def test_yaml_gives_defaults_and_the_command_line_wins(tmp_path: Path) -> None:
     recipe = tmp_path / "stage.yaml"
-    recipe.write_text("learning_rate: 3e-4\npack: true\n")  # PyYAML reads 3e-4 as a string
+    recipe.write_text(
+        "learning_rate: 3e-4\npack: true\nwidth: null\noptimizer: muon\nfiles: [a, b]\n"
+    )  # PyYAML reads 3e-4 as a string
     config = parse_config(Settings, ["--config", str(recipe), "--output_dir", "x"])
-    assert config == Settings(output_dir="x", learning_rate=3e-4, pack=True)
+    assert config == Settings(output_dir="x", learning_rate=3e-4, pack=True, optimizer="muon", files=["a", "b"])
     assert (
         parse_config(Settings, ["--config", str(recipe), "--output_dir", "x", "--learning_rate", "1"]).learning_rate
         == 1
@@ -39,6 +46,12 @@ def test_yaml_gives_defaults_and_the_command_line_wins(tmp_path: Path) -> None:
         ("learning_rte: 0.5", "'learning_rte' is not a setting of this stage; did you mean 'learning_rate'"),
         ("- a\n- b", "must hold `key: value` lines"),
         ("a: [", "is not YAML"),
+        ("optimizer: moun", "optimizer: 'moun' does not exist; did you mean 'muon'"),
+        ("learning_rate: fast", "learning_rate: 'fast' is no float"),
+        ("steps: 1.5", "steps: 1.5 is no int"),
+        ("files: book.txt", r"files: 'book.txt' is no list\[str\]"),
+        ("pack: 1", "pack: 1 is no bool"),
+        ("width: wide", r"width: 'wide' is no int | None"),
     ],
 )
 def test_mistakes_in_yaml_are_errors(tmp_path: Path, content: str, message: str) -> None:
@@ -84,7 +97,13 @@ def test_a_finished_stage_is_skipped_until_settings_or_inputs_change(tmp_path: P
     assert [run(0.2), run(0.2)] == [False, True]
     record = read_json(Path(folder) / "stage.json")
     assert record["status"] == "done" and record["metrics"] == {"loss": 1.0}
-    assert record["config"] == {"learning_rate": 0.2, "pack": False}
+    assert record["config"] == {
+        "learning_rate": 0.2,
+        "pack": False,
+        "optimizer": "adamw",
+        "steps": 1,
+        "width": None,
+    }
     assert record["versions"]["torch"] == torch.__version__
 
 
@@ -94,6 +113,18 @@ def test_an_unfinished_stage_goes_on_in_its_folder(tmp_path: Path) -> None:
     (first.folder / "checkpoint").write_text("half")
     again = open_stage("s", Settings(output_dir=folder), {}, folder)
     assert not again.done and (again.folder / "checkpoint").read_text() == "half"
+
+
+def test_the_time_of_a_part_that_was_interrupted_counts(tmp_path: Path) -> None:
+    """As long as it wrote something: here for 100 seconds, as the times of its files say."""
+    first = open_stage("s", Settings(output_dir=str(tmp_path / "stage")), {}, str(tmp_path / "stage"))
+    (first.folder / "metrics.jsonl").write_text("{}")
+    begun = (first.folder / "stage.json").stat().st_mtime
+    os.utime(first.folder / "metrics.jsonl", (begun + 100, begun + 100))
+    os.utime(first.folder, (begun, begun))
+    again = open_stage("s", Settings(output_dir=str(tmp_path / "stage")), {}, str(tmp_path / "stage"))
+    again.finish({})
+    assert 100 <= read_json(again.folder / "stage.json")["seconds"] < 101
 
 
 def test_the_hash_of_an_input_follows_names_and_bytes(tmp_path: Path) -> None:

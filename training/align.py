@@ -24,7 +24,7 @@ from training.data.chat import load_rows
 from training.data.chat_formats import Kind
 from training.data.check import Finding, check_data, refuse_errors, table
 from training.data.tokenized import Tokenized, row_lengths, show, tokenize
-from training.hardware import has_native_bf16
+from training.hardware import has_native_bf16, join_processes
 from training.save import save_model
 from training.stage import Stage, atomic_folder, open_stage, write_json
 
@@ -53,6 +53,7 @@ def run_stage(name: str, config: Any, kinds: Sequence[Kind], make_trainer: MakeT
         ValueError: The model, the data or the settings cannot be used.
     """
     quiet()
+    join_processes()
     if config.inspect:
         tokenizer = load_tokenizer(config.model)
         data = read_data(tokenizer, config, kinds)

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import ProgressCallback, Trainer
 
-from training.hardware import mixed_precision
+from training.hardware import mixed_precision, on_cpu
 from training.stage import METRICS, Stage, cut_metrics, read_json
 
 CHECKPOINTS = "checkpoints"
@@ -115,7 +115,7 @@ def training_arguments(config: AlignConfig) -> dict[str, Any]:
         "seed": config.seed,
         # TRL's defaults are bfloat16 and recomputed activations, on a CPU as well.
         "bf16": mixed_precision() == "bf16",
-        "use_cpu": not (torch.cuda.is_available() or torch.backends.mps.is_available()),
+        "use_cpu": on_cpu(),
         "activation_checkpointing": config.activation_checkpointing,
         "gradient_checkpointing": config.activation_checkpointing,
         "dataloader_pin_memory": torch.cuda.is_available(),
@@ -265,10 +265,10 @@ def run_trainer(trainer: Trainer, stage: Stage, log: "MetricsLog") -> dict[str, 
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(log)
     checkpoint = last_checkpoint(stage.folder / CHECKPOINTS)
-    seconds = trainer.train(resume_from_checkpoint=checkpoint).metrics["train_runtime"]
+    trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.eval_dataset is not None:
         trainer.evaluate()
-    return {"steps": trainer.state.global_step, "train_seconds": seconds, **log.last}
+    return {"steps": trainer.state.global_step, **log.last}
 
 
 def last_checkpoint(folder: Path) -> str | None:

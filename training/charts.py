@@ -15,8 +15,11 @@ COLOURS = 6
 
 
 def line_chart(title: str, series: Sequence[Series]) -> str:
-    """Return a figure with its title, legend and lines; a line without points is left out."""
-    drawn = [(i, label, points) for i, (label, points) in enumerate(series) if points]
+    """Return a figure with its title, legend and lines; without finite points there is none."""
+    finite = [(label, [(x, y) for x, y in points if math.isfinite(y)]) for label, points in series]
+    drawn = [(i, label, points) for i, (label, points) in enumerate(finite) if points]
+    if not drawn:
+        return ""
     xs = [x for _, _, points in drawn for x, _ in points]
     ys = [y for _, _, points in drawn for _, y in points]
     x_ticks, y_ticks = ticks(0, max(xs), 5), ticks(min(ys), max(ys), 4)

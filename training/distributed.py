@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from hf_scratch import ScratchForCausalLM
+from training.hardware import on_cpu
 from training.shards import local, part_of, shard_like, whole
 
 # What `accelerate launch` sets for a launch file with FSDP; Accelerator() must not act on it, see above.
@@ -35,10 +36,7 @@ def make_accelerator(mixed_precision: str, **options: Any) -> Accelerator:
     asked = {name: os.environ.pop(name) for name in (USE_FSDP, USE_SIZES) if name in os.environ}
     # The gradients live in DDP's communication buffers instead of beside them.
     in_buckets = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
-    device = torch.accelerator.current_accelerator()
-    # Without being told so, accelerate takes processes without a GPU for processes without each other.
-    cpu = device is None or (device.type == "mps" and "LOCAL_RANK" in os.environ)
-    accelerator = Accelerator(cpu=cpu, mixed_precision=mixed_precision, kwargs_handlers=[in_buckets], **options)
+    accelerator = Accelerator(cpu=on_cpu(), mixed_precision=mixed_precision, kwargs_handlers=[in_buckets], **options)
     os.environ.update(asked)
     return accelerator
 

@@ -25,7 +25,7 @@ from training.align import finish, load_model, quiet
 from training.align_trainer import CHECKPOINTS, MetricsLog, run_trainer
 from training.answers import PARTS
 from training.data import stories
-from training.hardware import mixed_precision
+from training.hardware import join_processes, mixed_precision, on_cpu
 from training.save import save_model
 from training.stage import METRICS, command, open_stage, parse_config
 
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage."""
     config = parse_config(GrpoConfig, argv, __doc__)
     quiet()
-    with PartialState().main_process_first():
+    with join_processes().main_process_first():
         stage = open_stage("grpo", config, {"model": config.model}, config.output_dir)
     if stage.done:
         return
@@ -146,7 +146,7 @@ def grpo_arguments(config: GrpoConfig) -> dict[str, Any]:
         "disable_dropout": True,
         "seed": config.seed,
         "bf16": mixed_precision() == "bf16",
-        "use_cpu": not (torch.cuda.is_available() or torch.backends.mps.is_available()),
+        "use_cpu": on_cpu(),
         "activation_checkpointing": False,
         "gradient_checkpointing": False,
         "dataloader_pin_memory": torch.cuda.is_available(),

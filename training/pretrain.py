@@ -9,14 +9,11 @@ checkpoint and ends, on a CPU, bit for bit where an undisturbed run ends.
 
 import json
 import math
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -41,7 +38,8 @@ from training.optimizer import build_optimizers, learning_rate
 from training.pretrain_config import PretrainConfig, build_model
 from training.progress import Interval, Progress
 from training.save import make_pusher, save_model
-from training.stage import METRICS, command, cut_metrics, open_stage, parse_config
+from training.stage import MEMORY, METRICS, command, cut_metrics, open_stage, parse_config, read_json, write_json
+from training.stop_signal import StopSignal
 from training.tracker import finish_tracker, start_tracker, tracker_options
 
 T = TypeVar("T")
@@ -61,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     (done,) = broadcast_object_list([stage is not None and stage.done])
     if done:
         return
-    start_tracker(accelerator, config)
+    start_tracker(accelerator, config, stage.record["fingerprint"] if stage else "")
     metrics = train(config, accelerator, Path(config.output_dir))
     finish_tracker(accelerator)
     if stage is not None:
@@ -100,20 +98,19 @@ class Trainer:
     ) -> None:
         self.config, self.accelerator, self.folder, self.held_out = config, accelerator, folder, held_out
         self.unwrapped, self.parallel = model, Parallel(accelerator)
+        if config.batch_rows % self.parallel.data_count:
+            raise ValueError(
+                f"batch_rows={config.batch_rows} cannot be shared out evenly over {self.parallel.data_count} parts of "
+                "a step, one for each copy or shard of the model; take a multiple, or fewer processes."
+            )
         self.model = self.parallel.wrap(PretrainingLoss(model))
-        self.optimizers = build_optimizers(
-            self.unwrapped,
-            config.optimizer,
-            config.learning_rate,
-            config.weight_decay,
-            (config.adam_beta1, config.adam_beta2),
-        )
+        betas = (config.adam_beta1, config.adam_beta2)
+        self.optimizers = build_optimizers(model, config.optimizer, config.learning_rate, config.weight_decay, betas)
         self.ahead = Ahead() if accelerator.device.type == "cuda" else None
         self.progress = Progress(micro_batch_rows=config.micro_batch_rows)
         self.interval = Interval()
         self.last: dict[str, float] = {}  # newest value of each metric
         self.bad_steps = 0
-        self.stop_signal: int | None = None
         self.pusher: CheckpointPusher | None = None
         accelerator.print(
             f"{model.num_parameters():,} parameters ({model.num_parameters(exclude_embeddings=True):,} without "
@@ -131,7 +128,7 @@ class Trainer:
             "unit": "step",
             "dynamic_ncols": True,
         }
-        with self.signals_remembered(), tqdm(disable=hidden, **show) as bar:
+        with StopSignal(self.accelerator.num_processes > 1) as stop_signal, tqdm(disable=hidden, **show) as bar:
             self.find_micro_batch()
             while progress.step < config.max_steps:
                 started = time.perf_counter()
@@ -139,24 +136,22 @@ class Trainer:
                 loss, tokens, grad_norm = self.train_step(rows)
                 progress.step += 1
                 progress.tokens += tokens
-                self.interval.add(loss, tokens, time.perf_counter() - started)
                 progress.time_s += time.perf_counter() - started
+                self.interval.add(loss, tokens, time.perf_counter() - started)
                 bar.update()
 
                 last = progress.step == config.max_steps
                 evaluate = last or progress.step % config.eval_steps == 0
                 if evaluate or progress.step % config.log_steps == 0:
                     self.log(lr, grad_norm, evaluate)
-                    bar.set_postfix_str(
-                        f"loss {self.last['train_loss']:.3f} ppl {math.exp(self.last['train_loss']):.1f} "
-                        f"{self.last['tokens_per_s']:,.0f} tokens/s"
-                        + (f" {self.last['mfu']:.1%} MFU" if "mfu" in self.last else "")
-                    )
+                    bar.set_postfix_str(self.state_in_short())
                     self.interval = Interval()
-                stop = self.parallel.any(self.stop_signal is not None)
+                stop = self.parallel.any(stop_signal.came)
                 if last or stop or progress.step % config.save_steps == 0:
                     self.save()
                 if stop and not last:
+                    # A launcher ends all processes soon after the first has left, and one of them is still writing.
+                    self.accelerator.wait_for_everyone()
                     sys.exit(f"stopped after step {progress.step}; the same command goes on from there.")
 
     def set_learning_rate(self) -> float:
@@ -176,7 +171,9 @@ class Trainer:
         return lr
 
     def train_step(self, rows: Rows) -> tuple[float, int, float]:
-        """Take one optimizer step; return mean loss in nats a token, tokens of the global batch and gradient norm.
+        """Take one optimizer step; return mean loss in nats a token, tokens learnt from and gradient norm.
+
+        A step whose loss or gradient is not finite is skipped: it learns from no tokens.
 
         Raises:
             ValueError: Not even one row fits into memory, or the loss was not finite three times in a row.
@@ -191,6 +188,7 @@ class Trainer:
             self.bad_steps = 0
         else:
             self.refuse_step(mean_loss, grad_norm)
+            return math.nan, 0, grad_norm
         return mean_loss, total, grad_norm
 
     def gradients(self, rows: Rows) -> tuple[torch.Tensor, int]:
@@ -237,13 +235,26 @@ class Trainer:
         return np.arange(first, first + self.config.batch_rows)[self.parallel.data_index :: self.parallel.data_count]
 
     def find_micro_batch(self) -> None:
-        """Find the most rows that fit into memory, by trying, unless the settings or a checkpoint say; all
-        processes then take the smallest of theirs.
+        """Find the most rows that fit into memory: what the settings, a checkpoint or a shortage before say, else by
+        trying. All processes take the smallest of theirs.
 
         The step's accumulation is the rows of a process over the rows that fit.
         """
-        if self.progress.micro_batch_rows:
-            return
+        noted = read_json(self.folder / MEMORY).get("micro_batch_rows", 0)
+        limits = [rows for rows in (self.config.micro_batch_rows, self.progress.micro_batch_rows, noted) if rows]
+        if limits:
+            self.progress.micro_batch_rows = min(limits)
+        else:
+            self.try_micro_batches()
+        fits = torch.tensor([self.progress.micro_batch_rows], device=self.accelerator.device)
+        self.progress.micro_batch_rows = int(self.accelerator.gather(fits).min())
+
+    def try_micro_batches(self) -> None:
+        """Find the most rows that fit into this process's memory.
+
+        Raises:
+            ValueError: The model is sharded.
+        """
         if self.parallel.mesh is not None:
             raise ValueError(
                 "micro_batch_rows is not set, and what fits cannot be tried while a model is sharded; "
@@ -264,13 +275,12 @@ class Trainer:
         self.halve_until_it_fits(try_rows)
         del reserved
         self.unwrapped.zero_grad(set_to_none=True)
-        fits = torch.tensor([self.progress.micro_batch_rows], device=self.accelerator.device)
-        self.progress.micro_batch_rows = int(self.accelerator.gather(fits).min())
 
     def halve_until_it_fits(self, work: Callable[[], T], alone: bool = True) -> T:
         """Do the work; where memory runs out, halve the micro-batch and do it again from the same random state.
 
-        Not where others wait in the middle of it, which is what `alone` says.
+        Others that wait in the middle of it, which is what not `alone` says, cannot do it again: then the half is
+        noted for the next start, which goes on from the last checkpoint.
 
         Raises:
             ValueError: Not even one row fits.
@@ -290,10 +300,10 @@ class Trainer:
                     "tokens at once; take a smaller model or context_length."
                 )
             if not alone:
+                write_json(self.folder / MEMORY, {"micro_batch_rows": held // 2})
                 raise ValueError(
                     f"memory ran out on process {self.accelerator.process_index} at step {self.progress.step} with "
-                    f"{held} rows at once; the same command with --micro_batch_rows {held // 2} goes on from the last "
-                    "checkpoint."
+                    f"{held} rows at once; the same command goes on from the last checkpoint with {held // 2}."
                 )
             self.progress.micro_batch_rows = held // 2
             self.model.zero_grad(set_to_none=True)
@@ -325,11 +335,11 @@ class Trainer:
             "step": self.progress.step,
             "tokens": self.progress.tokens,
             "time_s": round(self.progress.time_s, 3),
-            "train_loss": interval.mean_loss,
+            "train_loss": interval.mean_loss if interval.tokens else None,
             "val_loss": None,
             "val_bpb": None,
             "lr": lr,
-            "grad_norm": grad_norm,
+            "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
             "tokens_per_s": interval.tokens / interval.seconds,
         }
         layout = (self.accelerator.device, self.accelerator.num_processes)
@@ -339,7 +349,7 @@ class Trainer:
             held_out = self.evaluate()
             line |= {"val_loss": held_out.nats_per_token, "val_bpb": held_out.bits_per_byte}
             self.say(
-                f"step {self.progress.step}: train loss {interval.mean_loss:.4f}, "
+                f"step {self.progress.step}: train loss {line['train_loss'] or math.nan:.4f}, "
                 f"held-out loss {held_out.nats_per_token:.4f}, {held_out.bits_per_byte:.4f} bits per byte, "
                 f"{self.progress.time_s:.0f} s"
             )
@@ -349,6 +359,13 @@ class Trainer:
             with (self.folder / METRICS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         self.accelerator.log({key: value for key, value in line.items() if value is not None}, step=line["step"])
+
+    def state_in_short(self) -> str:
+        """Return the newest figures, for the progress bar."""
+        last, loss = self.last, self.last.get("train_loss", math.nan)
+        utilisation = f" {last['mfu']:.1%} MFU" if "mfu" in last else ""
+        # No number is as large as the perplexity of a run that diverges.
+        return f"loss {loss:.3f} ppl {math.exp(min(loss, 99)):.4g} {last['tokens_per_s']:,.0f} tokens/s{utilisation}"
 
     def say(self, line: str) -> None:
         """Print a line above the progress bar, once."""
@@ -384,6 +401,7 @@ class Trainer:
         state = {
             "progress": asdict(self.progress),
             "interval": asdict(self.interval),
+            "last": self.last,
             "optimizers": optimizers,
             "torch_rng": torch.get_rng_state(),
         }
@@ -394,7 +412,7 @@ class Trainer:
             weights,
             state,
             self.config.keep_checkpoints,
-            val_loss=self.last["val_loss"] if evaluated_now else None,
+            val_loss=self.last.get("val_loss") if evaluated_now else None,
         )
         if self.pusher:
             self.pusher.push(self.progress.step, saved / "model.safetensors")
@@ -409,8 +427,7 @@ class Trainer:
                 self.parallel.load_optimizer(optimizer, saved)
             torch.set_rng_state(state["torch_rng"])
             self.progress, self.interval = Progress(**state["progress"]), Interval(**state["interval"])
-            limits = (self.progress.micro_batch_rows, self.config.micro_batch_rows)
-            self.progress.micro_batch_rows = min((rows for rows in limits if rows), default=0)
+            self.last = state["last"]
             self.accelerator.print(f"goes on from step {self.progress.step}")
         if self.accelerator.is_main_process:
             cut_metrics(self.folder / METRICS, self.progress.step)
@@ -421,23 +438,8 @@ class Trainer:
             "parameters": self.unwrapped.num_parameters(),
             "non_embedding_parameters": self.unwrapped.num_parameters(exclude_embeddings=True),
         }
-        return sizes | asdict(self.progress) | {key: self.last[key] for key in ("train_loss", "val_loss", "val_bpb")}
-
-    @contextmanager
-    def signals_remembered(self) -> Iterator[None]:
-        """Meanwhile, SIGTERM and Ctrl-C end the run after the step that is under way."""
-        before = {number: signal.signal(number, self._remember_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _remember_signal(self, number: int, frame: FrameType | None) -> None:
-        # A launcher passes on a signal that its processes got as well: the second one is no second wish.
-        if self.stop_signal is not None and self.accelerator.num_processes == 1:
-            raise KeyboardInterrupt
-        self.stop_signal = number
+        figures = {key: self.last.get(key) for key in ("train_loss", "val_loss", "val_bpb")}
+        return sizes | asdict(self.progress) | figures
 
 
 if __name__ == "__main__":

@@ -60,6 +60,13 @@ class PretrainConfig:
         default=None, metadata={"help": "Hub id that gets each checkpoint as revision step-N; none if not set."}
     )
 
+    def __post_init__(self) -> None:
+        """Raise ValueError if a number that counts something is below 1."""
+        counts = ("max_steps", "batch_rows", "context_length", "log_steps", "eval_steps", "save_steps")
+        for name in (*counts, "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more.")
+
 
 def build_model(config: PretrainConfig, vocab_size: int, tokenizer: PreTrainedTokenizerBase) -> ScratchForCausalLM:
     """Return the model with initial weights from the seed."""

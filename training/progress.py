@@ -23,8 +23,8 @@ class Interval:
     seconds: float = 0.0
 
     def add(self, loss: float, tokens: int, seconds: float) -> None:
-        """Count one step with its mean loss."""
-        self.nats += loss * tokens
+        """Count one step with its mean loss; a skipped one has no tokens, only its time counts."""
+        self.nats += loss * tokens if tokens else 0.0
         self.tokens += tokens
         self.seconds += seconds
 

@@ -10,6 +10,7 @@ out; one whose settings and inputs did not change is skipped; one that was inter
 import argparse
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.stage import command, read_json
+from training.stage import MEMORY, command, read_json
 
 # What a model is called, and the stage that makes it, in the order of training.
 MODELS = {"base": "pretrain", "sft": "sft", "dpo": "dpo", "grpo": "grpo"}
@@ -83,17 +84,32 @@ def steps(recipe: Path, run: Path, files: list[str]) -> list[Step]:
 
 def run_step(step: Step, recipe: Path, run: Path, title: str, launch: Path | None = None) -> None:
     """Run one stage as its own process, so that it is the command that a user would type."""
-    config, output = str(recipe / f"{step.name}.yaml"), str(run / step.name)
-    line = [sys.executable, "-m", step.module, "--config", config, "--output_dir", output, *step.inputs]
+    config, folder = str(recipe / f"{step.name}.yaml"), run / step.name
+    line = [sys.executable, "-m", step.module, "--config", config, "--output_dir", str(folder), *step.inputs]
     if launch and step.name == "pretrain":
         line[1:1] = ["-m", "accelerate.commands.launch", "--config_file", str(launch)]
     print(f"\n{title}\n$ {shlex.join(['python', *line[1:]])}", flush=True)
-    result = subprocess.run(line, env=os.environ | {"TOKENIZERS_PARALLELISM": "true"})
-    if result.returncode:
+    noted = read_json(folder / MEMORY)
+    while (status := finish(line)) and noted != (noted := read_json(folder / MEMORY)):
+        print(f"{title}: memory ran out on one of the processes; once more, with smaller pieces", flush=True)
+    if status:
         print(f"\n{title} did not finish; the same command skips what is done and goes on here.", file=sys.stderr)
-        sys.exit(result.returncode)
-    record = read_json(run / step.name / "stage.json")
-    print(f"{title}: {record.get('seconds', 0):.0f} s")
+        sys.exit(status)
+    print(f"{title}: {read_json(folder / 'stage.json').get('seconds', 0):.0f} s")
+
+
+def finish(line: list[str]) -> int:
+    """Run a command to its end and return its exit status; who wants to stop waits until the stage has saved."""
+    process = subprocess.Popen(line, env=os.environ | {"TOKENIZERS_PARALLELISM": "true"})
+    before = signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
+    try:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                continue  # the terminal has told the stage as well
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ fingerprint it does nothing or goes on where it was; with another one the old ou
 """
 
 import difflib
+import fcntl
 import functools
 import hashlib
 import json
@@ -19,7 +20,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -28,6 +30,8 @@ from hf_scratch.files import hash_file
 Config = TypeVar("Config")
 
 METRICS = "metrics.jsonl"  # of every stage that trains: a line a log point
+MEMORY = "memory.json"  # how many rows a process may hold, since one of several ran out of memory
+_held: dict[Path, int] = {}  # descriptors of the folders that this process works in; closed, they are free again
 PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "trl", "peft", "datasets", "safetensors")
 
 
@@ -42,7 +46,7 @@ def parse_config(config_class: type[Config], argv: Sequence[str] | None = None, 
     argv = list(sys.argv[1:] if argv is None else argv)
     known = [f.name for f in fields(config_class)]  # type: ignore[arg-type]
     if "--config" in argv[:-1]:
-        _check_yaml(Path(argv[argv.index("--config") + 1]), known)
+        _check_yaml(Path(argv[argv.index("--config") + 1]), get_type_hints(config_class))
     parser = TrlParser([config_class], description=description, allow_abbrev=False)
     for option in argv:
         name = option.removeprefix("--").split("=")[0]
@@ -52,7 +56,8 @@ def parse_config(config_class: type[Config], argv: Sequence[str] | None = None, 
     return config
 
 
-def _check_yaml(path: Path, known: list[str]) -> None:
+def _check_yaml(path: Path, kinds: dict[str, Any]) -> None:
+    """Refuse what the parser takes over as it stands: values of a YAML file are to it defaults, not input."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
@@ -61,9 +66,36 @@ def _check_yaml(path: Path, known: list[str]) -> None:
         raise ValueError(f"the recipe {path} is not YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(content, dict):
         raise ValueError(f"the recipe {path} must hold `key: value` lines.")
-    for key in content:
-        if key not in known:
-            raise ValueError(f"{path}: {key!r} is not a setting of this stage{suggest(str(key), known)}")
+    for key, value in content.items():
+        if key not in kinds:
+            raise ValueError(f"{path}: {key!r} is not a setting of this stage{suggest(str(key), list(kinds))}")
+        if not is_a(kinds[key], value):
+            if get_origin(kinds[key]) is Literal:
+                raise ValueError(
+                    f"{path}: {key}: {value!r} does not exist{suggest(str(value), [*get_args(kinds[key])])}"
+                )
+            wanted = kinds[key].__name__ if isinstance(kinds[key], type) else str(kinds[key])
+            raise ValueError(f"{path}: {key}: {value!r} is no {wanted}.")
+
+
+def is_a(kind: Any, value: Any) -> bool:
+    """Return whether a value from YAML is of a field's type; 6e-4, which YAML reads as text, is a number."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return value in parts
+    if origin in (Union, UnionType):
+        return any(is_a(part, value) for part in parts)
+    if origin is list:
+        return isinstance(value, list) and all(is_a(parts[0], item) for item in value)
+    if kind is float and not isinstance(value, bool):
+        try:
+            return isinstance(float(value), float)
+        except (TypeError, ValueError):
+            return False
+    if kind is int and isinstance(value, bool):
+        return False
+    kind = origin or kind
+    return isinstance(value, kind) if isinstance(kind, type) else True
 
 
 def suggest(name: str, known: list[str]) -> str:
@@ -85,6 +117,9 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
             sys.exit(f"{main.__module__.rsplit('.', 1)[-1]}: {error}")
         except KeyboardInterrupt:
             sys.exit("stopped; the same command goes on from the last checkpoint.")
+        finally:
+            for folder in list(_held):
+                os.close(_held.pop(folder))
 
     return wrapper
 
@@ -119,9 +154,14 @@ def open_stage(name: str, config: Any, inputs: Mapping[str, str | Sequence[str] 
     hashes = {key: hash_input(value) for key, value in inputs.items() if value}
     fingerprint = hash_text(json.dumps([name, settings, hashes], sort_keys=True, default=str))
     old = read_json(folder / "stage.json")
+    if old:
+        hold(folder)
     if old and old["fingerprint"] == fingerprint:
         state = "nothing has changed, skipped" if old["status"] == "done" else "goes on where it was"
         print(f"{name}: {state} ({folder})", flush=True)
+        if old["status"] != "done":
+            old["seconds"] = old.get("seconds", 0.0) + seconds_of_work(folder)
+            write_json(folder / "stage.json", old)
         return Stage(name, folder, old, old["status"] == "done")
     if old:
         aside = folder.with_name(folder.name + ".previous")
@@ -137,8 +177,34 @@ def open_stage(name: str, config: Any, inputs: Mapping[str, str | Sequence[str] 
         **environment(),
     }
     folder.mkdir(parents=True, exist_ok=True)
+    hold(folder)
     write_json(folder / "stage.json", record)
     return Stage(name, folder, record, done=False)
+
+
+def hold(folder: Path) -> None:
+    """Keep a second process from working in the folder until this one ends.
+
+    Raises:
+        ValueError: Another process works in it.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return  # the first process of a run holds it for all
+    if folder in _held:
+        os.close(_held.pop(folder))
+    _held[folder] = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(_held[folder], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"another process works in {folder}; wait for its end, or end it.") from None
+    except OSError:
+        pass  # a file system without locks
+
+
+def seconds_of_work(folder: Path) -> float:
+    """Return how long a process that was interrupted had worked in the folder, by the last thing that it wrote."""
+    begun = (folder / "stage.json").stat().st_mtime
+    return max(0.0, *(path.stat().st_mtime - begun for path in folder.rglob("*")))
 
 
 def environment() -> dict[str, Any]:

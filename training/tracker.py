@@ -28,10 +28,13 @@ def tracker_options(tracker: str, folder: str) -> dict[str, Any]:
     return {"log_with": tracker, "project_dir": folder}
 
 
-def start_tracker(accelerator: Accelerator, config: PretrainConfig) -> None:
-    """Begin or go on with the run in the tracker, under the name of its folder and with its settings."""
+def start_tracker(accelerator: Accelerator, config: PretrainConfig, fingerprint: str) -> None:
+    """Begin or go on with the run in the tracker, with its settings.
+
+    It has the name of its folder, and some digits of the stage's fingerprint: with other settings it is another run.
+    """
     settings = {key: value for key, value in asdict(config).items() if isinstance(value, bool | int | float | str)}
-    run = {"name": "-".join(Path(config.output_dir).parts[-2:]), "resume": "allow"}
+    run = {"name": "-".join([*Path(config.output_dir).parts[-2:], fingerprint[:8]]), "resume": "allow"}
     accelerator.init_trackers(
         PROJECT, config=settings, init_kwargs={"trackio": run, "wandb": run | {"id": run["name"]}}
     )

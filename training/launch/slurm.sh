@@ -14,6 +14,9 @@
 #SBATCH --open-mode=append
 set -euo pipefail
 
+# Processes that were told to stop may take this many seconds to save, before the launcher ends them.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=110
+
 read -r main_address < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 processes=$((SLURM_NNODES * SLURM_GPUS_ON_NODE))
 
