@@ -2,6 +2,7 @@
 
     python -m benchmarks.pretraining speed [--nanogpt CLONE]
     python -m benchmarks.pretraining memory [--nanogpt CLONE]
+    python -m benchmarks.pretraining overhead
 
 Speed: one step of each contender in turn, on the same tokens, again and again; the table gives medians and the ratio
 to ours of each round. Memory: each contender in a process of its own, which reports its peak. A step is forward,
@@ -15,8 +16,10 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +35,7 @@ Step = Callable[[torch.Tensor], None]
 def main() -> None:
     """Run one of the benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["speed", "memory"])
+    parser.add_argument("what", choices=["speed", "memory", "overhead"])
     parser.add_argument("--nanogpt", metavar="CLONE", help="folder of a clone of nanoGPT")
     parser.add_argument("--hidden_size", type=int, default=128, help="width (128)")
     parser.add_argument("--num_hidden_layers", type=int, default=4, help="layers (4)")
@@ -47,7 +50,7 @@ def main() -> None:
     if arguments.only:
         print(json.dumps(peak(arguments)))
     else:
-        (speed if arguments.what == "speed" else memory)(arguments)
+        {"speed": speed, "memory": memory, "overhead": overhead}[arguments.what](arguments)
 
 
 def contenders(arguments: argparse.Namespace) -> dict[str, Callable[[argparse.Namespace], Step]]:
@@ -85,7 +88,13 @@ def qwen3(arguments: argparse.Namespace) -> Step:
     stock = {key: value for key, value in config(arguments).to_dict().items() if key not in ("model_type", "auto_map")}
     model = Qwen3ForCausalLM(Qwen3Config(**stock)).to(device())
     optimizers = build_optimizers(model, "adamw", 1e-3, 0.1, (0.9, 0.95))
-    return step(model, lambda ids: model(input_ids=ids, labels=ids, use_cache=False).loss, optimizers)
+
+    def loss(ids: torch.Tensor) -> torch.Tensor:
+        # The same tokens and targets as the others: left to itself, it shifts the labels of one token more.
+        given = ids[:, :-1]
+        return model(input_ids=given, labels=given, shift_labels=ids[:, 1:].contiguous(), use_cache=False).loss
+
+    return step(model, loss, optimizers)
 
 
 def nanogpt(arguments: argparse.Namespace) -> Step:
@@ -190,6 +199,43 @@ def peak(arguments: argparse.Namespace) -> dict[str, Any]:
         return {"peak": used, "above": used}
     highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"peak": highest / 1024, "above": (highest - before) / 1024}
+
+
+def overhead(arguments: argparse.Namespace) -> None:
+    """Print what reading rows and the log take of a run's time, of which probe, evaluation and saving are no part."""
+    from training import prepare_data, pretrain, train_tokenizer
+
+    steps = 2 * arguments.rounds
+    seconds: dict[str, float] = {}
+
+    def timed(name: str) -> Callable[..., Any]:
+        method = getattr(pretrain.Trainer, name)
+
+        def call(*given: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return method(*given)
+            finally:
+                seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started
+
+        return call
+
+    once = ("find_micro_batch", "evaluate", "save")
+    for name in ("loop", "train_step", "micro_batches", *once):
+        setattr(pretrain.Trainer, name, timed(name))
+    recipe = Path(train_tokenizer.__file__).parent / "recipes" / "quickstart"
+    with tempfile.TemporaryDirectory() as run:
+        inputs = ["--tokenizer", f"{run}/tokenizer"]
+        train_tokenizer.main(["--config", str(recipe / "tokenizer.yaml"), "--output_dir", f"{run}/tokenizer"])
+        few = ["--num_stories", "2000"]
+        prepare_data.main(["--config", str(recipe / "data.yaml"), "--output_dir", f"{run}/data", *inputs, *few])
+        settings = ["--config", str(recipe / "pretrain.yaml"), "--max_steps", str(steps), "--eval_steps", str(steps)]
+        pretrain.main([*settings, "--data", f"{run}/data", "--output_dir", f"{run}/pretrain", *inputs])
+    total = seconds["loop"] - sum(seconds[name] for name in once)
+    print(f"\n{steps} steps of the recipe quickstart, {total / steps * 1000:.0f} ms a step, {device()}")
+    print("| | of a step |\n| --- | ---: |")
+    print(f"| reading rows | {seconds['micro_batches'] / total:.2%} |")
+    print(f"| log, progress bar and all else outside of the step | {1 - seconds['train_step'] / total:.2%} |")
 
 
 if __name__ == "__main__":
