@@ -39,7 +39,7 @@ class DataConfig(DocumentSource):
     output_dir: str = field(metadata={"help": "Folder of the shards."})
     tokenizer: str = field(metadata={"help": "Folder or Hub id of the tokenizer."})
 
-    steps: list[dict] = field(default_factory=list, metadata={"help": "What each document goes through; YAML only."})
+    steps: list[Any] = field(default_factory=list, metadata={"help": "What each document goes through; YAML only."})
     max_document_bytes: int = field(default=10_000_000, metadata={"help": "sources: longer texts are cut or dropped."})
     tasks: int = field(default=8, metadata={"help": "sources: pieces of the work; more for more than 50 GB."})
     shards: int = field(default=8, metadata={"help": "sources: training shards; each is shuffled in memory."})

@@ -81,6 +81,8 @@ def _check_yaml(path: Path, kinds: dict[str, Any]) -> None:
 def is_a(kind: Any, value: Any) -> bool:
     """Return whether a value from YAML is of a field's type; 6e-4, which YAML reads as text, is a number."""
     origin, parts = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return True
     if origin is Literal:
         return value in parts
     if origin in (Union, UnionType):
@@ -95,7 +97,7 @@ def is_a(kind: Any, value: Any) -> bool:
     if kind is int and isinstance(value, bool):
         return False
     kind = origin or kind
-    return isinstance(value, kind) if isinstance(kind, type) else True
+    return isinstance(value, kind)
 
 
 def suggest(name: str, known: list[str]) -> str:
@@ -114,7 +116,9 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
         except (ValueError, OSError) as error:
             if sys.flags.dev_mode:
                 raise
-            sys.exit(f"{main.__module__.rsplit('.', 1)[-1]}: {error}")
+            # By its spec a module knows its name also where it was started as `__main__`.
+            spec = sys.modules[main.__module__].__spec__
+            sys.exit(f"{(spec.name if spec else main.__module__).rsplit('.', 1)[-1]}: {error}")
         except KeyboardInterrupt:
             sys.exit("stopped; the same command goes on from the last checkpoint.")
         finally:
