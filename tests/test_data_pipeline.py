@@ -326,6 +326,18 @@ def test_the_work_may_lie_on_object_storage(tmp_path: Path, tokenizer: Path) -> 
     assert content(tmp_path / "here") == content(tmp_path / "there")
 
 
+def test_recipes_may_share_a_work_folder(tmp_path: Path, tokenizer: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": f"{name} {i}"}) + "\n" for i in range(20)))
+        source = {"name": name, "files": str(tmp_path / f"{name}.jsonl")}
+        config = recipe(
+            tmp_path, sources=[source], tasks=1, shards=1, val_fraction=0.3, work_dir=str(tmp_path / "work")
+        )
+        run(config, tokenizer, tmp_path / name)
+    for name in ("one", "two"):
+        assert {text.split()[0] for text in documents_of(tmp_path / name, tokenizer).values()} == {name}
+
+
 def test_a_tokenizer_learns_from_the_same_sources(tmp_path: Path) -> None:
     from training.train_tokenizer import main as train_tokenizer
 

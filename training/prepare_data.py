@@ -51,7 +51,11 @@ class DataConfig(DocumentSource):
         default_factory=dict, metadata={"help": "sources: options of datatrove's executor; YAML only."}
     )
     work_dir: str | None = field(
-        default=None, metadata={"help": "sources: folder or URL that all tasks reach; output_dir/work if not set."}
+        default=None,
+        metadata={
+            "help": "sources: folder or URL that all tasks reach, with a folder for each recipe; "
+            "output_dir/work if not set."
+        },
     )
 
 
@@ -157,7 +161,9 @@ def prepare_sources(config: DataConfig) -> None:
         raise ValueError(f"{error.name} is not installed; `pip install 'hf_scratch[data]'` brings it.") from None
     from datatrove.io import get_datafolder
 
-    folder = get_datafolder(config.work_dir or str((stage.folder / "work").absolute()))
+    # What one recipe has done must not count as done for another one that works in the same place.
+    shared = config.work_dir and f"{config.work_dir.rstrip('/')}/{stage.record['fingerprint'][:16]}"
+    folder = get_datafolder(shared or str((stage.folder / "work").absolute()))
     workers = config.workers or ((os.cpu_count() or 1) if config.executor == "local" else -1)  # -1: no limit
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if workers == 1 else "false"  # one core each is enough then
     os.environ["TQDM_DISABLE"] = "1"  # in the worker processes, whose bars would be mixed up
