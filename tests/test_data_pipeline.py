@@ -208,7 +208,7 @@ def test_real_text_end_to_end_by_one_worker_or_two_and_through_an_interruption(t
     # The same with two workers, killed twice on the way.
     command = [sys.executable, "-m", "training.prepare_data", "--config", str(config), "--tokenizer", words]
     command += ["--output_dir", str(tmp_path / "two"), "--workers", "2"]
-    for mark in ("ledger/clean-0000?.json", "parts/train-00000/*.tokens"):
+    for mark in ("ledger/clean-0000?.json", "parts/*.tokens"):
         kill_when(command, tmp_path / "two" / "work", mark)
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "clean: done before" in finished.stdout, finished.stdout
@@ -336,6 +336,46 @@ def test_recipes_may_share_a_work_folder(tmp_path: Path, tokenizer: Path) -> Non
         run(config, tokenizer, tmp_path / name)
     for name in ("one", "two"):
         assert {text.split()[0] for text in documents_of(tmp_path / name, tokenizer).values()} == {name}
+
+
+FEW_FILES = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from datatrove.io import get_datafolder
+from training.data import tokens
+from training.data.documents import DocumentSource, read_documents
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+sources = [{"name": name, "files": str(Path(sys.argv[1]) / name)} for name in ("many", "few")]
+texts = list(read_documents(DocumentSource(sources=sources, val_fraction=0.0), "train"))
+assert sorted(texts) == sorted([*map(str, range(200)), "few"]) and "few" in texts[:2]
+
+tokens.PART_BYTES = 5000
+folder, meta = get_datafolder(sys.argv[1]), {"shards": 200, "dtype": "uint16"}
+for rank in range(2):
+    parts = tokens.Parts(folder, 201, rank)
+    for number in range(1000):
+        parts.write(number % 201, number, np.array([number, rank], dtype="uint16"), 1, {})
+    parts.close()
+shuffle = tokens.Shuffle(folder, meta, 2)
+for shard, name in enumerate(tokens.shard_names(200)):
+    expected = [token for rank in range(2) for number in range(shard, 1000, 201) for token in (number, rank)]
+    assert np.frombuffer(shuffle.gather(name, "tokens"), dtype="uint16").tolist() == expected
+assert len(parts.ends) > 1
+"""
+
+
+def test_few_open_files_are_enough_for_many_files_and_shards(tmp_path: Path) -> None:
+    for name in ("many", "few"):
+        (tmp_path / name).mkdir()
+    for number in range(200):
+        (tmp_path / "many" / f"{number}.txt").write_text(str(number))
+    (tmp_path / "many" / "bad.txt").write_bytes(b"\xff")
+    (tmp_path / "few" / "few.txt").write_text("few")
+    command = [sys.executable, "-c", FEW_FILES, str(tmp_path)]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0 and ran.stdout == "not read: invalid_utf8 1\n", ran.stderr
 
 
 def test_a_tokenizer_learns_from_the_same_sources(tmp_path: Path) -> None:

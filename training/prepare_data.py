@@ -10,7 +10,6 @@ and Hub data sets, cleans, deduplicates and decontaminates them, and reports wha
 tokens); `*.starts.npy` the position of each document; `meta.json` the counts.
 """
 
-import itertools
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from training.data.documents import DocumentSource, Split, expand_files, read_documents
+from training.data.documents import DocumentSource, Split, cut_batches, expand_files, read_documents
 from training.data.recipe import describe_files, read_sources, read_steps
 from training.stage import Stage, command, open_stage, parse_config, write_json
 
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SPLITS: tuple[Split, ...] = ("train", "val")
-BATCH = 1000  # documents tokenized at once: enough to keep all cores busy
 
 
 @dataclass(kw_only=True)
@@ -113,18 +111,19 @@ def write_split(
     folder: Path, split: Split, tokenizer: "PreTrainedTokenizerBase", documents: Iterator[str], dtype: str
 ) -> dict[str, int]:
     """Write one split's stream and starts, and return its counts."""
-    from hf_scratch.tokenizer import encode_texts
+    from hf_scratch.tokenizer import encode_texts, separator_of
 
+    separator = separator_of(tokenizer)
     starts: list[int] = []
     position = num_bytes = 0
     with (folder / f"{split}.bin").open("wb") as file:
-        while batch := list(itertools.islice(documents, BATCH)):
+        for batch in cut_batches(documents, lambda text: len(text.encode())):
             num_bytes += sum(len(text.encode()) for text in batch)
             for ids in encode_texts(tokenizer, batch):
                 starts.append(position)
-                file.write(np.array([tokenizer.bos_token_id, *ids], dtype=dtype).tobytes())
+                file.write(np.array([separator, *ids], dtype=dtype).tobytes())
                 position += 1 + len(ids)
-        file.write(np.array([tokenizer.bos_token_id], dtype=dtype).tobytes())
+        file.write(np.array([separator], dtype=dtype).tobytes())
     np.save(folder / f"{split}.starts.npy", np.array(starts, dtype=np.int64))
     if not starts:
         raise ValueError(f"there is no {split} text; change val_fraction or give more documents.")
@@ -186,10 +185,12 @@ def describe_tokenizer(config: DataConfig) -> tuple[str, dict[str, Any]]:
     """Return the tokenizer as JSON for the worker processes, and what the shards are made by."""
     from transformers import AutoTokenizer
 
+    from hf_scratch.tokenizer import separator_of
+
     tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
     return tokenizer.backend_tokenizer.to_str(), {
         **describe_tokens(tokenizer),
-        "bos": tokenizer.bos_token_id,
+        "separator": separator_of(tokenizer),
         "shards": config.shards,
         "seed": config.seed,
         "val_fraction": config.val_fraction,
