@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import signal
+import string
 import subprocess
 import sys
 import sysconfig
@@ -22,6 +23,8 @@ from archives import PARAGRAPH, WIKI, page, warc
 from planted import plant
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from hf_scratch.hub import Target
+from hf_scratch.publish_data import publish_data
 from training.data.batches import load_shards
 from training.prepare_data import main as prepare_data
 
@@ -338,6 +341,30 @@ def test_recipes_may_share_a_work_folder(tmp_path: Path, tokenizer: Path) -> Non
         assert {text.split()[0] for text in documents_of(tmp_path / name, tokenizer).values()} == {name}
 
 
+def test_a_changed_evaluation_file_starts_the_work_again_and_none_of_its_folders_becomes_public(
+    tmp_path: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    letters = string.ascii_lowercase
+    texts = [" ".join(first + second for second in letters[:15]) for first in letters]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    evaluation, output = tmp_path / "eval1.jsonl", tmp_path / "out"
+    evaluation.write_text(json.dumps({"question": texts[0]}) + "\n" + json.dumps({"question": "too short"}) + "\n")
+    source = {"name": "t", "files": str(tmp_path / "t.jsonl")}
+    steps = [{"decontaminate": {"files": [str(tmp_path / "eval*.jsonl")]}}]
+    config = recipe(tmp_path, sources=[source], steps=steps, tasks=1, shards=1, val_fraction=0.3)
+    report = run(config, tokenizer, output)
+    assert report["decontamination"] == {"texts": 2, "n_grams": 3, "texts_too_short_to_find": 1}
+    assert "1 of 2 texts have fewer than 13 words" in capsys.readouterr().out
+    assert "1 of these texts have too few words" in (output / "data_report.html").read_text()
+    for name in ("data_report.json", "data_report.html", "dataset_card.md"):
+        assert "eval*.jsonl" in (output / name).read_text() or name.endswith("html")
+        assert str(tmp_path) not in (output / name).read_text()
+    publish_data(output, Target("user/shards", "dataset"), None, print, dry_run=True)
+    dropped = report["total"]["documents_dropped"]
+    evaluation.write_text(evaluation.read_text() + json.dumps({"question": texts[1]}) + "\n")
+    assert dropped == 1 and run(config, tokenizer, output)["total"]["documents_dropped"] == 2
+
+
 FEW_FILES = """
 import resource, sys
 from pathlib import Path
@@ -407,6 +434,7 @@ def test_the_report_shows_documents_as_text(tmp_path: Path, tokenizer: Path) -> 
         ({"steps": [{"decontaminate": {"files": "none.jsonl"}}]}, "none.jsonl matches no file"),
         ({"steps": [{"near_duplicates": {"grams": 3}}]}, "step near_duplicates"),
         ({"files": ["x.txt"]}, "name files and data sets there"),
+        ({"steps": [{"decontaminate": {}}]}, "step decontaminate needs `files`"),
         ({"tasks": 0}, "tasks=0 must be between 1"),
         ({"steps": ["gopher_quality"]}, r"there is no train text: of 10 documents 0 are left \(gopher_quality"),
     ],

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from training.data.documents import DocumentSource, Split, cut_batches, expand_files, read_documents
-from training.data.recipe import describe_files, read_sources, read_steps
+from training.data.recipe import describe_files, evaluation_units, read_sources, read_steps
 from training.stage import Stage, command, open_stage, parse_config, write_json
 
 # Worker processes import this file as well: what takes long to import is imported where it is used.
@@ -142,10 +142,10 @@ def prepare_sources(config: DataConfig) -> None:
     for name in ("tasks", "shards"):
         if not 1 <= getattr(config, name) <= 100_000:
             raise ValueError(f"{name}={getattr(config, name)} must be between 1 and 100,000.")
-    evaluations = [step.options.get("files", []) for step in steps if step.name == "decontaminate"]
+    evaluations = [unit.path for step in steps if step.name == "decontaminate" for unit in evaluation_units(step)]
     inputs: dict[str, str | list[str] | None] = {
         "tokenizer": config.tokenizer,
-        "decontaminate": [file for files in evaluations for file in ([files] if isinstance(files, str) else files)],
+        "decontaminate": evaluations,
         "listing": describe_files(sources),
         # Neither where nor by how many processes the work is done changes what comes out.
         **dict.fromkeys(("workers", "executor", "executor_options", "work_dir")),
