@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .tokenizer import encode_texts
+from .tokenizer import encode_texts, separator_of
 
 LOGITS = 2**25  # of a batch: 128 MiB in float32
 
@@ -43,9 +43,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Text:
     Raises:
         ValueError: The tokenizer has no token to begin a text with.
     """
-    separator = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    if separator is None:
-        raise ValueError("the tokenizer has neither a bos nor an eos token to begin a text with; set one of them.")
+    separator = separator_of(tokenizer)
     pieces = [[separator, *ids] for ids in encode_texts(tokenizer, texts)]
     starts = np.cumsum([0, *(len(piece) for piece in pieces[:-1])])
     tokens = np.array([token for piece in [*pieces, [separator]] for token in piece])

@@ -45,7 +45,7 @@ def check_files(folder: Path) -> list[Check]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     pickles = [path.name for path in files if path.suffix in PICKLE_SUFFIXES or _head(path).startswith(PICKLE_STARTS)]
     no_weights = _missing_weights(folder)
-    leaks, missing, foreign = list(_leaks(folder, files)), _missing_code(folder), list(_foreign_imports(folder))
+    leaks, missing, foreign = list(find_leaks(folder, files)), _missing_code(folder), list(_foreign_imports(folder))
     return [
         Check("weights are safetensors", not no_weights, no_weights),
         Check("no pickle", not pickles, ", ".join(pickles)),
@@ -131,7 +131,7 @@ def _in_stack(name: str) -> bool:
     return name in STACK or name in sys.stdlib_module_names
 
 
-def _leaks(folder: Path, files: list[Path]) -> Iterator[str]:
+def find_leaks(folder: Path, files: list[Path]) -> Iterator[str]:
     """Where a text file holds a secret or a path of this machine; the secret itself is not repeated."""
     here = [str(path) for path in (Path.home(), Path.cwd(), folder.resolve().parent) if len(path.parts) > 2]
     for path in files:

@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from . import hub
-from .files import link_or_copy
+from .files import find_leaks, link_or_copy
 from .hub import Target
 
 ITEM_BYTES = {"uint16": 2, "uint32": 4}
@@ -36,15 +36,21 @@ def publish_data(
         dry_run: Do all but what needs the Hub.
 
     Raises:
-        ValueError: No finished shards, shards of another size than their records say, no tokenizer that fits them, or
-            the Hub refused.
+        ValueError: No finished shards, shards of another size than their records say, no tokenizer that fits them, a
+            secret or a path of this machine in what would be public, or the Hub refused.
     """
     hub.check_repo_id(target.repo_id)
     data = find_data(run)
-    with tempfile.TemporaryDirectory() as scratch:
+    # Beside the data, where files are linked and not copied.
+    with tempfile.TemporaryDirectory(dir=data.absolute().parent, prefix=".publish-") as scratch:
         folder = Path(scratch) / "shards"
         build_folder(data, folder)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
+        if leaks := list(find_leaks(folder, files)):
+            raise ValueError(
+                f"nothing was published, because of {'; '.join(leaks[:5])}; take it out of these files in {data}, "
+                "where README.md is dataset_card.md."
+            )
         say(f"{target} gets {len(files)} files, {sum(path.stat().st_size for path in files):,} bytes")
         if dry_run:
             for path in files:

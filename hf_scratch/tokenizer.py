@@ -82,6 +82,18 @@ def wrap_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     )
 
 
+def separator_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return what a text begins with and what stands between documents: the bos token, or eos if there is none.
+
+    Raises:
+        ValueError: The tokenizer has neither.
+    """
+    separator = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    if separator is None:
+        raise ValueError("the tokenizer has neither a bos nor an eos token to begin a text with; set one of them.")
+    return separator
+
+
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Encode texts as plain text: a control token's spelling inside them becomes ordinary tokens.
 

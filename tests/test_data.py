@@ -1,15 +1,18 @@
 """From text to rows of tokens: nothing is lost, held out text stays held out, bad files are named."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerBase
 
 from training.data.batches import IGNORE, PackedDocuments, Shards, Windows, load_shards
 from training.data.documents import DocumentSource, read_documents
+from training.prepare_data import DataConfig, describe_tokenizer, write_split
 from training.prepare_data import main as prepare_data
 from training.train_tokenizer import main as train_tokenizer
 
@@ -47,6 +50,52 @@ def test_parquet_and_another_column(tmp_path: Path) -> None:
     assert sorted(sum(both(source), [])) == sorted(TEXTS)
 
 
+def test_a_column_that_is_not_there_and_a_row_without_text_are_named(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "t.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"body": ["one", None], "title": ["a", "b"]}), path)
+    with pytest.raises(ValueError, match=r"t\.parquet has no column 'text'; name one of body, title by --text_column"):
+        both(DocumentSource(files=[str(path)]))
+    with pytest.raises(ValueError, match=r"t\.parquet, row 2: expected"):
+        both(DocumentSource(files=[str(path)], text_column="body"))
+    with pytest.raises(ValueError, match=r"row 1: expected .*'title': 'a'.* by --text_column"):
+        both(DocumentSource(dataset=str(tmp_path)))
+
+
+def test_a_tokenizer_without_a_bos_token_separates_by_its_eos_token(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": f"text {i}"}) + "\n" for i in range(40)))
+    for name, changes in (("eos", {"bos_token": None}), ("none", {"bos_token": None, "eos_token": None})):
+        tiny_tokenizer.save_pretrained(tmp_path / name)
+        config = json.loads((tmp_path / name / "tokenizer_config.json").read_text())
+        (tmp_path / name / "tokenizer_config.json").write_text(json.dumps(config | changes))
+    words = ["--files", str(tmp_path / "t.jsonl"), "--output_dir", str(tmp_path / "d"), "--tokenizer"]
+    prepare_data([*words, str(tmp_path / "eos")])
+    assert load_shards(tmp_path / "d", "train").tokens[-1] == tiny_tokenizer.eos_token_id
+    config = DataConfig(output_dir="", tokenizer=str(tmp_path / "eos"))
+    assert describe_tokenizer(config)[1]["separator"] == tiny_tokenizer.eos_token_id
+    with pytest.raises(SystemExit, match="neither a bos nor an eos token"):
+        prepare_data([*words, str(tmp_path / "none")])
+
+
+def test_long_documents_are_tokenized_a_few_at_a_time(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.data.documents.BATCH_BYTES", 100_000)
+    written = []
+
+    def documents() -> Iterator[str]:
+        for _ in range(3):
+            written.append((tmp_path / "train.bin").stat().st_size)
+            yield "fox " * 15_000
+
+    write_split(tmp_path, "train", tiny_tokenizer, documents(), "uint16")
+    assert written[:2] == [0, 0] and written[2] > 0
+
+
 def test_the_stories_need_no_file_and_their_splits_differ() -> None:
     train, val = both(DocumentSource(num_stories=50))
     assert len(train) == 50 and len(val) == 5 and not set(train) & set(val)
@@ -58,6 +107,7 @@ def test_the_stories_need_no_file_and_their_splits_differ() -> None:
         ("latin.txt", "caf\xe9".encode("latin-1"), "is not UTF-8"),
         ("empty.txt", b"  \n", "is empty"),
         ("bad.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', "line 2: expected"),
+        ("null.jsonl", b'{"text": null}\n', "line 1: expected .* remove the row"),
         ("none.jsonl", b"", "holds no text"),
     ],
 )

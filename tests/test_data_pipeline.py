@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import signal
+import string
 import subprocess
 import sys
 import sysconfig
@@ -22,6 +23,8 @@ from archives import PARAGRAPH, WIKI, page, warc
 from planted import plant
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from hf_scratch.hub import Target
+from hf_scratch.publish_data import publish_data
 from training.data.batches import load_shards
 from training.prepare_data import main as prepare_data
 
@@ -208,7 +211,7 @@ def test_real_text_end_to_end_by_one_worker_or_two_and_through_an_interruption(t
     # The same with two workers, killed twice on the way.
     command = [sys.executable, "-m", "training.prepare_data", "--config", str(config), "--tokenizer", words]
     command += ["--output_dir", str(tmp_path / "two"), "--workers", "2"]
-    for mark in ("ledger/clean-0000?.json", "parts/train-00000/*.tokens"):
+    for mark in ("ledger/clean-0000?.json", "parts/*.tokens"):
         kill_when(command, tmp_path / "two" / "work", mark)
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "clean: done before" in finished.stdout, finished.stdout
@@ -326,6 +329,82 @@ def test_the_work_may_lie_on_object_storage(tmp_path: Path, tokenizer: Path) -> 
     assert content(tmp_path / "here") == content(tmp_path / "there")
 
 
+def test_recipes_may_share_a_work_folder(tmp_path: Path, tokenizer: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": f"{name} {i}"}) + "\n" for i in range(20)))
+        source = {"name": name, "files": str(tmp_path / f"{name}.jsonl")}
+        config = recipe(
+            tmp_path, sources=[source], tasks=1, shards=1, val_fraction=0.3, work_dir=str(tmp_path / "work")
+        )
+        run(config, tokenizer, tmp_path / name)
+    for name in ("one", "two"):
+        assert {text.split()[0] for text in documents_of(tmp_path / name, tokenizer).values()} == {name}
+
+
+def test_a_changed_evaluation_file_starts_the_work_again_and_none_of_its_folders_becomes_public(
+    tmp_path: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    letters = string.ascii_lowercase
+    texts = [" ".join(first + second for second in letters[:15]) for first in letters]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    evaluation, output = tmp_path / "eval1.jsonl", tmp_path / "out"
+    evaluation.write_text(json.dumps({"question": texts[0]}) + "\n" + json.dumps({"question": "too short"}) + "\n")
+    source = {"name": "t", "files": str(tmp_path / "t.jsonl")}
+    steps = [{"decontaminate": {"files": [str(tmp_path / "eval*.jsonl")]}}]
+    config = recipe(tmp_path, sources=[source], steps=steps, tasks=1, shards=1, val_fraction=0.3)
+    report = run(config, tokenizer, output)
+    assert report["decontamination"] == {"texts": 2, "n_grams": 3, "texts_too_short_to_find": 1}
+    assert "1 of 2 texts have fewer than 13 words" in capsys.readouterr().out
+    assert "1 of these texts have too few words" in (output / "data_report.html").read_text()
+    for name in ("data_report.json", "data_report.html", "dataset_card.md"):
+        assert "eval*.jsonl" in (output / name).read_text() or name.endswith("html")
+        assert str(tmp_path) not in (output / name).read_text()
+    publish_data(output, Target("user/shards", "dataset"), None, print, dry_run=True)
+    dropped = report["total"]["documents_dropped"]
+    evaluation.write_text(evaluation.read_text() + json.dumps({"question": texts[1]}) + "\n")
+    assert dropped == 1 and run(config, tokenizer, output)["total"]["documents_dropped"] == 2
+
+
+FEW_FILES = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from datatrove.io import get_datafolder
+from training.data import tokens
+from training.data.documents import DocumentSource, read_documents
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+sources = [{"name": name, "files": str(Path(sys.argv[1]) / name)} for name in ("many", "few")]
+texts = list(read_documents(DocumentSource(sources=sources, val_fraction=0.0), "train"))
+assert sorted(texts) == sorted([*map(str, range(200)), "few"]) and "few" in texts[:2]
+
+tokens.PART_BYTES = 5000
+folder, meta = get_datafolder(sys.argv[1]), {"shards": 200, "dtype": "uint16"}
+for rank in range(2):
+    parts = tokens.Parts(folder, 201, rank)
+    for number in range(1000):
+        parts.write(number % 201, number, np.array([number, rank], dtype="uint16"), 1, {})
+    parts.close()
+shuffle = tokens.Shuffle(folder, meta, 2)
+for shard, name in enumerate(tokens.shard_names(200)):
+    expected = [token for rank in range(2) for number in range(shard, 1000, 201) for token in (number, rank)]
+    assert np.frombuffer(shuffle.gather(name, "tokens"), dtype="uint16").tolist() == expected
+assert len(parts.ends) > 1
+"""
+
+
+def test_few_open_files_are_enough_for_many_files_and_shards(tmp_path: Path) -> None:
+    for name in ("many", "few"):
+        (tmp_path / name).mkdir()
+    for number in range(200):
+        (tmp_path / "many" / f"{number}.txt").write_text(str(number))
+    (tmp_path / "many" / "bad.txt").write_bytes(b"\xff")
+    (tmp_path / "few" / "few.txt").write_text("few")
+    command = [sys.executable, "-c", FEW_FILES, str(tmp_path)]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0 and ran.stdout == "not read: invalid_utf8 1\n", ran.stderr
+
+
 def test_a_tokenizer_learns_from_the_same_sources(tmp_path: Path) -> None:
     from training.train_tokenizer import main as train_tokenizer
 
@@ -355,6 +434,7 @@ def test_the_report_shows_documents_as_text(tmp_path: Path, tokenizer: Path) -> 
         ({"steps": [{"decontaminate": {"files": "none.jsonl"}}]}, "none.jsonl matches no file"),
         ({"steps": [{"near_duplicates": {"grams": 3}}]}, "step near_duplicates"),
         ({"files": ["x.txt"]}, "name files and data sets there"),
+        ({"steps": [{"decontaminate": {}}]}, "step decontaminate needs `files`"),
         ({"tasks": 0}, "tasks=0 must be between 1"),
         ({"steps": ["gopher_quality"]}, r"there is no train text: of 10 documents 0 are left \(gopher_quality"),
     ],

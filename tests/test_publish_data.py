@@ -64,6 +64,21 @@ def test_the_folder_can_be_streamed_and_tells_what_it_is(tmp_path: Path, tokeniz
         assert "secret" in (data / "data_report.json").read_text()
 
 
+def test_no_path_and_no_secret_becomes_public_and_shards_are_not_copied(tmp_path: Path, tokenizer: Path) -> None:
+    data = prepare(tmp_path, tokenizer, sources=False)
+    links = []
+
+    def say(line: str) -> None:
+        links.append((data / "train.bin").stat().st_nlink)
+
+    publish_data(data, TARGET, None, say, dry_run=True)
+    assert set(links) == {2} and (data / "train.bin").stat().st_nlink == 1 and not list(tmp_path.glob(".publish-*"))
+    for found, what in (("in /home/me/evaluations", "a path"), (f"by hf_{'x' * 30}", "looks like a secret")):
+        (data / "dataset_card.md").write_text(f"# Shards\nmade {found}\n")
+        with pytest.raises(ValueError, match=f"because of README.md, line 2: {what}"):
+            publish_data(data, TARGET, None, say)
+
+
 READ_BACK = """
 import sys
 from pathlib import Path

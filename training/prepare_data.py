@@ -10,7 +10,6 @@ and Hub data sets, cleans, deduplicates and decontaminates them, and reports wha
 tokens); `*.starts.npy` the position of each document; `meta.json` the counts.
 """
 
-import itertools
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -20,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from training.data.documents import DocumentSource, Split, expand_files, read_documents
-from training.data.recipe import describe_files, read_sources, read_steps
+from training.data.documents import DocumentSource, Split, cut_batches, expand_files, read_documents
+from training.data.recipe import describe_files, evaluation_units, read_sources, read_steps
 from training.stage import Stage, command, open_stage, parse_config, write_json
 
 # Worker processes import this file as well: what takes long to import is imported where it is used.
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SPLITS: tuple[Split, ...] = ("train", "val")
-BATCH = 1000  # documents tokenized at once: enough to keep all cores busy
 
 
 @dataclass(kw_only=True)
@@ -51,7 +49,11 @@ class DataConfig(DocumentSource):
         default_factory=dict, metadata={"help": "sources: options of datatrove's executor; YAML only."}
     )
     work_dir: str | None = field(
-        default=None, metadata={"help": "sources: folder or URL that all tasks reach; output_dir/work if not set."}
+        default=None,
+        metadata={
+            "help": "sources: folder or URL that all tasks reach, with a folder for each recipe; "
+            "output_dir/work if not set."
+        },
     )
 
 
@@ -109,18 +111,19 @@ def write_split(
     folder: Path, split: Split, tokenizer: "PreTrainedTokenizerBase", documents: Iterator[str], dtype: str
 ) -> dict[str, int]:
     """Write one split's stream and starts, and return its counts."""
-    from hf_scratch.tokenizer import encode_texts
+    from hf_scratch.tokenizer import encode_texts, separator_of
 
+    separator = separator_of(tokenizer)
     starts: list[int] = []
     position = num_bytes = 0
     with (folder / f"{split}.bin").open("wb") as file:
-        while batch := list(itertools.islice(documents, BATCH)):
+        for batch in cut_batches(documents, lambda text: len(text.encode())):
             num_bytes += sum(len(text.encode()) for text in batch)
             for ids in encode_texts(tokenizer, batch):
                 starts.append(position)
-                file.write(np.array([tokenizer.bos_token_id, *ids], dtype=dtype).tobytes())
+                file.write(np.array([separator, *ids], dtype=dtype).tobytes())
                 position += 1 + len(ids)
-        file.write(np.array([tokenizer.bos_token_id], dtype=dtype).tobytes())
+        file.write(np.array([separator], dtype=dtype).tobytes())
     np.save(folder / f"{split}.starts.npy", np.array(starts, dtype=np.int64))
     if not starts:
         raise ValueError(f"there is no {split} text; change val_fraction or give more documents.")
@@ -139,10 +142,10 @@ def prepare_sources(config: DataConfig) -> None:
     for name in ("tasks", "shards"):
         if not 1 <= getattr(config, name) <= 100_000:
             raise ValueError(f"{name}={getattr(config, name)} must be between 1 and 100,000.")
-    evaluations = [step.options.get("files", []) for step in steps if step.name == "decontaminate"]
+    evaluations = [unit.path for step in steps if step.name == "decontaminate" for unit in evaluation_units(step)]
     inputs: dict[str, str | list[str] | None] = {
         "tokenizer": config.tokenizer,
-        "decontaminate": [file for files in evaluations for file in ([files] if isinstance(files, str) else files)],
+        "decontaminate": evaluations,
         "listing": describe_files(sources),
         # Neither where nor by how many processes the work is done changes what comes out.
         **dict.fromkeys(("workers", "executor", "executor_options", "work_dir")),
@@ -157,7 +160,9 @@ def prepare_sources(config: DataConfig) -> None:
         raise ValueError(f"{error.name} is not installed; `pip install 'hf_scratch[data]'` brings it.") from None
     from datatrove.io import get_datafolder
 
-    folder = get_datafolder(config.work_dir or str((stage.folder / "work").absolute()))
+    # What one recipe has done must not count as done for another one that works in the same place.
+    shared = config.work_dir and f"{config.work_dir.rstrip('/')}/{stage.record['fingerprint'][:16]}"
+    folder = get_datafolder(shared or str((stage.folder / "work").absolute()))
     workers = config.workers or ((os.cpu_count() or 1) if config.executor == "local" else -1)  # -1: no limit
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if workers == 1 else "false"  # one core each is enough then
     os.environ["TQDM_DISABLE"] = "1"  # in the worker processes, whose bars would be mixed up
@@ -180,10 +185,12 @@ def describe_tokenizer(config: DataConfig) -> tuple[str, dict[str, Any]]:
     """Return the tokenizer as JSON for the worker processes, and what the shards are made by."""
     from transformers import AutoTokenizer
 
+    from hf_scratch.tokenizer import separator_of
+
     tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
     return tokenizer.backend_tokenizer.to_str(), {
         **describe_tokens(tokenizer),
-        "bos": tokenizer.bos_token_id,
+        "separator": separator_of(tokenizer),
         "shards": config.shards,
         "seed": config.seed,
         "val_fraction": config.val_fraction,

@@ -8,14 +8,19 @@ import glob
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from training.data import stories
 
 Split = Literal["train", "val"]
+Sized = TypeVar("Sized")
+
+OPEN_FILES = 64  # of sources that are read in turn: systems let a process open a few hundred
+BATCH_DOCUMENTS, BATCH_BYTES = 1000, 2**20  # tokenized at once: few, because encoded text is far larger
 
 
 @dataclass(kw_only=True)
@@ -43,12 +48,12 @@ def read_documents(source: DocumentSource, split: Split) -> Iterator[str]:
     hash of its text. The embedded stories have splits of their own, which share no combination of facts.
 
     Raises:
-        ValueError: No such file, an empty one, one that is not UTF-8, or no document at all.
+        ValueError: No such file, an empty one, one that is not UTF-8, a row without text, or no document at all.
     """
     if source.sources:
-        yield from (
-            text for text in _from_sources(source) if (fraction_of(text) < source.val_fraction) == (split == "val")
-        )
+        for text in _from_sources(source, say=split == "train"):
+            if (fraction_of(text) < source.val_fraction) == (split == "val"):
+                yield text
         return
     if not source.files and source.dataset is None:
         wanted = source.num_stories if split == "train" else round(source.num_stories * source.val_fraction)
@@ -73,6 +78,20 @@ def fraction_of(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
+def cut_batches(documents: Iterable[Sized], size_of: Callable[[Sized], int]) -> Iterator[list[Sized]]:
+    """Yield documents a batch at a time: `BATCH_DOCUMENTS`, or fewer that together have `BATCH_BYTES`."""
+    batch: list[Sized] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += size_of(document)
+        if len(batch) == BATCH_DOCUMENTS or size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
 def expand_files(patterns: list[str]) -> list[str]:
     """Return the files that the patterns match, in order.
 
@@ -95,10 +114,7 @@ def _from_files(source: DocumentSource) -> Iterator[str]:
 
 def _read_file(path: Path, column: str) -> Iterator[str]:
     if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(columns=[column]):
-            yield from batch.column(0).to_pylist()
+        yield from _read_parquet(path, column)
         return
     try:
         if path.suffix == ".jsonl":
@@ -117,30 +133,65 @@ def _read_file(path: Path, column: str) -> Iterator[str]:
         ) from None
 
 
+def _read_parquet(path: Path, column: str) -> Iterator[str]:
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as table:
+        names = table.schema_arrow.names
+        if column not in names:
+            raise ValueError(f"{path} has no column {column!r}; name one of {', '.join(names)} by --text_column.")
+        rows = (row for batch in table.iter_batches(columns=[column]) for row in batch.to_pylist())
+        for number, row in enumerate(rows, start=1):
+            yield _text_of_row(row, column, f"{path}, row {number}")
+
+
 def _text_of_line(path: Path, number: int, line: str, column: str) -> str:
+    where = f"{path}, line {number}"
     try:
-        return json.loads(line)[column]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        raise ValueError(f'{path}, line {number}: expected {{"{column}": "..."}}, got {line[:60]!r}.') from None
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        raise ValueError(f'{where}: expected {{"{column}": "..."}}, got {line[:60]!r}.') from None
+    return _text_of_row(row, column, where)
 
 
-def _from_sources(source: DocumentSource) -> Iterator[str]:
-    """Yield what can be read of the sources of a data recipe, as it is, from all of their files in turn."""
+def _text_of_row(row: Any, column: str, where: str) -> str:
+    text = row.get(column) if isinstance(row, dict) else None
+    if not isinstance(text, str):
+        raise ValueError(
+            f'{where}: expected {{"{column}": "..."}}, got {str(row)[:60]!r}; remove the row, '
+            "or name the column of the text by --text_column."
+        )
+    return text
+
+
+def _from_sources(source: DocumentSource, *, say: bool) -> Iterator[str]:
+    """Yield what can be read of the sources of a data recipe, as it is, from all sources and many files in turn."""
     from training.data.readers import Bad, read_unit
     from training.data.recipe import list_units, read_sources
 
-    units = [read_unit(unit, limit=10_000_000) for unit in list_units(read_sources(source.sources), 1)]
-    while units:
-        for unit in list(units):
-            found = next(unit, None)
+    by_source = [list_units([one], 1) for one in read_sources(source.sources)]
+    waiting = [unit for row in itertools.zip_longest(*by_source) for unit in row if unit]
+    files = (read_unit(unit, limit=10_000_000) for unit in waiting)
+    turn, bad = deque(itertools.islice(files, OPEN_FILES)), Counter[str]()
+    try:
+        while turn:
+            file = turn.popleft()
+            found = next(file, None)
             if found is None:
-                units.remove(unit)
-            elif not isinstance(found, Bad):
+                turn.extend(itertools.islice(files, 1))
+                continue
+            turn.append(file)
+            if isinstance(found, Bad):
+                bad[found.reason] += 1
+            else:
                 yield found.text
+    finally:  # whoever reads may have enough before the end
+        if bad and say:
+            print("not read:", ", ".join(f"{reason} {number:,}" for reason, number in bad.most_common()), flush=True)
 
 
 def _from_hub(source: DocumentSource) -> Iterator[str]:
     from datasets import load_dataset
 
-    for row in load_dataset(source.dataset, split="train", streaming=True):
-        yield row[source.text_column]
+    for number, row in enumerate(load_dataset(source.dataset, split="train", streaming=True), start=1):
+        yield _text_of_row(row, source.text_column, f"{source.dataset}, row {number}")

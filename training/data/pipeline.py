@@ -122,7 +122,7 @@ def plan(
     Args:
         folder: Where everything is written.
         tokenizer: JSON of a `tokenizers.Tokenizer`.
-        meta: What the shards depend on: dtype, vocab_size, bos, shards, seed, val_fraction.
+        meta: What the shards depend on: dtype, vocab_size, separator, shards, seed, val_fraction.
         tasks: Pieces that the work is cut into.
         limit: Bytes of the longest document.
     """

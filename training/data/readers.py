@@ -5,6 +5,7 @@ in silence: each record, and each defect that ends a file early, comes out as a 
 """
 
 import csv
+import errno
 import io
 import itertools
 import json
@@ -181,6 +182,8 @@ def _read_file(unit: Unit, limit: int) -> Iterator[Found]:
     except DecompressionBomb as error:
         yield Bad("decompression_bomb", unit.label, str(error))
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):  # which is no defect of the file
+            raise
         yield Bad("corrupt_file" if os.path.exists(unit.path) else "unreadable_file", unit.label, _say(error))
     # Half-written archives, broken XML and the like raise whatever each format's library made up for it. What was
     # read up to there counts, the defect is named, and the next file goes on.

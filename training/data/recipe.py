@@ -143,9 +143,9 @@ def read_steps(entries: list[Any], sources: list[Source]) -> list[Step]:
                 f"step {later.name} stands behind {earlier.name}; put exact_duplicates and near_duplicates last, "
                 "in this order: they compare documents as all other steps leave them."
             )
-    for name in DUPLICATE_STEPS:
+    for name in (*DUPLICATE_STEPS, "decontaminate"):
         if names.count(name) > 1:
-            raise ValueError(f"step {name} is there twice; it already compares all documents.")
+            raise ValueError(f"step {name} is there twice; put into one what both of them say.")
     return steps
 
 
@@ -189,6 +189,12 @@ def list_units(sources: list[Source], tasks: int) -> list[Unit]:
         else:
             units += [Unit(source, f"{part}/{tasks}", str(part)) for part in range(tasks)]
     return units
+
+
+def evaluation_units(step: Step) -> list[Unit]:
+    """Return the files that a step `decontaminate` looks for."""
+    files = step.options.get("files", ())
+    return list_units([Source("evaluation", (files,) if isinstance(files, str) else tuple(files))], 1) if files else []
 
 
 def _find(pattern: str) -> Iterator[tuple[str, str, int]]:

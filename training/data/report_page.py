@@ -172,7 +172,17 @@ def _steps(report: dict[str, Any]) -> str:
         )
     note = "<p class=note>Seconds and MB/s are of the step alone, the time of all processes added up.</p>"
     keys = _keys({"documents that go on": KEPT, "dropped": "var(--bad)"})
-    return keys + _table(["Step", "", "Documents in", "out", "Text in", "out", "Seconds", "MB/s"], rows) + note
+    header = ["Step", "", "Documents in", "out", "Text in", "out", "Seconds", "MB/s"]
+    return keys + _table(header, rows) + note + _decontamination(report["decontamination"])
+
+
+def _decontamination(found: dict[str, int]) -> str:
+    if not found:
+        return ""
+    return (
+        f"<p>Documents were compared with {found['texts']:,} texts of evaluations by {found['n_grams']:,} n-grams; "
+        f"{found['texts_too_short_to_find']:,} of these texts have too few words to be found.</p>"
+    )
 
 
 def _dropped(report: dict[str, Any]) -> str:

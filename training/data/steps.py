@@ -33,7 +33,7 @@ from datatrove.utils.word_tokenizers import WordTokenizer, strip_strings
 
 from training.data.ledger import Ledger
 from training.data.readers import Bad, read_unit
-from training.data.recipe import Source, Step, Unit, list_units
+from training.data.recipe import Step, Unit, evaluation_units
 
 # What e-mail and IP addresses become. Both are set aside for documentation (RFC 2606, RFC 5737) and belong to nobody.
 MASKED_EMAIL, MASKED_IP = "email@example.com", "192.0.2.1"
@@ -149,9 +149,11 @@ class Mask(PIIFormatter):
 
 # ---- decontamination ----
 
+EVALUATIONS = "evaluations.json"  # what was indexed, for the report
 
-def index_evaluations(files: list[str], config: NGramsDecontConfig, folder: DataFolder, limit: int) -> dict[str, int]:
-    """Write the n-grams of evaluation files for the filter; return how many texts and n-grams there are.
+
+def index_evaluations(units: list[Unit], config: NGramsDecontConfig, folder: DataFolder, limit: int) -> None:
+    """Write the n-grams of evaluation files for the filter; and for the report how many texts and n-grams there are.
 
     datatrove's own indexer needs lighteval and takes its tasks only. A JSON row counts with each of its strings and
     with all of them joined, so that neither a question nor question and answer together go through.
@@ -159,32 +161,40 @@ def index_evaluations(files: list[str], config: NGramsDecontConfig, folder: Data
     hash_text = create_hash_func(config.hash_config)
     found: set[int] = set()
     texts = short = 0
-    for unit in list_units([Source(name="evaluation", files=tuple(files))], 1):
-        for text in _evaluation_texts(unit, limit):
-            words = WORDS.word_tokenize(simplify_text(text, config.norm_config))
-            texts, short = texts + 1, short + (len(words) < config.n_grams)
-            found.update(hash_text(" ".join(gram)) for gram in ngrams(words, config.n_grams))
+    for unit in units:
+        for strings in _evaluation_texts(unit, limit):
+            words = (WORDS.word_tokenize(simplify_text(text, config.norm_config)) for text in strings)
+            hashes = {hash_text(" ".join(gram)) for some in words for gram in ngrams(some, config.n_grams)}
+            texts, short = texts + 1, short + (not hashes)
+            found |= hashes
     if not found:
-        raise ValueError(f"{', '.join(files)} holds no text of {config.n_grams} words or more to look for.")
+        raise ValueError(
+            f"{', '.join(unit.path for unit in units)} holds no text of {config.n_grams} words or more to look for."
+        )
     with folder.open("decontamination/evaluation.index.hashes", "wb") as file:
         file.write(np.array(sorted(found), dtype=config.hash_config.np_dtype).tobytes())
-    return {"texts": texts, "n_grams": len(found), "texts_too_short_to_find": short}
+    facts = {"texts": texts, "n_grams": len(found), "texts_too_short_to_find": short}
+    with folder.open(EVALUATIONS, "wb") as file:
+        file.write(json.dumps(facts).encode())
+    if short:
+        print(
+            f"decontaminate: {short:,} of {texts:,} texts have fewer than {config.n_grams} words, too few to be found"
+        )
 
 
-def _evaluation_texts(unit: Unit, limit: int) -> Iterator[str]:
+def _evaluation_texts(unit: Unit, limit: int) -> Iterator[list[str]]:
     if ".jsonl" not in unit.path:
         for found in read_unit(unit, limit):
             if isinstance(found, Bad):
                 raise ValueError(f"the evaluation file {found.id} cannot be read: {found.reason} {found.detail}")
-            yield found.text
+            yield [found.text]
         return
     import fsspec
 
     with fsspec.open(unit.path, "rb", compression="infer") as lines:
         for line in lines:
             strings = list(_strings(json.loads(line)))
-            yield from strings
-            yield "\n".join(strings)
+            yield [*strings, "\n".join(strings)]
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -224,9 +234,10 @@ def build_step(step: Step, folder: DataFolder, limit: int) -> BaseFilter | BaseF
             case "fineweb_quality":
                 return FineWebQualityFilter(**{"language": WORDS} | options)
             case _:
-                files = options.pop("files")
+                if not options.pop("files", None):
+                    raise ValueError("step decontaminate needs `files`: the evaluations that must not be learnt.")
                 config = NGramsDecontConfig(**{"n_grams": 13, "hash_config": HASH} | options)
-                index_evaluations([files] if isinstance(files, str) else files, config, folder, limit)
+                index_evaluations(evaluation_units(step), config, folder, limit)
                 return NGramsDecontFilter(folder.resolve_paths("decontamination"), config, language=WORDS)
     except (TypeError, KeyError) as error:
         raise ValueError(f"step {step.name}: {error}; see its options in training/data/README.md.") from None

@@ -5,6 +5,7 @@ shards when they are published.
 """
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hf_scratch.files import link_or_copy
 from training.data.ledger import add_up
 from training.data.recipe import Source, Step
 from training.data.report_page import dataset_card, page
+from training.data.steps import EVALUATIONS
 from training.data.tokens import shard_names
 from training.stage import write_json
 
@@ -93,7 +95,11 @@ def build_report(work: DataFolder, meta: dict[str, Any], sources: list[Source], 
             "masked_addresses": tallies.get("masked", {}).get("addresses", 0),
         },
         "sources": by_source,
-        "recipe": [{"step": step.name, "options": step.options, "sources": list(step.sources)} for step in steps],
+        "recipe": [
+            {"step": step.name, "options": _without_folders(step.options), "sources": list(step.sources)}
+            for step in steps
+        ],
+        "decontamination": json.loads(work.cat_file(EVALUATIONS)) if work.isfile(EVALUATIONS) else {},
         "steps": _steps(work, steps, clean, kept),
         "dropped": dropped,
         "near_duplicate_groups": [found for name, found in kept["examples"].items() if name.startswith("cluster ")],
@@ -105,6 +111,17 @@ def build_report(work: DataFolder, meta: dict[str, Any], sources: list[Source], 
         "splits": splits,
         "made_by": {key: meta[key] for key in ("seed", "val_fraction", "shards", "dtype")},
     }
+
+
+def _without_folders(value: Any) -> Any:
+    """Return options with the names alone of files of this machine: report and card are made to be published."""
+    if isinstance(value, dict):
+        return {key: _without_folders(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(item) for item in value]
+    if isinstance(value, str) and re.match(r"/|~|file:|[A-Za-z]:\\", value):
+        return re.split(r"[/\\]", value.rstrip("/\\"))[-1] or value
+    return value
 
 
 def _source_row(source: Source, clean: dict[str, Any], kept: dict[str, Any]) -> dict[str, Any]:

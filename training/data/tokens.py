@@ -10,17 +10,18 @@ import json
 import math
 import struct
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.io import DataFolder
 from datatrove.pipeline.base import PipelineStep
 
-from training.data.documents import fraction_of
+from training.data.documents import cut_batches, fraction_of
 from training.data.ledger import Ledger, note_cluster
 
-BATCH_DOCUMENTS, BATCH_BYTES = 1000, 2**20  # tokenized at once: few, because encoded text is far larger
+PART_BYTES = 2**25  # that a task holds before it writes them
+KINDS = ("tokens", "entries", "jsonl")  # files of a part: ids, an ENTRY and the ORIGIN of each document
 ORIGIN = ("id", "source", "license", "url", "language")  # what is kept of where a document came from
 AT_ONCE = 10_000  # documents of a shard written together
 ENTRY = np.dtype([("key", "<u8"), ("tokens", "<u4"), ("bytes", "<u4")])
@@ -28,7 +29,7 @@ NOISE_SIGNS = ("\ufffd", "Ã", "â€", "<div", "</", "{{", "}}", "&nbsp;", "&am
 
 
 class Tokenize(PipelineStep):
-    """Tokenizes documents into parts: for each shard the tokens, an entry (key, lengths) and the origin of each."""
+    """Tokenizes documents into parts, one of each task for each shard."""
 
     type = "tokens"
     name = "tokenize"
@@ -41,7 +42,7 @@ class Tokenize(PipelineStep):
         weights: dict[str, float],
         ledger: Ledger,
     ) -> None:
-        """Take the JSON of a `tokenizers.Tokenizer`; and from `meta` dtype, bos, shards, seed and val_fraction."""
+        """Take a `tokenizers.Tokenizer` as JSON, and from `meta` dtype, separator, shards, seed and val_fraction."""
         super().__init__()
         self.folder, self.tokenizer, self.meta = folder, tokenizer, meta
         self.weights, self.ledger = weights, ledger
@@ -52,40 +53,25 @@ class Tokenize(PipelineStep):
 
         tokenizer = Tokenizer.from_str(self.tokenizer)
         tokenizer.encode_special_tokens = True  # what a document spells stays text
-        parts = [Part(self.folder, shard, rank) for shard in shard_names(self.meta["shards"])]
+        parts = Parts(self.folder, 1 + self.meta["shards"], rank)
         used = np.zeros(self.meta["vocab_size"], dtype=np.int64)
-        for batch in self.batches(data):
+        for batch in cut_batches(measured(data), lambda document: document.metadata["bytes"]):
             size = sum(document.metadata["bytes"] for document in batch)
             with self.ledger.timed("tokenize") as counts:
                 encoded = tokenizer.encode_batch_fast([d.text for d in batch], add_special_tokens=False)
             counts.update({"documents_in": len(batch), "documents_out": len(batch)})
             counts.update({"bytes_in": size, "bytes_out": size})
             with self.ledger.timed("write"):
-                rows = [np.array([self.meta["bos"], *one.ids], dtype=self.meta["dtype"]) for one in encoded]
+                rows = [np.array([self.meta["separator"], *one.ids], dtype=self.meta["dtype"]) for one in encoded]
                 used += np.bincount(np.concatenate(rows), minlength=len(used))
                 for document, ids in zip(batch, rows, strict=True):
                     self.deal(document, ids, parts)
-        for part in parts:
-            part.close()
+        parts.close()
         with self.folder.open(f"parts/vocabulary-{rank:05d}.npy", "wb") as file:
             np.save(file, used)
         self.ledger.save()
 
-    def batches(self, data: DocumentsPipeline) -> Iterator[list[Document]]:
-        """Yield documents a batch at a time."""
-        batch: list[Document] = []
-        size = 0
-        for document in data:
-            document.metadata["bytes"] = len(document.text.encode())
-            batch.append(document)
-            size += document.metadata["bytes"]
-            if len(batch) == BATCH_DOCUMENTS or size >= BATCH_BYTES:
-                yield batch
-                batch, size = [], 0
-        if batch:
-            yield batch
-
-    def deal(self, document: Document, ids: np.ndarray, parts: list["Part"]) -> None:
+    def deal(self, document: Document, ids: np.ndarray, parts: "Parts") -> None:
         """Give a document to the held-out shard, or, as often as its source's weight says, to training shards."""
         origin, size = document.metadata, document.metadata["bytes"]
         source = origin["source"]
@@ -95,23 +81,21 @@ class Tokenize(PipelineStep):
             self.ledger.drop(document, "weight", size)
             return
         self.ledger.leave(source, size)
-        self.note(document, len(ids), "val" if held_out else "train")
+        self.note(document, len(ids))
         for copy in range(copies):
             key = key_of(document.text, self.meta["seed"], copy)
-            part = parts[0] if held_out else parts[1 + key % (len(parts) - 1)]
-            part.write(key, ids, size, {"id": document.id, **origin})
+            shard = 0 if held_out else 1 + key % self.meta["shards"]
+            parts.write(shard, key, ids, size, {"id": document.id, **origin})
 
     def copies(self, text: str, weight: float) -> int:
         """Return how often a training epoch holds a document: the weight, rounded up or down by the text's hash."""
         rest = weight - math.floor(weight)
         return math.floor(weight) + (key_of(text, self.meta["seed"], -1) / 2**64 < rest)
 
-    def note(self, document: Document, tokens: int, split: str) -> None:
+    def note(self, document: Document, tokens: int) -> None:
         """Count what the report shows of the documents that are kept."""
         tallies, text, metadata = self.ledger.tallies, document.text, document.metadata
         tallies["tokens by source"][metadata["source"]] += tokens
-        tallies["documents by split"][split] += 1
-        tallies["bytes by split"][split] += metadata["bytes"]
         tallies["documents by bytes"][str(2 ** max(0, metadata["bytes"] - 1).bit_length())] += 1
         tallies["documents by tokens"][str(2 ** max(0, tokens - 1).bit_length())] += 1
         tallies["documents by language"][metadata.get("language", "not identified")] += 1
@@ -120,6 +104,13 @@ class Tokenize(PipelineStep):
         tallies["documents with a sign of noise"].update(signs or ["none"])
         tallies["noise"]["documents"] += bool(signs)
         note_cluster(self.ledger, document, kept=True)
+
+
+def measured(documents: DocumentsPipeline) -> Iterator[Document]:
+    """Yield documents with their bytes."""
+    for document in documents:
+        document.metadata["bytes"] = len(document.text.encode())
+        yield document
 
 
 def key_of(text: str, seed: int, copy: int) -> int:
@@ -133,26 +124,46 @@ def shard_names(count: int) -> list[str]:
     return ["val", *(f"train-{number:05d}" for number in range(count))]
 
 
-class Part:
-    """What one task gives to one shard; its files are there even if it gives nothing."""
+class Parts:
+    """What one task gives to all shards: files in which it lies shard by shard, each written when enough is there.
 
-    def __init__(self, folder: DataFolder, shard: str, rank: int) -> None:
-        def opened(kind: str) -> IO[bytes]:
-            return folder.open(f"parts/{shard}/{rank:05d}.{kind}", "wb")
+    One file is open at a time, however many shards there are, and none is appended to: object storage cannot do that.
+    """
 
-        self.tokens, self.entries, self.origins = opened("tokens"), opened("entries"), opened("jsonl")
+    def __init__(self, folder: DataFolder, shards: int, rank: int) -> None:
+        self.folder, self.shards, self.rank = folder, shards, rank
+        self.ends: list[dict[str, list[int]]] = []  # of each file: of each kind, where a shard's bytes end
+        self.begin()
 
-    def write(self, key: int, ids: np.ndarray, size: int, origin: dict[str, Any]) -> None:
-        """Add a document."""
-        self.tokens.write(ids.tobytes())
-        self.entries.write(np.array([(key, len(ids), size)], dtype=ENTRY).tobytes())
+    def begin(self) -> None:
+        """Wait for documents of the next file."""
+        self.waiting = {kind: [bytearray() for _ in range(self.shards)] for kind in KINDS}
+        self.size = 0
+
+    def write(self, shard: int, key: int, ids: np.ndarray, size: int, origin: dict[str, Any]) -> None:
+        """Add a document to a shard."""
         kept = {name: str(origin.get(name) or "") for name in ORIGIN}
-        self.origins.write(json.dumps(kept).encode() + b"\n")
+        entry = np.array([(key, len(ids), size)], dtype=ENTRY)
+        contents = (ids.tobytes(), entry.tobytes(), json.dumps(kept).encode() + b"\n")
+        for kind, content in zip(KINDS, contents, strict=True):
+            self.waiting[kind][shard] += content
+            self.size += len(content)
+        if self.size >= PART_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is there, a file for each kind."""
+        for kind, shards in self.waiting.items():
+            with self.folder.open(f"parts/{self.rank:05d}-{len(self.ends)}.{kind}", "wb") as file:
+                file.writelines(shards)
+        self.ends.append({kind: np.cumsum([0, *map(len, shards)]).tolist() for kind, shards in self.waiting.items()})
+        self.begin()
 
     def close(self) -> None:
-        """Close the files."""
-        for file in (self.tokens, self.entries, self.origins):
-            file.close()
+        """Write the rest, and at last where everything is."""
+        self.flush()
+        with self.folder.open(f"parts/{self.rank:05d}.json", "wb") as file:
+            file.write(json.dumps(self.ends).encode())
 
 
 class Shuffle(PipelineStep):
@@ -190,10 +201,12 @@ class Shuffle(PipelineStep):
 
     def gather(self, name: str, kind: str) -> bytearray:
         """Return what all tasks gave to a shard."""
-        content = bytearray()
+        content, shard = bytearray(), shard_names(self.meta["shards"]).index(name)
         for task in range(self.tasks):
-            with self.folder.open(f"parts/{name}/{task:05d}.{kind}", "rb") as file:
-                content += file.read()
+            for number, ends in enumerate(json.loads(self.folder.cat_file(f"parts/{task:05d}.json"))):
+                begin, end = ends[kind][shard : shard + 2]
+                if begin < end:
+                    content += self.folder.cat_file(f"parts/{task:05d}-{number}.{kind}", begin, end)
         return content
 
     def write_tokens(self, name: str, lengths: np.ndarray, order: np.ndarray) -> None:
@@ -205,7 +218,7 @@ class Shuffle(PipelineStep):
             for first in range(0, len(order), AT_ONCE):
                 some = order[first : first + AT_ONCE].tolist()
                 file.write(np.concatenate([tokens[begins[i] : ends[i]] for i in some]).tobytes())
-            file.write(np.array([self.meta["bos"]], dtype=self.meta["dtype"]).tobytes())
+            file.write(np.array([self.meta["separator"]], dtype=self.meta["dtype"]).tobytes())
 
     def write_origins(self, name: str, order: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> None:
         """Write where each document of a shard came from, in the order of the shard."""
