@@ -113,7 +113,7 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
     def wrapper(argv: Sequence[str] | None = None) -> None:
         try:
             main(argv)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ImportError) as error:
             if sys.flags.dev_mode:
                 raise
             # By its spec a module knows its name also where it was started as `__main__`.
