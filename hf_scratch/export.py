@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from huggingface_hub import ModelCardData
 from huggingface_hub.constants import HF_HUB_CACHE
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from . import ScratchConfig, ScratchForCausalLM, hub
 from .bits_per_byte import Text, bits_per_byte, encode
+from .card import read_metadata
 from .export_record import RECORD, check_exports, list_on_card, read_records, write_record
 from .files import Check, read_config
 from .verify import Reference, load_reference, make_reference, observe, require, verify
@@ -264,7 +266,15 @@ def import_stock(model: str, revision: str, output: Path) -> list[Check]:
         folder = Path(beside) / "model"
         scratch.save_pretrained(folder, max_shard_size=MAX_SHARD)
         tokenizer.save_pretrained(folder)
+        write_origin(None if Path(model).is_dir() else model, source, folder)
         checks = verify(folder, reference)
         require(checks, "the imported model")
         os.replace(folder, output)
     return checks
+
+
+def write_origin(hub_id: str | None, source: Path, folder: Path) -> None:
+    """Write a card with the Hub id and the licence of the original, which a release made from it states."""
+    data = ModelCardData(base_model=hub_id, license=read_metadata(source).get("license"), library_name="transformers")
+    text = f"---\n{data.to_yaml()}\n---\n\nThe weights of {hub_id or 'a Qwen3 model'} as a Scratch checkpoint.\n"
+    (folder / "README.md").write_text(text, encoding="utf-8")
