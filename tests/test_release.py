@@ -216,7 +216,7 @@ def test_a_model_that_was_fine_tuned_is_not_said_to_be_trained_from_random_weigh
     assert "fine-tuned from `user/base`: optimization by answers that were liked or not (KTO)." in card.text
     assert not re.search("random weights|code of|hf_scratch|stock Qwen3|preference optimization", card.text)
     assert card.data.base_model == "user/base" and card.data.tags == ["conversational"]
-    ours = card_of({"pretrain": trained(), "dpo": trained()}, None, auto_map={})
+    ours = card_of({"pretrain": trained() | {"metrics": {"step": 9}}, "dpo": trained()}, None, auto_map={})
     assert "trained from random weights: pretraining on text, then direct preference optimization. " in ours.text
     assert "the code comes with the weights" in ours.text and "base_model" not in ours.data.to_dict()
 

@@ -239,13 +239,13 @@ def find_base(records: dict[str, dict[str, Any]]) -> Base | None:
     folder = Path(path)
     about = read_metadata(folder)
     imported = read_config(folder).get("model_type") == "scratch" and isinstance(about.get("base_model"), str)
-    return Base(about["base_model"] if imported else folder.name, imported, about.get("license", ""))
+    return Base(about["base_model"] if imported else folder.name, imported, about.get("license") or "")
 
 
 def hub_license(repo_id: str) -> str:
     """Return the licence that a model's card on the Hub, or in its cache, names; empty if it cannot be read."""
     try:
-        return ModelCard.load(repo_id).data.license or ""
+        return ModelCard.load(repo_id).data.get("license") or ""
     except (HfHubHTTPError, OSError, ValueError):
         return ""
 
