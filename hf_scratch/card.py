@@ -199,7 +199,9 @@ def _procedure(records: dict[str, dict[str, Any]]) -> str:
     rows = []
     for stage, name in _stages(records).items():
         config, metrics = records[stage]["config"], records[stage]["metrics"]
-        settings = ", ".join(f"{key} {_short(config[key])}" for key in SETTINGS if config.get(key))
+        unused = {"loss_type"} if from_thumbs(records[stage]) else set()  # KTO has one loss
+        shown = [key for key in SETTINGS if config.get(key) and key not in unused]
+        settings = ", ".join(f"{key} {_short(config[key])}" for key in shown)
         steps = metrics.get("step", metrics.get("steps"))
         rows.append([stage, name, f"{steps:,}", settings, _minutes(records[stage]["seconds"])])
     table = _table(["stage", "what", "steps", "settings", "time"], rows)

@@ -179,7 +179,11 @@ def test_a_record_keeps_no_path_of_this_machine(tmp_path: Path) -> None:
 def trained(model: str = "user/model", data: str = "stories") -> dict[str, Any]:
     """Return the record of a stage of alignment."""
     inputs = {"model": {"path": model, "sha256": hash_input(model)}, "data": {"path": data, "sha256": "1"}}
-    return {"config": {"beta": 0.1}, "inputs": inputs, "metrics": {"rows": 5, "tokens": 50, "steps": 3}}
+    return {
+        "config": {"beta": 0.1, "loss_type": ["sigmoid"]},
+        "inputs": inputs,
+        "metrics": {"rows": 5, "tokens": 50, "steps": 3},
+    }
 
 
 COUNTS = {"documents": 10, "tokens": 100, "bytes": 300}
@@ -215,10 +219,12 @@ def test_a_model_that_was_fine_tuned_is_not_said_to_be_trained_from_random_weigh
     card = card_of({"dpo": trained() | {"data": THUMBS}}, Base("user/base", True, "mit"), hidden_size=8)
     assert "fine-tuned from `user/base`: optimization by answers that were liked or not (KTO)." in card.text
     assert not re.search("random weights|code of|hf_scratch|stock Qwen3|preference optimization", card.text)
+    assert "loss_type" not in card.text
     assert card.data.base_model == "user/base" and card.data.tags == ["conversational"]
     ours = card_of({"pretrain": trained() | {"metrics": {"step": 9}}, "dpo": trained()}, None, auto_map={})
     assert "trained from random weights: pretraining on text, then direct preference optimization. " in ours.text
-    assert "the code comes with the weights" in ours.text and "base_model" not in ours.data.to_dict()
+    assert "loss_type sigmoid" in ours.text and "the code comes with the weights" in ours.text
+    assert "base_model" not in ours.data.to_dict()
 
 
 def test_the_licence_is_that_of_what_was_fine_tuned(tmp_path: Path) -> None:

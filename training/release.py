@@ -269,7 +269,7 @@ def describe_data(about: str, records: dict[str, dict[str, Any]], base: Base | N
     """Return what the card says about the data: its origin, and how much of it each stage saw."""
     lines = [about or (STORIES if only_stories(records) else "Text of the publisher's choice."), ""]
     if base:
-        lines.append(f"- Before the stages of this run: what {base.name} was trained on, of which its own card tells")
+        lines.append(f"- Before the stages of this run: what `{base.name}` was trained on; its own card tells")
     if {"pretrain", "data"} <= records.keys():
         text = "{documents:,} documents, {tokens:,} tokens, {bytes:,} bytes"
         metrics = records["data"]["metrics"]
