@@ -7,9 +7,10 @@ import html
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load
 
 from .files import Check
 
@@ -19,6 +20,7 @@ TRAINING = {
     "dpo": "direct preference optimization",
     "grpo": "reinforcement by the story checkers (GRPO)",
 }
+KTO = "optimization by answers that were liked or not (KTO)"  # what the stage `dpo` makes of thumbs
 # The settings that say most, in this order, of those that a stage has; the rest is in the training record.
 SETTINGS = (
     "optimizer", "learning_rate", "schedule", "weight_decay", "batch_rows", "batch_size", "context_length",
@@ -37,6 +39,15 @@ SIZES = {
 }
 
 
+@dataclass(frozen=True)
+class Base:
+    """The model that was fine-tuned, where the weights were not random at first."""
+
+    name: str  # Hub id, or the name of a folder
+    on_hub: bool
+    license: str  # the Hub's name of it; empty: not known
+
+
 @dataclass(kw_only=True)
 class CardFacts:
     """What a card is written from."""
@@ -44,6 +55,7 @@ class CardFacts:
     title: str
     repo_id: str
     license: str
+    base: Base | None  # None: random weights
     language: str
     about_data: str  # sentences on the text
     config: dict[str, Any]  # content of config.json
@@ -58,7 +70,23 @@ class CardFacts:
     @property
     def chats(self) -> bool:
         """Whether the model was trained on conversations."""
-        return "sft" in self.records
+        return not self.records.keys().isdisjoint(("sft", "dpo", "grpo"))
+
+    @property
+    def brings_code(self) -> bool:
+        """Whether the model's code lies beside its weights; a stock model needs none."""
+        return "auto_map" in self.config
+
+
+def from_thumbs(record: dict[str, Any]) -> bool:
+    """Whether a stage learnt from answers with a thumb up or down, as its data check says."""
+    return any(finding["what"] == "thumbs up" for finding in record.get("data", ()))
+
+
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """Return the front matter of a folder's card, empty if there is none."""
+    path = folder / "README.md"
+    return (metadata_load(path) or {}) if path.is_file() else {}
 
 
 def make_card(facts: CardFacts) -> ModelCard:
@@ -69,17 +97,21 @@ def make_card(facts: CardFacts) -> ModelCard:
     metadata = ModelCardData(
         language=facts.language,
         license=facts.license,
+        base_model=facts.base.name if facts.base and facts.base.on_hub else None,
         library_name="transformers",
         pipeline_tag="text-generation",
         model_name=facts.title,
         eval_results=list(facts.eval_results),
-        tags=["custom_code", "scratch", *(["conversational"] if facts.chats else [])],
+        tags=[
+            *(["custom_code", "scratch"] if facts.brings_code else []),
+            *(["conversational"] if facts.chats else []),
+        ],
         **for_chat,
     )
     sections = {
         "How to use it": _usage(facts),
         "Results": facts.results,
-        "The model": _table(["", ""], [[SIZES[key], facts.config[key]] for key in SIZES]),
+        "The model": _table(["", ""], [[SIZES[key], facts.config[key]] for key in SIZES if key in facts.config]),
         "Training data": facts.about_data,
         "Training procedure": _procedure(facts.records),
         "Intended use and limits": LIMITS,
@@ -92,11 +124,18 @@ def make_card(facts: CardFacts) -> ModelCard:
 
 
 def _introduction(facts: CardFacts) -> str:
-    steps = [name for stage, name in TRAINING.items() if stage in facts.records]
+    origin = f"fine-tuned from `{facts.base.name}`" if facts.base else "trained from random weights"
+    code = " Architecture and code are those of `hf_scratch`; the code comes with the weights."
     return (
-        f"A decoder language model with {facts.parameters:,} parameters, trained from random weights: "
-        f"{', then '.join(steps)}. Architecture and code are those of `hf_scratch`; the code comes with the weights."
+        f"A decoder language model with {facts.parameters:,} parameters, {origin}: "
+        f"{', then '.join(_stages(facts.records).values())}.{code if facts.brings_code else ''}"
     )
+
+
+def _stages(records: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Return the name of each stage of training that the run had."""
+    names = TRAINING | ({"dpo": KTO} if from_thumbs(records.get("dpo", {})) else {})
+    return {stage: name for stage, name in names.items() if stage in records}
 
 
 LOAD = """\
@@ -136,6 +175,9 @@ vLLM's documentation promises the same for `vllm serve {repo_id} --trust-remote-
 are those of a stock Qwen3 model: `hf-scratch export` writes them for programs without this code, and what was exported
 is listed under "Other formats".
 """
+STOCK_CODE = """\
+`trust_remote_code=True` runs the one Python file of this repository, the fast decoding; the model loads without it.
+"""
 LIMITS = """\
 A small model for learning, experiments and tests. It knows the world of its training data and nothing else: do not
 ask it for facts, and do not rely on its answers. It was not tested for safety, bias, or languages other than that of
@@ -149,17 +191,19 @@ def _usage(facts: CardFacts) -> str:
         run = CHAT.format(example=json.dumps(facts.example), answer=answer)
     else:
         run = CONTINUE
-    return LOAD.format(repo_id=facts.repo_id) + run + REMOTE_CODE.format(repo_id=facts.repo_id)
+    code = REMOTE_CODE.format(repo_id=facts.repo_id) if facts.brings_code else STOCK_CODE
+    return LOAD.format(repo_id=facts.repo_id) + run + code
 
 
 def _procedure(records: dict[str, dict[str, Any]]) -> str:
     rows = []
-    for stage, name in TRAINING.items():
-        if stage in records:
-            config, metrics = records[stage]["config"], records[stage]["metrics"]
-            settings = ", ".join(f"{key} {_short(config[key])}" for key in SETTINGS if config.get(key))
-            steps = metrics.get("step", metrics.get("steps"))
-            rows.append([stage, name, f"{steps:,}", settings, _minutes(records[stage]["seconds"])])
+    for stage, name in _stages(records).items():
+        config, metrics = records[stage]["config"], records[stage]["metrics"]
+        unused = {"loss_type"} if from_thumbs(records[stage]) else set()  # KTO has one loss
+        shown = [key for key in SETTINGS if config.get(key) and key not in unused]
+        settings = ", ".join(f"{key} {_short(config[key])}" for key in shown)
+        steps = metrics.get("step", metrics.get("steps"))
+        rows.append([stage, name, f"{steps:,}", settings, _minutes(records[stage]["seconds"])])
     table = _table(["stage", "what", "steps", "settings", "time"], rows)
     return f"{table}\n\nAll settings, losses and hashes of the inputs are in `training_record/`, a folder a stage."
 

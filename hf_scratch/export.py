@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from huggingface_hub import ModelCardData
 from huggingface_hub.constants import HF_HUB_CACHE
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from . import ScratchConfig, ScratchForCausalLM, hub
 from .bits_per_byte import Text, bits_per_byte, encode
-from .export_record import check_exports, list_on_card, read_records, write_record
+from .card import read_metadata
+from .export_record import RECORD, check_exports, list_on_card, read_records, write_record
 from .files import Check, read_config
 from .verify import Reference, load_reference, make_reference, observe, require, verify
 
@@ -46,31 +48,45 @@ def export(
     """Export a folder or a repository of the Hub to a format and return the record of it.
 
     Raises:
-        ValueError: The format cannot hold this model, or what was written failed a check; nothing was put in place.
+        ValueError: The format cannot hold this model, what was written failed a check, or other files lie where the
+            export should; nothing was put in place.
         ImportError: The extra `export` is not installed.
     """
     source = hub.find_folder(model, "main", Path(HF_HUB_CACHE))
     if output is None and not Path(model).is_dir():
         raise ValueError(f"{model} is not a folder; say with --output where the export should lie.")
     folder = output or source / kind
+    require_replaceable(folder, kind)
     original = load_original(source, text)
     say(f"{original.model.num_parameters():,} parameters; writing and verifying {folder} ...")
-    beside = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    try:
+    place = folder.absolute()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as scratch:
+        beside = Path(scratch) / place.name
+        beside.mkdir()
         measured, packages = writer(kind)(original, beside)
         versions = {name: version(name) for name in ("torch", "transformers", *packages)}
         write_record(beside, kind, original.reference.observed["weights"], measured, versions)
-        shutil.rmtree(folder, ignore_errors=True)
-        beside.rename(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        if place.exists():
+            shutil.rmtree(place)
+        beside.rename(place)
     if output is None:
         list_on_card(source)
         require(check_exports(source, original.reference.observed["weights"]), f"the exports in {source}")
         return read_records(source)[kind]
     return read_records(folder.parent).get(kind) or {"measured": measured}
+
+
+def require_replaceable(folder: Path, kind: str) -> None:
+    """Raise ValueError if the folder holds anything but an earlier export to this format."""
+    path = folder / RECORD
+    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    ours = {RECORD, *record["files"]} if record.get("format") == kind else set()
+    if folder.exists() and (others := sorted({path.name for path in folder.iterdir()} - ours)):
+        raise ValueError(
+            f"{folder} holds {others[0]}, which is no part of an export to {kind}; give a new folder with --output, "
+            "or move what lies there."
+        )
 
 
 def writer(kind: str) -> Callable[[Original, Path], tuple[dict[str, str], tuple[str, ...]]]:
@@ -232,6 +248,7 @@ def import_stock(model: str, revision: str, output: Path) -> list[Check]:
     """
     if output.exists():
         raise ValueError(f"{output} exists; give a new folder.")
+    output.absolute().parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is told before the download
     source = hub.find_folder(model, revision, Path(HF_HUB_CACHE))
     config = read_config(source)
     if config.get("model_type") != "qwen3":
@@ -249,7 +266,15 @@ def import_stock(model: str, revision: str, output: Path) -> list[Check]:
         folder = Path(beside) / "model"
         scratch.save_pretrained(folder, max_shard_size=MAX_SHARD)
         tokenizer.save_pretrained(folder)
+        write_origin(None if Path(model).is_dir() else model, source, folder)
         checks = verify(folder, reference)
         require(checks, "the imported model")
         os.replace(folder, output)
     return checks
+
+
+def write_origin(hub_id: str | None, source: Path, folder: Path) -> None:
+    """Write a card with the Hub id and the licence of the original, which a release made from it states."""
+    data = ModelCardData(base_model=hub_id, license=read_metadata(source).get("license"), library_name="transformers")
+    text = f"---\n{data.to_yaml()}\n---\n\nThe weights of {hub_id or 'a Qwen3 model'} as a Scratch checkpoint.\n"
+    (folder / "README.md").write_text(text, encoding="utf-8")

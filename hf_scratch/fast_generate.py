@@ -27,6 +27,8 @@ OTHER_WAYS = (
     "return_dict_in_generate", "penalty_alpha", "prompt_lookup_num_tokens", "assistant_early_exit", "is_assistant",
     "cache_implementation", "constraints", "force_words_ids", "dola_layers", "token_healing", "prefill_chunk_size",
 )  # fmt: skip
+ACTIVATIONS = "transformers.activations"  # the one file besides the model's own whose classes `Step` computes
+CALLED = {"forward", "prepare_inputs_for_generation"}  # prompt tuning and offloading put their own in place of these
 
 
 def generate(*args: Any, model: Any, **kwargs: Any) -> Any:
@@ -46,13 +48,14 @@ def can_decode(model: Any) -> bool:
         return False
     if config.to_dict().get("attention_bias") or "sliding_attention" in (config.to_dict().get("layer_types") or ()):
         return False
-    # A quantized or adapted layer is a subclass or a wrapper, and somebody waits for a hook's call.
-    layers = [module for module in model.modules() if next(module.parameters(recurse=False), None) is not None]
-    plain = {nn.Linear, nn.Embedding} | {type(model.model.norm)}
-    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    # A quantized or adapted layer is another class, a subclass or a wrapper, and somebody waits for a hook's call.
+    plain, files = {nn.Linear, nn.Embedding, nn.ModuleList}, {type(model).__module__, ACTIVATIONS}
+    modules = list(model.modules())
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in modules)
     return (
         not hooked
-        and all(type(layer) in plain for layer in layers)
+        and all(type(module) in plain or type(module).__module__ in files for module in modules)
+        and not any(CALLED & vars(module).keys() for module in modules)
         and all(p.dtype == torch.float32 and p.device.type == "cpu" for p in model.parameters())
     )
 

@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,14 +45,20 @@ def check_files(folder: Path) -> list[Check]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     pickles = [path.name for path in files if path.suffix in PICKLE_SUFFIXES or _head(path).startswith(PICKLE_STARTS)]
     no_weights = _missing_weights(folder)
-    leaks, missing, foreign = list(find_leaks(folder, files)), _missing_code(folder), list(_foreign_imports(folder))
+    missing, foreign = _missing_code(folder), list(_foreign_imports(folder))
     return [
         Check("weights are safetensors", not no_weights, no_weights),
         Check("no pickle", not pickles, ", ".join(pickles)),
         Check("the code that config.json names is there", not missing, ", ".join(missing)),
         Check("the code imports transformers' stack and itself only", not foreign, ", ".join(foreign)),
-        Check("no secrets and no paths of this machine", not leaks, ", ".join(leaks[:5])),
+        check_leaks(folder, files),
     ]
+
+
+def check_leaks(folder: Path, files: Sequence[Path]) -> Check:
+    """Look for secrets and for paths of this machine in files of a folder that is to be published."""
+    leaks = list(_leaks(folder, files))
+    return Check("no secrets and no paths of this machine", not leaks, ", ".join(leaks[:5]))
 
 
 def hash_file(path: Path) -> str:
@@ -131,7 +137,7 @@ def _in_stack(name: str) -> bool:
     return name in STACK or name in sys.stdlib_module_names
 
 
-def find_leaks(folder: Path, files: list[Path]) -> Iterator[str]:
+def _leaks(folder: Path, files: Sequence[Path]) -> Iterator[str]:
     """Where a text file holds a secret or a path of this machine; the secret itself is not repeated."""
     here = [str(path) for path in (Path.home(), Path.cwd(), folder.resolve().parent) if len(path.parts) > 2]
     for path in files:

@@ -14,7 +14,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from . import hub
-from .files import link_or_copy
+from .files import check_leaks, link_or_copy
 from .hub import HubError, Target
 from .verify import load_reference, require, verify_with_exports
 
@@ -57,6 +57,9 @@ def publish(run: Path, plan: Plan, say: Callable[[str], None], *, dry_run: bool 
     plans = targets(release, plan)
     for target, _ in plans:
         check_names(target, plan.space)
+    if plan.space:
+        leaks = check_leaks(release / "space", list(listing(release / "space").values()))
+        require([leaks], "nothing was pushed: the Space")
     # In the release, where files are linked and not copied.
     with tempfile.TemporaryDirectory(dir=release, prefix=".publish-") as scratch:
         ready = [(target, Path(scratch) / folder.name) for target, folder in plans]

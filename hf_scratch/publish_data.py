@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from . import hub
-from .files import find_leaks, link_or_copy
+from .files import check_leaks, link_or_copy
 from .hub import Target
 
 ITEM_BYTES = {"uint16": 2, "uint32": 4}
@@ -46,9 +46,9 @@ def publish_data(
         folder = Path(scratch) / "shards"
         build_folder(data, folder)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
-        if leaks := list(find_leaks(folder, files)):
+        if not (found := check_leaks(folder, files)).passed:
             raise ValueError(
-                f"nothing was published, because of {'; '.join(leaks[:5])}; take it out of these files in {data}, "
+                f"nothing was published, because of {found.detail}; take it out of these files in {data}, "
                 "where README.md is dataset_card.md."
             )
         say(f"{target} gets {len(files)} files, {sum(path.stat().st_size for path in files):,} bytes")

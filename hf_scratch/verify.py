@@ -110,13 +110,15 @@ def check_ending(reference: Reference) -> Check:
 def verify_anywhere(model: str, revision: str = "main", trust_remote_code: bool = False) -> list[Check]:
     """Return the checks of a folder or of a repository of the Hub, compared with its own reference if it has one.
 
-    Code that is not this package's own, byte for byte, is run only if it is trusted; else the files alone are checked.
+    Code that is not this package's own, byte for byte, is run only if it is trusted; else files and exports alone are
+    checked, and the model, which was not loaded, does not pass.
     """
     with tempfile.TemporaryDirectory() as cache:
         folder = hub.find_folder(model, revision, Path(cache))
         if (foreign := foreign_code(folder)) and not trust_remote_code:
             about = f"not run: give --trust-remote-code to run code of its own, {', '.join(foreign)}"
-            return [*check_files(folder), Check("loads in a clean process", True, about)]
+            not_run = Check("loads in a clean process", False, about)
+            return [*check_files(folder), *compare_exports(folder, load_reference(folder)), not_run]
         return verify_with_exports(folder)
 
 
@@ -130,10 +132,15 @@ def foreign_code(folder: Path) -> list[str]:
 def verify_with_exports(folder: Path, reference: Reference | None = None) -> list[Check]:
     """Return all checks of a model folder and of what it was exported to; its own reference is the default."""
     reference = reference or load_reference(folder)
-    exports = [*check_exports(folder, reference.observed["weights"]), check_ending(reference)] if reference else []
+    exports = compare_exports(folder, reference)
     if not all(check.passed for check in exports):
         return [*check_files(folder), *exports]
     return [*verify(folder, reference), *exports]
+
+
+def compare_exports(folder: Path, reference: Reference | None) -> list[Check]:
+    """Return the checks that a reference allows without loading the model: of the exports, and of its answer's end."""
+    return [*check_exports(folder, reference.observed["weights"]), check_ending(reference)] if reference else []
 
 
 def require(checks: Sequence[Check], what: str) -> None:

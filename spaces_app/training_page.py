@@ -14,13 +14,19 @@ from huggingface_hub.errors import HfHubHTTPError
 from pictures import table
 
 RECORD = "training_record"
-ORDER = ("tokenizer", "data", "pretrain", "sft", "dpo", "eval")
-STAGES = {"pretrain": "Pretraining", "sft": "Fine-tuning (SFT)", "dpo": "Preferences (DPO)"}
+ORDER = ("tokenizer", "data", "pretrain", "sft", "dpo", "grpo", "eval")
+STAGES = {
+    "pretrain": "Pretraining",
+    "sft": "Fine-tuning (SFT)",
+    "dpo": "Preferences (DPO)",
+    "grpo": "Reinforcement (GRPO)",
+}
 # Title, unit, and the keys of metrics.jsonl with the names of their lines.
 CURVES = (
     ("Loss", "nats a token", {"train_loss": "training", "val_loss": "held-out"}),
     ("Loss", "", {"loss": "training", "eval_loss": "held-out"}),
     ("Bits per byte", "held-out text", {"val_bpb": "held-out"}),
+    ("Reward", "sum of the checkers", {"reward": "training"}),
     ("Reward margin", "of the chosen", {"rewards/margins": "training", "eval_rewards/margins": "held-out"}),
     ("Pairs ranked right", "share", {"rewards/accuracies": "training", "eval_rewards/accuracies": "held-out"}),
     ("Learning rate", "", {"lr": "training"}),
@@ -32,7 +38,10 @@ RATES = {
     "happy": "Preferred ending, sampled",
     "happy_of_followed": "Preferred ending of those that followed",
 }
-SETTINGS = ("learning_rate", "schedule", "optimizer", "batch_rows", "batch_size", "epochs", "beta", "tune", "seed")
+SETTINGS = (
+    "learning_rate", "schedule", "optimizer", "batch_rows", "batch_size", "prompts_per_step", "num_generations",
+    "epochs", "beta", "tune", "seed",
+)  # fmt: skip
 Record = dict[str, Any]
 
 
@@ -77,7 +86,8 @@ def results_table(results: dict[str, Any]) -> str:
     models = results.get("models", {})
     if not models:
         return ""
-    rows = [["Bits per byte, held-out text", *(f"{found['text']['bits_per_byte']:.4f}" for found in models.values())]]
+    bits = [f"{found['text']['bits_per_byte']:.4f}" if "text" in found else "" for found in models.values()]
+    rows = [["Bits per byte, held-out text", *bits]] if any(bits) else []
     for key, title in RATES.items():
         cells = [interval(found.get("stories", {}).get(key)) for found in models.values()]
         if any(cells):

@@ -18,7 +18,8 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_scratch import cli, fast_generate
 from hf_scratch.chat import Speaker, answer, chat, continue_text, fit, load_speaker
-from hf_scratch.verify import foreign_code, verify_anywhere
+from hf_scratch.export_record import write_record
+from hf_scratch.verify import Reference, foreign_code, save_reference, verify_anywhere
 
 COMMANDS = ("publish", "publish-data", "verify", "export", "import", "chat", "generate")
 GREEDY = {"temperature": 0.0, "seed": None, "max_new_tokens": 8}
@@ -89,13 +90,23 @@ def test_a_mistake_is_one_sentence(line: str, says: str, folder: Path, tmp_path:
     assert str(error.value).startswith(f"hf-scratch {words[0]}: ") and "\n" not in str(error.value)
 
 
-def test_code_that_is_not_ours_is_not_run_unless_it_is_trusted(folder: Path, tmp_path: Path) -> None:
+def test_code_that_is_not_ours_is_not_run_unless_it_is_trusted_and_has_not_passed(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert foreign_code(folder) == []
-    shutil.copytree(folder, tmp_path / "model")
-    with (tmp_path / "model/custom_generate/generate.py").open("a") as file:
+    copy = Path(shutil.copytree(folder, tmp_path / "model"))
+    with (copy / "custom_generate/generate.py").open("a") as file:
         file.write("raise SystemExit\n")
-    last = verify_anywhere(str(tmp_path / "model"))[-1]
+    save_reference(Reference([], {"weights": "sha", "ended": True, "logits": torch.zeros(1)}), copy, chats=True)
+    (copy / "gguf").mkdir()
+    write_record(copy / "gguf", "gguf", "of other weights", {}, {})
+    *_, exports, _, last = verify_anywhere(str(copy))
     assert last.detail == "not run: give --trust-remote-code to run code of its own, generate.py"
+    assert not last.passed and not exports.passed and "made of other weights" in exports.detail
+    with pytest.raises(SystemExit) as status:
+        cli.main(["verify", str(copy)])
+    said = capsys.readouterr().out
+    assert status.value.code == 1 and "FAILED  loads in a clean process: not run" in said and "2 of 8 checks" in said
 
 
 def test_the_readme_s_commands_parse() -> None:

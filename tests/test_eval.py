@@ -328,6 +328,12 @@ def test_answers_do_not_depend_on_the_batch(run: Path) -> None:
     assert len({said.text for said in alone}) > 1
 
 
+def test_texts_of_one_file_name_are_told_apart_by_their_folders() -> None:
+    assert list(eval_model.name_files(["/x/a/book.txt"])) == ["book.txt"]
+    named = eval_model.name_files(["a/book.txt", "b/book.txt", "a/book.txt"])
+    assert named == {f"{folder}/book.txt": Path(f"{folder}/book.txt").absolute() for folder in "ab"}
+
+
 def test_sampled_answers_vary_and_come_again_with_their_seed(run: Path) -> None:
     folder = run / "base/model"
     model, tokenizer = ScratchForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)

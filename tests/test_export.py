@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from hf_scratch import ScratchForCausalLM
-from hf_scratch.export import differences, export, import_stock, load_original, read_held_out
+from hf_scratch.export import differences, export, import_stock, load_original, read_held_out, require_replaceable
 from hf_scratch.export_record import BEGIN, FORMATS, check_exports, list_on_card, read_records, write_record
 from hf_scratch.tokenizer import QWEN2_PATTERN, encode_texts
 from hf_scratch.verify import load_reference, make_reference, save_reference
@@ -66,8 +66,15 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_stock_checkpoint_gives_equal_logits_without_remote_code(
     source: Path, run_without_hf_scratch: Callable[..., str], tmp_path: Path
 ) -> None:
+    for name in ("transformers", "transformers.tmp"):
+        (source / name).mkdir()
+        (source / name / "old").write_text("of an earlier export")
+    write_record(source / "transformers", "transformers", "sha", {}, {})
     record = export(str(source), "transformers", None, None, print)
     assert record["measured"] == {"": "logits bit-equal, greedy answer equal"}
+    assert not (source / "transformers/old").exists() and (source / "transformers.tmp/old").exists()
+    assert not [path.name for path in source.iterdir() if path.name.startswith(".")]
+    shutil.rmtree(source / "transformers.tmp")
     assert json.loads((source / "transformers/config.json").read_text())["model_type"] == "qwen3"
     assert not list((source / "transformers").glob("*.py"))
     code = """
@@ -76,10 +83,11 @@ print(type(AutoModelForCausalLM.from_pretrained(sys.argv[1])).__name__)
 """
     assert run_without_hf_scratch(code, source / "transformers").strip() == "Qwen3ForCausalLM"
     # And back again.
-    checks = import_stock(str(source / "transformers"), "main", tmp_path / "back")
+    back = tmp_path / "runs" / "back"
+    checks = import_stock(str(source / "transformers"), "main", back)
     assert {check.name for check in checks} >= {"logits equal", "weights equal, bit for bit"}
-    assert type(AutoModelForCausalLM.from_pretrained(tmp_path / "back")) is ScratchForCausalLM
-    assert (tmp_path / "back/modeling_scratch.py").is_file()
+    assert type(AutoModelForCausalLM.from_pretrained(back)) is ScratchForCausalLM
+    assert (back / "modeling_scratch.py").is_file()
 
 
 @pytest.mark.slow
@@ -219,6 +227,32 @@ def test_the_card_lists_each_format_once_with_size_and_difference(tmp_path: Path
     (tmp_path / "gguf/model-f32.gguf").write_bytes(b"y")
     assert [check.passed for check in check_exports(tmp_path, "sha")] == [True, False]
     assert read_records(tmp_path).keys() == {"transformers", "gguf"}
+
+
+@pytest.mark.parametrize("held", ["notes.txt", "an export to another format", "an export and notes.txt"])
+def test_an_export_replaces_nothing_but_an_export_to_the_same_format(
+    tmp_path: Path, make_model: Callable[..., Any], held: str
+) -> None:
+    make_model().save_pretrained(tmp_path / "model")
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    if "export" in held:
+        (folder / "model.safetensors").write_text("weights")
+        write_record(folder, "transformers" if "and" in held else "int8", "sha", {}, {})
+    if "notes" in held:
+        (folder / "notes.txt").write_text("years of work")
+    before = {path.name: path.read_text() for path in folder.iterdir()}
+    with pytest.raises(ValueError, match="runs holds .*, which is no part of an export to transformers; give a new"):
+        export(str(tmp_path / "model"), "transformers", folder, None, print)
+    assert {path.name: path.read_text() for path in folder.iterdir()} == before
+
+
+def test_an_empty_folder_and_an_older_export_are_replaced(tmp_path: Path) -> None:
+    require_replaceable(tmp_path / "nothing", "gguf")
+    require_replaceable(tmp_path, "gguf")
+    (tmp_path / "model-f32.gguf").write_text("old")
+    write_record(tmp_path, "gguf", "sha", {}, {})
+    require_replaceable(tmp_path, "gguf")
 
 
 def test_a_reference_that_was_cut_off_is_an_error(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Fast decoding says what stock `generate` says, token for token, and leaves to it what it cannot do itself."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -114,3 +115,22 @@ def test_a_model_it_does_not_compute_is_left_to_the_stock_loop(make_model: Calla
     adapted = make_model()
     adapted.model.layers[0].mlp.up_proj.__class__ = type("QuantizedLinear", (torch.nn.Linear,), {})
     assert not can_decode(adapted)
+
+
+@pytest.mark.parametrize("way", ["wrapped", "loaded", "prompt"])
+def test_adapters_are_not_passed_over(make_model: Callable[..., ScratchForCausalLM], way: str) -> None:
+    peft = pytest.importorskip("peft")
+    model, plain = make_model(), make_model()
+    lora = peft.LoraConfig(target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    model.generate = functools.partial(generate, model=model)  # as a release's model has it
+    torch.manual_seed(0)
+    if way == "loaded":
+        model.add_adapter(lora)
+        adapted = model
+    else:
+        prompt = peft.PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM")
+        adapted = peft.get_peft_model(model, prompt if way == "prompt" else lora).eval()
+    how = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None}
+    found = adapted.generate(input_ids=PROMPT, **how)[0].tolist()
+    del model.generate
+    assert found == adapted.generate(input_ids=PROMPT, **how)[0].tolist() != stock(plain, **how)

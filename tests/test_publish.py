@@ -286,6 +286,16 @@ def test_a_release_that_was_tampered_with_is_refused(run: Path, tamper: Callable
     assert WRITER not in str(error.value)
 
 
+def test_a_token_in_the_space_is_not_published(run: Path) -> None:
+    with (run / "release/space/app.py").open("a") as app:
+        app.write(f'TOKEN = "{WRITER}"\n')
+    with pytest.raises(
+        ValueError, match=r"nothing was pushed: the Space .*app.py, line \d+: looks like a secret"
+    ) as e:
+        publish(run, Plan(repo_id="user/tiny", space=Space(repo_id="user/demo")), print, dry_run=True)
+    assert WRITER not in str(e.value)
+
+
 def test_a_release_without_its_reference_is_refused(run: Path) -> None:
     shutil.rmtree(run / "release/model/verification")
     with pytest.raises(ValueError, match="does not say what its model said"):

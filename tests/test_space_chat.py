@@ -18,7 +18,7 @@ import pytest
 import torch
 import yaml
 from hub_server import WRITER, HubServer
-from tiny_release import EXAMPLE, GREEDY, LOSSES, NAME, save_release, save_stage
+from tiny_release import EXAMPLE, GREEDY, LOSSES, NAME, RATE, save_release, save_stage
 from transformers import PreTrainedTokenizerBase
 
 from training.data.chat import load_rows
@@ -383,6 +383,22 @@ def test_record_is_shown_as_it_stands(release: Path, tmp_path: Path) -> None:
     assert points["value"].tolist() == LOSSES
     assert "82.5 % (76.6 to 87.1)" in training_page.results_table(record["results"])
     assert training_page.load_record(str(tmp_path), None) == {}
+
+
+def test_the_record_of_grpo_and_of_an_evaluation_without_text_is_shown(tmp_path: Path) -> None:
+    training_page = load_module("training_page")
+    stage = tmp_path / "training_record/grpo"
+    stage.mkdir(parents=True)
+    lines = [{"step": step, "loss": 0.0, "reward": step / 2} for step in (1, 2, 3)]
+    (stage / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (stage / "stage.json").write_text(json.dumps({"config": {"num_generations": 8}, "seconds": 1.0, "metrics": {}}))
+    record = training_page.load_record(str(tmp_path), None)
+    metrics = record["stages"]["grpo"]["metrics"]
+    curves = {name: training_page.curve(metrics, keys)["value"].tolist() for name, _, keys in training_page.CURVES}
+    assert curves["Reward"] == [0.5, 1.0, 1.5] and "grpo" in training_page.STAGES
+    assert "num_generations 8" in training_page.facts_table(record["stages"])
+    shown = training_page.results_table({"models": {"grpo": {"stories": {"followed": RATE}}}})
+    assert "82.5 %" in shown and "Bits" not in shown
 
 
 def test_stages_lie_beside_the_model_or_are_named(bot: Any, release: Path, chat_model: ModuleType) -> None:

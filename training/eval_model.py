@@ -177,7 +177,8 @@ def evaluate_model(config: EvalConfig, path: str, asked: Asked) -> tuple[dict[st
         measured["text"], outcomes.nats = measure(config, model, text)
         outcomes.num_bytes = text.num_bytes
     measured["texts"] = {
-        Path(file).name: measure(config, model, encode(tokenizer, read_texts(Path(file))))[0] for file in config.text
+        name: measure(config, model, encode(tokenizer, read_texts(file)))[0]
+        for name, file in name_files(config.text).items()
     }
     if asked:
         if tokenizer.chat_template is None:
@@ -196,6 +197,16 @@ def evaluate_model(config: EvalConfig, path: str, asked: Asked) -> tuple[dict[st
         measured["stories"] = score([found for _, found in outcomes.greedy], greedy)
         measured["stories"] |= preference([found for _, found in outcomes.sampled]) | variety(sampled_answers)
     return measured, outcomes
+
+
+def name_files(files: Sequence[str]) -> dict[str, Path]:
+    """Return the files by as little of the ends of their paths as tells them apart."""
+    paths = list(dict.fromkeys(Path(file).absolute() for file in files))
+    for parts in itertools.count(1):
+        named = {"/".join(path.parts[-parts:]): path for path in paths}
+        if len(named) == len(paths):
+            return named
+    raise AssertionError("whole paths differ")
 
 
 def measure(config: EvalConfig, model: PreTrainedModel, text: Text) -> tuple[dict[str, Any], np.ndarray]:

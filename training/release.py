@@ -16,23 +16,35 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResultEntry, RepoCard, eval_result_entries_to_yaml
+from huggingface_hub import EvalResultEntry, ModelCard, RepoCard, eval_result_entries_to_yaml
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_scratch import ScratchForCausalLM, fast_generate  # noqa: F401, registers the model type with the Auto classes
-from hf_scratch.card import CardFacts, make_card
-from hf_scratch.files import Check, check_files
+from hf_scratch.card import Base, CardFacts, from_thumbs, make_card, read_metadata
+from hf_scratch.files import Check, check_files, read_config
 from hf_scratch.verify import MESSAGES, make_reference, require, save_reference, verify
 from training.eval_model import learns_stories
 from training.report_markdown import eval_results, procedure, results_table
 from training.run import MODELS
-from training.stage import atomic_folder, command, hash_input, open_stage, parse_config, read_json, write_json
+from training.stage import (
+    atomic_folder,
+    command,
+    hash_input,
+    hash_text,
+    open_stage,
+    parse_config,
+    read_json,
+    write_json,
+)
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("tokenizer", "data", *MODELS.values(), "eval")
 MODEL_STAGES = tuple(reversed(MODELS.values()))  # the last one that ran is released
 MODEL_FILES = ("*.json", "*.safetensors", "*.py", "*.jinja")
 RECORD_FILES = ("metrics.jsonl", "results.json", "report.md", "loss.png")
+# The folders of an absolute path, alone or within a command; no part of an address or of a relative path.
+ABSOLUTE = re.compile(r"(?:\bfile://|(?<![\w.:/-]))/(?:[^\s/]+/)+(?=[^\s/])")
 STORIES = (
     "Short stories for children, told by a program of our own from word lists, facts and sentence templates: nothing "
     "was collected, and nobody else has rights in them. Test prompts share no combination of hero, thing, place and "
@@ -48,7 +60,12 @@ class ReleaseConfig:
     run: str = field(metadata={"help": "Folder of the run, with a folder for each stage."})
     title: str = field(default="Scratch", metadata={"help": "Title of card and Space."})
     repo_id: str = field(default="your-name/scratch", metadata={"help": "Hub id that the model will have."})
-    license: str = field(default="apache-2.0", metadata={"help": "The Hub's name of the model's licence."})
+    license: str = field(
+        default="",
+        metadata={
+            "help": "The Hub's name of the licence. Empty: that of the model that was fine-tuned, or apache-2.0."
+        },
+    )
     language: str = field(default="en", metadata={"help": "Language of the text, as a code."})
     about_data: str = field(
         default="",
@@ -128,13 +145,15 @@ def build_model(config: ReleaseConfig, records: dict[str, dict[str, Any]], sourc
     """Assemble the model's repository in the folder, verify it and return the checks, all of which passed.
 
     Raises:
-        ValueError: A check failed.
+        ValueError: A check failed, or the licence of what was fine-tuned is not known.
     """
+    base = find_base(records)
+    license = choose_license(config.license, base)
     copy_model(source, folder)
     for name, record in records.items():
         copy_files(Path(config.run) / name, folder / "training_record" / name, RECORD_FILES)
         write_json(folder / "training_record" / name / "stage.json", without_paths(record))
-    if config.license == "apache-2.0":
+    if license == "apache-2.0":
         shutil.copy(ROOT / "LICENSE", folder)
     results = read_json(Path(config.run) / "eval" / "results.json")
     measured = next(found for found in results["models"].values() if found["sha256"] == hash_input(str(source)))
@@ -147,9 +166,10 @@ def build_model(config: ReleaseConfig, records: dict[str, dict[str, Any]], sourc
     facts = CardFacts(
         title=config.title,
         repo_id=config.repo_id,
-        license=config.license,
+        license=license,
+        base=base,
         language=config.language,
-        about_data=describe_data(config, records),
+        about_data=describe_data(config.about_data, records, base),
         config=read_json(folder / "config.json"),
         parameters=model.num_parameters(),
         records=records,
@@ -196,23 +216,78 @@ def copy_files(source: Path, folder: Path, patterns: Sequence[str]) -> None:
 
 def without_paths(record: dict[str, Any]) -> dict[str, Any]:
     """Return a stage's record with its inputs' hashes only: where they lay on this machine is nobody's business."""
-    return record | {"inputs": {name: entry["sha256"] for name, entry in record["inputs"].items()}}
+    return shorten_paths(record) | {"inputs": {name: entry["sha256"] for name, entry in record["inputs"].items()}}
 
 
-def describe_data(config: ReleaseConfig, records: dict[str, dict[str, Any]]) -> str:
+def shorten_paths(value: Any) -> Any:
+    """Return what JSON holds with the folders of absolute paths cut off, at any depth."""
+    if isinstance(value, dict):
+        return {key: shorten_paths(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [shorten_paths(entry) for entry in value]
+    return ABSOLUTE.sub("", value) if isinstance(value, str) else value
+
+
+def find_base(records: dict[str, dict[str, Any]]) -> Base | None:
+    """Return the model that the first stage of the run started from, None if that stage was pretraining."""
+    if "pretrain" in records:
+        return None
+    first = next(records[name] for name in MODELS.values() if name in records)
+    path, sha = (first["inputs"]["model"][key] for key in ("path", "sha256"))
+    if sha == hash_text(path):  # no folder was there: a Hub id
+        return Base(path, True, hub_license(path))
+    folder = Path(path)
+    about = read_metadata(folder)
+    imported = read_config(folder).get("model_type") == "scratch" and isinstance(about.get("base_model"), str)
+    return Base(about["base_model"] if imported else folder.name, imported, about.get("license") or "")
+
+
+def hub_license(repo_id: str) -> str:
+    """Return the licence that a model's card on the Hub, or in its cache, names; empty if it cannot be read."""
+    try:
+        return ModelCard.load(repo_id).data.get("license") or ""
+    except (HfHubHTTPError, OSError, ValueError):
+        return ""
+
+
+def choose_license(given: str, base: Base | None) -> str:
+    """Return the licence of the model: as given, else that of the model that was fine-tuned.
+
+    Raises:
+        ValueError: It is not known.
+    """
+    if license := given or (base.license if base else "apache-2.0"):
+        return license
+    assert base is not None, "without a base there is a licence"
+    raise ValueError(
+        f"the model was fine-tuned from {base.name}, whose licence is not known here and holds for it too; "
+        "look it up and name it with --license."
+    )
+
+
+def describe_data(about: str, records: dict[str, dict[str, Any]], base: Base | None) -> str:
     """Return what the card says about the data: its origin, and how much of it each stage saw."""
-    about = config.about_data
-    if not about:
-        about = STORIES if learns_stories(records.get("data", {})) else "Text of the publisher's choice."
-    lines = [about, ""]
-    if "data" in records:
+    lines = [about or (STORIES if only_stories(records) else "Text of the publisher's choice."), ""]
+    if base:
+        lines.append(f"- Before the stages of this run: what `{base.name}` was trained on; its own card tells")
+    if {"pretrain", "data"} <= records.keys():
         text = "{documents:,} documents, {tokens:,} tokens, {bytes:,} bytes"
         metrics = records["data"]["metrics"]
         lines += [f"- Pretraining: {text.format(**metrics['train'])}; held out: {text.format(**metrics['val'])}"]
     for name, rows in (("sft", "conversations"), ("dpo", "pairs of answers, one chosen and one rejected")):
         if name in records:
-            lines.append("- {0}: {rows:,} {1}, {tokens:,} tokens".format(name, rows, **records[name]["metrics"]))
+            kind = "answers, each with a thumb up or down" if from_thumbs(records[name]) else rows
+            lines.append("- {0}: {rows:,} {1}, {tokens:,} tokens".format(name, kind, **records[name]["metrics"]))
+    if "grpo" in records:
+        lines.append("- grpo: prompts of stories told by a program of our own, and the model's own answers to them")
     return "\n".join(lines)
+
+
+def only_stories(records: dict[str, dict[str, Any]]) -> bool:
+    """Whether no stage, from random weights on, learnt from anything but the embedded stories."""
+    aligned = (records[name]["inputs"]["data"]["path"] for name in ("sft", "dpo") if name in records)
+    pretrained = "pretrain" in records and learns_stories(records.get("data", {}))
+    return pretrained and all(data == "stories" for data in aligned)
 
 
 def describe_results(results: dict[str, Any]) -> str:
@@ -232,7 +307,7 @@ def describe_results(results: dict[str, Any]) -> str:
 def write_hub_results(data: dict[str, Any], measured: dict[str, Any], folder: Path) -> None:
     """Write `.eval_results/held_out.yaml`, the Hub's format, which is for data sets that the Hub has."""
     dataset = data.get("config", {}).get("dataset")
-    if not isinstance(dataset, str):
+    if not isinstance(dataset, str) or "text" not in measured:
         return
     bits = round(measured["text"]["bits_per_byte"], 4)
     entry = EvalResultEntry(dataset_id=dataset, task_id="bits_per_byte", value=bits, notes="held-out documents")
