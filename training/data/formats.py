@@ -4,7 +4,10 @@ Kept libraries do the work: trafilatura finds the main text of a page, warcio re
 the markup out of wiki pages. What is not text, or may not be used, is a `Bad` with its reason.
 """
 
+import ctypes
 import re
+import signal
+import sys
 from collections.abc import Iterator
 from functools import cache, lru_cache
 from pathlib import PurePosixPath
@@ -20,14 +23,23 @@ from training.data.recipe import Unit
 
 # Longer than any ordinary page needs, so that the result does not depend on how busy the machine is.
 PAGE_SECONDS = 60
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def extract_page(html: str) -> str:
     """Return the main text of a page, empty if there is none."""
     import trafilatura
 
+    _end_with_parent()
     # Without `deduplicate`: what is kept of a page would depend on the pages before it.
     return trafilatura.extract(html, include_comments=False, favor_precision=True, deduplicate=False) or ""
+
+
+@cache
+def _end_with_parent() -> None:
+    """Have Linux end this process when the one ends that began it, killed for example; else it would wait for ever."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @cache
