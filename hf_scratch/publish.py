@@ -19,7 +19,7 @@ from .hub import HubError, Target
 from .verify import load_reference, require, verify_with_exports
 
 STAGES = ("base", "sft", "dpo")
-NOT_OURS = {".cache", ".git", ".DS_Store", "__pycache__"}
+NOT_OURS = {".DS_Store", "__pycache__"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,10 +188,17 @@ def push_model(api: HfApi, target: Target, ready: Path, private: bool | None, sa
 
 
 def listing(folder: Path) -> dict[str, Path]:
-    """Return the folder's files by their path in the repository."""
+    """Return the folder's files by their path in the repository.
+
+    What lies in a hidden folder is no part of it: git's own, a cache, or an export that was killed on the way.
+    """
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     named = {path.relative_to(folder): path for path in files}
-    return {name.as_posix(): path for name, path in named.items() if not NOT_OURS & set(name.parts)}
+    return {
+        name.as_posix(): path
+        for name, path in named.items()
+        if not NOT_OURS & set(name.parts) and not any(part.startswith(".") for part in name.parts[:-1])
+    }
 
 
 def sizes(folder: Path) -> dict[str, int]:

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_scratch import hub as client
 from hf_scratch.hub import HubError
-from hf_scratch.publish import Plan, Space, find_release, pin, publish, targets
+from hf_scratch.publish import Plan, Space, find_release, listing, pin, publish, targets
 from hf_scratch.verify import check_ending, load_reference
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -294,6 +294,14 @@ def test_a_token_in_the_space_is_not_published(run: Path) -> None:
     ) as e:
         publish(run, Plan(repo_id="user/tiny", space=Space(repo_id="user/demo")), print, dry_run=True)
     assert WRITER not in str(e.value)
+
+
+def test_what_lies_in_hidden_folders_stays_here(tmp_path: Path) -> None:
+    """As what an export that was killed leaves behind."""
+    for name in ("config.json", ".gitattributes", "gguf/model.gguf", ".gguf-x1/gguf/model.gguf", ".git/config"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert set(listing(tmp_path)) == {"config.json", ".gitattributes", "gguf/model.gguf"}
 
 
 def test_a_release_without_its_reference_is_refused(run: Path) -> None:
