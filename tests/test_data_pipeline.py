@@ -233,18 +233,6 @@ def test_real_text_end_to_end_by_one_worker_or_two_and_through_an_interruption(t
     assert lines[-1]["train_loss"] < lines[0]["train_loss"] - 0.3
 
 
-@pytest.mark.slow
-def test_the_processes_that_read_pages_end_with_the_run(tmp_path: Path, tokenizer: Path) -> None:
-    """Whoever stayed behind would hold the pipe, which is read to its end here."""
-    pages = [(f"http://a.org/{i}", "200 OK", "text/html", page(f"{PARAGRAPH} {i}")) for i in range(8)]
-    warc(tmp_path / "crawl.warc.gz", *pages)
-    config = recipe(tmp_path, sources=[{"name": "web", "files": str(tmp_path / "*.warc.gz")}], val_fraction=0.3)
-    command = [sys.executable, "-m", "training.prepare_data", "--config", str(config), "--tokenizer", str(tokenizer)]
-    command += ["--output_dir", str(tmp_path / "out"), "--workers", "2"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0 and "8 documents in" in done.stdout, done.stderr
-
-
 def origins(output: Path) -> list[dict[str, Any]]:
     return [row for path in output.glob("train-*.parquet") for row in pyarrow.parquet.read_table(path).to_pylist()]
 

@@ -6,13 +6,17 @@ import io
 import json
 import lzma
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 import zstandard
 from archives import PARAGRAPH, WIKI, page, warc
 from datatrove.data import Document
+from transformers import PreTrainedTokenizerBase
 from warcio.warcwriter import WARCWriter
 
 from training.data.formats import name_license, strip_wikitext
@@ -20,6 +24,7 @@ from training.data.readers import Bad, read_unit
 from training.data.recipe import list_units, read_sources, read_steps
 
 LIMIT = 100_000
+ROOT = Path(__file__).parent.parent
 
 
 def read(pattern: Path | str, limit: int = LIMIT, **settings: Any) -> tuple[list[Document], list[tuple[str, str]]]:
@@ -297,3 +302,19 @@ def test_mistakes_in_steps_are_named(steps: list[Any], message: str) -> None:
 def test_a_pattern_that_matches_nothing_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="none.txt matches no file"):
         read(tmp_path / "none.txt")
+
+
+@pytest.mark.slow
+def test_the_processes_that_read_pages_end_with_the_run(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Whoever stayed behind would hold the pipe, which is read to its end here."""
+    pages = [(f"http://a.org/{i}", "200 OK", "text/html", page(f"{PARAGRAPH} {i}")) for i in range(8)]
+    warc(tmp_path / "crawl.warc.gz", *pages)
+    tiny_tokenizer.save_pretrained(tmp_path / "tokenizer")
+    settings = {"sources": [{"name": "web", "files": str(tmp_path / "*.warc.gz")}], "val_fraction": 0.3, "tasks": 2}
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump(settings))
+    command = [sys.executable, "-m", "training.prepare_data", "--config", str(tmp_path / "data.yaml")]
+    command += ["--tokenizer", str(tmp_path / "tokenizer"), "--output_dir", str(tmp_path / "out"), "--workers", "2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0 and "8 documents in" in done.stdout, done.stderr
