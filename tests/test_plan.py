@@ -103,6 +103,7 @@ def test_the_plan_says_what_gpus_will_need(capsys: pytest.CaptureFixture[str]) -
     words = ["--config", str(RECIPES / "quickstart"), "--hardware", "a100-80gb", "--gpus", "2", "--price", "2.5"]
     plan(words)
     shown = capsys.readouterr().out
+    assert "parameters   981,376, 853,376 without embedding" in shown  # the vocabulary counts, too
     for line in ("parameters ", "operations ", "suggested ", "DDP ", "FSDP2 ", "time "):
         assert f"\n{line}" in "\n" + shown
     assert "dollars" in shown and "weights" in shown

@@ -30,7 +30,6 @@ def extract_page(html: str) -> str:
     """Return the main text of a page, empty if there is none."""
     import trafilatura
 
-    _end_with_parent()
     # Without `deduplicate`: what is kept of a page would depend on the pages before it.
     return trafilatura.extract(html, include_comments=False, favor_precision=True, deduplicate=False) or ""
 
@@ -40,6 +39,11 @@ def _end_with_parent() -> None:
     """Have Linux end this process when the one ends that began it, killed for example; else it would wait for ever."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _extract_in_sandbox(html: str) -> str:
+    _end_with_parent()
+    return extract_page(html)
 
 
 @cache
@@ -53,7 +57,7 @@ def _sandbox() -> Any:
 def read_page(html: str, id: str, metadata: dict[str, Any]) -> Found:
     """Return the main text of a page as a document."""
     try:
-        text = _sandbox().process_document(html, extract_page)
+        text = _sandbox().process_document(html, _extract_in_sandbox)
     except TimeoutError:
         return Bad("page_timeout", id, html[:200], len(html))
     except EOFError:  # the process died
