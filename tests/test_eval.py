@@ -20,7 +20,8 @@ from hf_scratch import ScratchForCausalLM
 from hf_scratch.bits_per_byte import bits_per_byte, encode
 from training import eval_model, lm_tasks
 from training.answers import Answer, Asking, answer, preference, read_answer, score, variety
-from training.data.stories import Story, check, prompts, stories
+from training.data.stories import Story, check, stories
+from training.data.talk import prompts
 from training.intervals import bootstrap_ratio, jackknife, mcnemar, paired_difference, wilson
 from training.lm_tasks import run_tasks
 from training.tasks import story_rows

@@ -25,7 +25,8 @@ from hf_scratch import ScratchForCausalLM  # noqa: F401, registers the model typ
 from hf_scratch.bits_per_byte import Text, encode
 from hf_scratch.tokenizer import Message
 from training.answers import Answer, Asking, answer, preference, score, variety
-from training.data.stories import Check, Request, check, prompts
+from training.data.stories import Check, Request, check
+from training.data.talk import prompts
 from training.intervals import mcnemar, paired_difference
 from training.lm_tasks import find_tasks, run_tasks
 from training.report_markdown import card_results, plot_curves, write_report

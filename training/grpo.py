@@ -24,7 +24,7 @@ from datasets import Dataset
 from training.align import finish, load_model, quiet
 from training.align_trainer import CHECKPOINTS, MetricsLog, run_trainer
 from training.answers import PARTS
-from training.data import stories
+from training.data import stories, talk
 from training.hardware import join_processes, mixed_precision, on_cpu
 from training.save import save_model
 from training.stage import METRICS, command, open_stage, parse_config
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def asked(config: GrpoConfig) -> Dataset:
     """Return a prompt for each place of the run, with what it asks for."""
-    drawn = itertools.islice(stories.prompts("train", config.seed), config.max_steps * config.prompts_per_step)
+    drawn = itertools.islice(talk.prompts("train", config.seed), config.max_steps * config.prompts_per_step)
     return Dataset.from_list(
         [{"prompt": messages, "request": json.dumps(asdict(request))} for request, messages in drawn]
     )

@@ -17,7 +17,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from hf_scratch.tokenizer import Message, encode_chat
-from training.data import stories
+from training.data import talk
 from training.data.chat_formats import FORMATS, Kind, Row, detect, read_row
 
 Rendered = tuple[str, list[tuple[int, int]]]  # a conversation as text, and where each answer begins and ends in it
@@ -54,7 +54,7 @@ def load_rows(kinds: Sequence[Kind], data: str, num_train: int, num_eval: int, s
     if data == "stories":
         if num_train < 1:
             raise ValueError("the embedded stories never end; say how many to use, for example num_examples=20000.")
-        generate = stories.conversations if kinds[0] == "conversations" else stories.preferences
+        generate = talk.conversations if kinds[0] == "conversations" else talk.preferences
         train = list(itertools.islice(generate("train", seed), num_train))
         held_out = list(itertools.islice(generate("dev", seed), num_eval))
         return Loaded(kinds[0], "embedded stories", train, held_out)

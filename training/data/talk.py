@@ -1,0 +1,227 @@
+"""What is said to a storyteller and what it should answer: conversations, preference pairs, prompts, later turns.
+
+Every generator is an endless stream that depends on its split and seed alone, as the stories of
+`training.data.stories` do, from which all truth comes.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from training.data import small_talk, world
+from training.data.stories import (
+    Message,
+    Request,
+    Split,
+    Story,
+    about,
+    at,
+    check,
+    draw,
+    fill,
+    hero,
+    questions,
+    tell,
+)
+
+# The lists are packed by hand.
+# fmt: off
+
+ABOUT = (
+    "Tell me a story about {about}.", "Write a short story about {about}.", "Can you tell me a story about {about}?",
+    "Please tell me a story about {about}.", "I want to hear a story about {about}.", "Make up a story about {about}.",
+    "Write a story about {about}, please.", "Could you write a story about {about}?", "Tell me about {about}.",
+    "Tell a bedtime story about {about}.", "I would like a short story about {about}.",
+    "Story time! Tell me about {about}.", "What happened to {about}? Tell me the story.",
+)
+ABOUT_PLACED = (
+    "Tell me a story about {hero}. It happens {at}.", "Write a short story that happens {at}. It is about {hero}.",
+    "I want a story from the {place} about {hero}.", "Please tell a story about {hero}. The place is the {place}.",
+)
+# Requests that leave nearly all open.
+OPEN_REQUESTS = (
+    "Tell me a story about {a_kind}.", "Tell me a story.", "Write a story about {a_kind} named {name}.",
+    "Can you tell me a story about {a_kind}?", "Tell me a story about {name} the {kind}.", "A story, please!",
+    "Write a short story about {a_kind}.", "Please tell me a story.", "I want a story about {a_kind} named {name}.",
+    "Tell me something about {a_kind}.", "Can you tell me a story?", "Make up a story about {a_kind}.",
+)
+SYSTEM = (
+    "You are a kind storyteller.", "You tell short stories for children.", "You are a friend who tells good stories.",
+    "You write little stories in simple words.", "You help children with stories.",
+    "You are a storyteller. Use short sentences.",
+)
+AGAIN = (
+    "Tell it again with another ending.", "Tell me the same story with another ending.",
+    "Can you tell it again with another ending?", "Now give it another ending.",
+    "Please tell it again, but end it another way.",
+)
+BEFORE_NEXT = ("Thank you!", "Nice story.", "One more, please.", "Now another one.", "I liked that.")
+
+# fmt: on
+
+# Shares of the conversations that begin with, and of the later turns that are, something else than a story request.
+SMALL_TALK, OPEN = 0.12, 0.1
+
+
+def user(text: str) -> Message:
+    """Returns a user's turn."""
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> Message:
+    """Returns the assistant's turn."""
+    return {"role": "assistant", "content": text}
+
+
+def _ask(rng: random.Random, split: Split) -> tuple[Request, Request, str]:
+    """Returns full facts, what the instruction asks of them, and the instruction."""
+    placed = rng.random() < 0.85
+    facts = draw(rng, split, placed=placed)
+    asked = replace(facts, name=facts.name if rng.random() < 0.85 else None, place=facts.place if placed else None)
+    if facts.place and placed and rng.random() < 0.2:
+        words = {"hero": hero(asked), "at": at(facts.place), "place": facts.place}
+        return facts, asked, rng.choice(ABOUT_PLACED).format_map(words)
+    return facts, asked, rng.choice(ABOUT).format(about=about(asked))
+
+
+def _ask_openly(rng: random.Random, split: Split) -> tuple[Request, str]:
+    """Returns full facts and a request that names the hero at most."""
+    facts = draw(rng, split)
+    return facts, fill(rng.choice(OPEN_REQUESTS), facts)
+
+
+def _system(rng: random.Random) -> list[Message]:
+    """Returns a system message, one time in four."""
+    return [{"role": "system", "content": rng.choice(SYSTEM)}] if rng.random() < 0.25 else []
+
+
+def _small_talk(rng: random.Random, split: Split) -> list[Message]:
+    """Returns something that is no request for a story, and the honest answer."""
+    kind = small_talk.kind_of(rng)
+    return [user(small_talk.draw(rng, split, kind)), assistant(small_talk.ANSWERS[kind])]
+
+
+def _told(rng: random.Random, split: Split) -> tuple[Story, list[Message]]:
+    """Returns a story that was asked for, and the two turns that have it."""
+    if rng.random() < OPEN:
+        facts, instruction = _ask_openly(rng, split)
+    else:
+        facts, _, instruction = _ask(rng, split)
+    story = tell(rng, facts, happy=rng.random() < 0.5)
+    return story, [user(instruction), assistant(story.text)]
+
+
+def _later(rng: random.Random, split: Split, story: Story) -> list[Message]:
+    """Returns the later turns: questions about the story, its retelling with the other ending, a new story, or
+    something else altogether."""
+    kind = rng.choices(("questions", "again", "next", "small talk"), (6, 2, 1, 1))[0]
+    if kind == "questions":
+        pairs = rng.sample(questions(story), rng.randint(1, 4))
+        return [turn for pair in pairs for turn in (user(rng.choice(pair.asked)), assistant(pair.answer))]
+    if kind == "again":
+        other = tell(rng, story.request, happy=not story.happy)
+        return [user(rng.choice(AGAIN)), assistant(other.text)]
+    if kind == "small talk":
+        return _small_talk(rng, split)
+    _, (asked, told) = _told(rng, split)
+    return [user(f"{rng.choice(BEFORE_NEXT)} {asked['content']}"), told]
+
+
+def conversations(split: Split, seed: int) -> Iterator[dict[str, list[Message]]]:
+    """Returns the endless stream of conversations for fine-tuning, half of them of more than one turn."""
+    rng = random.Random(f"conversations/{split}/{seed}")
+    while True:
+        messages = _system(rng)
+        if rng.random() < SMALL_TALK:
+            messages += _small_talk(rng, split)
+        else:
+            story, turns = _told(rng, split)
+            messages += turns
+            if rng.random() < 0.6:
+                messages += _later(rng, split, story)
+        yield {"messages": messages}
+
+
+def preferences(split: Split, seed: int) -> Iterator[dict[str, list[Message]]]:
+    """Returns the endless stream of pairs: chosen tells what was asked and ends happily; rejected ends unhappily,
+    or (one in five) happily tells of something else."""
+    rng = random.Random(f"preferences/{split}/{seed}")
+    while True:
+        facts, asked, instruction = _ask(rng, split)
+        chosen, rejected = tell(rng, facts, happy=True), tell(rng, facts, happy=False)
+        if rng.random() < 0.2:
+            rejected = tell(rng, draw(rng, split), happy=True)
+            while check(asked, rejected.text).followed:
+                rejected = tell(rng, draw(rng, split), happy=True)
+        prompt = [*_system(rng), user(instruction)]
+        yield {"prompt": prompt, "chosen": [assistant(chosen.text)], "rejected": [assistant(rejected.text)]}
+
+
+def prompts(split: Split, seed: int) -> Iterator[tuple[Request, list[Message]]]:
+    """Returns the endless stream of single-turn instructions for evaluation, each with what it asks for."""
+    rng = random.Random(f"prompts/{split}/{seed}")
+    while True:
+        _, asked, instruction = _ask(rng, split)
+        yield asked, [user(instruction)]
+
+
+# ---- what people do besides asking for one story ----
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A conversation up to a user's turn, and what the answer to it must be: these words, or such a story."""
+
+    kind: str
+    messages: list[Message]
+    answer: str | None = None
+    request: Request | None = None
+    happy: bool | None = None
+
+    def is_right(self, completion: str) -> bool:
+        """Returns whether the completion is the true answer, or a story of the request with the wanted ending."""
+        if self.request is None:
+            return completion.strip() == self.answer
+        found = check(self.request, completion)
+        return found.followed and self.happy in (None, found.happy)
+
+
+TURNS = (*world.QUESTIONS, "again", "next", "open", "small talk")
+
+
+def turns(split: Split, seed: int, each: int) -> list[Turn]:
+    """Returns `each` turns of every kind: all questions, the other ending, the next story, an open request, small talk.
+
+    A story that is asked about is the true one, told by the generator, so that a turn measures what comes after it.
+    """
+    rng = random.Random(f"turns/{split}/{seed}")
+    found: dict[str, list[Turn]] = {}
+    while len(found) < len(TURNS) or any(len(of_kind) < each for of_kind in found.values()):
+        for turn in _turns_of_a_story(rng, split):
+            of_kind = found.setdefault(turn.kind, [])
+            if len(of_kind) < each:
+                of_kind.append(turn)
+    return [turn for kind in TURNS for turn in found[kind]]
+
+
+def _named_in(facts: Request, instruction: str) -> Request:
+    """Returns what an open request says of the facts."""
+    kind = facts.kind if facts.kind in instruction else ""
+    name = facts.name if facts.name and facts.name in instruction else None
+    return Request(kind, name, item="", adjective="", place=None, problem="")
+
+
+def _turns_of_a_story(rng: random.Random, split: Split) -> Iterator[Turn]:
+    facts, _, instruction = _ask(rng, split)
+    story = tell(rng, facts, happy=rng.random() < 0.5)
+    told = [user(instruction), assistant(story.text)]
+    question = rng.choice(questions(story))
+    yield Turn(question.kind, [*told, user(rng.choice(question.asked))], question.answer)
+    yield Turn("again", [*told, user(rng.choice(AGAIN))], request=facts, happy=not story.happy)
+    _, asked, instruction = _ask(rng, split)
+    yield Turn("next", [*told, user(f"{rng.choice(BEFORE_NEXT)} {instruction}")], request=asked)
+    facts, instruction = _ask_openly(rng, split)
+    yield Turn("open", [user(instruction)], request=_named_in(facts, instruction))
+    kind = small_talk.kind_of(rng)
+    before = told if rng.random() < 0.3 else []
+    yield Turn("small talk", [*before, user(small_talk.draw(rng, split, kind))], small_talk.ANSWERS[kind])
