@@ -323,7 +323,7 @@ def test_answers_do_not_depend_on_the_batch(run: Path) -> None:
     model, tokenizer = ScratchForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     for parameter in model.parameters():  # away from the start, where all logits are about alike
         torch.nn.init.normal_(parameter, std=0.3)
-    asked = list(itertools.islice(prompts("dev", 0), 4))
+    asked = [messages for _, messages in itertools.islice(prompts("dev", 0), 4)]
     alone, together = (answer(model, tokenizer, asked, asking(batch_size=size), sampled=False) for size in (1, 4))
     assert alone == together
     assert len({said.text for said in alone}) > 1
@@ -338,13 +338,13 @@ def test_texts_of_one_file_name_are_told_apart_by_their_folders() -> None:
 def test_sampled_answers_vary_and_come_again_with_their_seed(run: Path) -> None:
     folder = run / "base/model"
     model, tokenizer = ScratchForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
-    asked = list(itertools.islice(prompts("dev", 0), 1)) * 4
+    asked = [messages for _, messages in itertools.islice(prompts("dev", 0), 1)] * 4
     first, again, other = (answer(model, tokenizer, asked, asking(seed=seed), sampled=True) for seed in (0, 0, 1))
     assert first == again != other and len({said.text for said in first}) > 1
 
 
 def asking(batch_size: int = 256, seed: int = 0) -> Asking:
-    return Asking(temperature=0.7, max_new_tokens=16, batch_size=batch_size, seed=seed)
+    return Asking(temperature=0.7, top_k=0, max_new_tokens=16, batch_size=batch_size, seed=seed)
 
 
 def test_an_answer_is_what_comes_before_the_end_token(run: Path) -> None:

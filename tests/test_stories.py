@@ -18,24 +18,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.data import world
+from training.data import small_talk, talk, world
 from training.data.stories import (
     SHAPES,
     Request,
     Split,
     Story,
     check,
-    conversations,
     count_requests,
     documents,
     introduce,
     names_for,
-    preferences,
-    prompts,
     questions,
     split_of,
     stories,
 )
+from training.data.talk import Turn, conversations, preferences, prompts, turns
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 seeds = st.integers(0, 2**32)
@@ -179,28 +177,87 @@ def test_pairs_are_told_apart_and_of_one_length() -> None:
 def test_conversations_are_well_formed_and_true() -> None:
     talks = [talk["messages"] for talk in islice(conversations("train", 5), 800)]
     turns = [[turn for turn in talk if turn["role"] != "system"] for talk in talks]
-    for talk in turns:
-        assert [turn["role"] for turn in talk] == ["user", "assistant"] * (len(talk) // 2)
-    assert 0.2 < sum(talk[0]["role"] == "system" for talk in talks) / len(talks) < 0.3
-    assert 0.45 < sum(len(talk) > 2 for talk in turns) / len(turns) < 0.55
+    for one in turns:
+        assert [turn["role"] for turn in one] == ["user", "assistant"] * (len(one) // 2)
+    assert 0.2 < sum(one[0]["role"] == "system" for one in talks) / len(talks) < 0.3
+    assert 0.45 < sum(len(one) > 2 for one in turns) / len(turns) < 0.6
     anything = next(stories("train", 0)).request
-    happy = [check(anything, talk[1]["content"]).happy for talk in turns]
+    told = [one for one in turns if one[1]["content"] not in small_talk.ANSWERS.values()]
+    assert 0.85 < len(told) / len(turns) < 0.92
+    happy = [check(anything, one[1]["content"]).happy for one in told]
     assert 0.45 < sum(happy) / len(happy) < 0.55
-    for first, talk in zip(happy, turns, strict=True):
-        if len(talk) == 4 and talk[2]["content"] in world.AGAIN:
-            assert check(anything, talk[3]["content"]).happy != first
+    for first, one in zip(happy, told, strict=True):
+        if len(one) == 4 and one[2]["content"] in talk.AGAIN:
+            assert check(anything, one[3]["content"]).happy != first
 
 
 @settings(max_examples=100, deadline=None)
 @given(told)
 def test_answers_are_in_the_story(story: Story) -> None:
-    answers = dict(questions(story))
-    assert len(answers) >= 8
-    assert str(story.request.place) in answers["Where did it happen?"]
-    assert answers[f"Was {story.request.name} happy at the end?"].startswith("Yes" if story.happy else "No")
+    answers = {question.kind: question.answer for question in questions(story)}
+    assert answers.keys() | {"color"} == world.QUESTIONS.keys()
+    assert ("color" in answers) == (story.request.adjective in world.COLORS)
+    assert str(story.request.place) in answers["where"] and str(story.request.name) in answers["name"]
+    assert answers["mood"].startswith("Yes" if story.happy else "No")
+    assert ("could not help" in answers["helped"]) != story.happy
     for answer in answers.values():
         known = {*world.NAMES, *world.KINDS, *world.ITEMS, *world.PLACES, *world.HELPERS}
         assert {word for word in re.findall(r"\w+", answer) if word in known} <= set(re.findall(r"\w+", story.text))
+
+
+def test_turns_are_of_every_kind_and_only_their_true_answer_is_right() -> None:
+    asked = turns("dev", 0, each=6)
+    assert Counter(turn.kind for turn in asked) == dict.fromkeys(talk.TURNS, 6)
+    assert asked == turns("dev", 0, each=6) != turns("dev", 1, each=6)
+    for turn, other in zip(asked, asked[1:] + asked[:1], strict=True):
+        assert [message["role"] for message in turn.messages] == ["user", "assistant"] * (len(turn.messages) // 2) + [
+            "user"
+        ]
+        if turn.answer is not None:
+            assert turn.is_right(turn.answer + "\n") and not turn.is_right(turn.answer + " And more.")
+            assert not turn.is_right("") and (turn.answer == other.answer or not turn.is_right(str(other.answer)))
+        else:
+            assert not turn.is_right(small_talk.CAN_DO) and not turn.is_right("")
+
+
+def story_turn(kind: str, story: Story, **asked: bool) -> Turn:
+    return Turn(kind, [{"role": "user", "content": "Again"}], request=story.request, **asked)
+
+
+@settings(max_examples=50, deadline=None)
+@given(told)
+def test_a_story_told_again_must_end_the_other_way(story: Story) -> None:
+    assert story_turn("again", story, happy=story.happy).is_right(story.text)
+    assert not story_turn("again", story, happy=not story.happy).is_right(story.text)
+
+
+@settings(max_examples=50, deadline=None)
+@given(told, told)
+def test_what_a_request_leaves_open_may_be_anything(story: Story, other: Story) -> None:
+    kind = story.request.kind
+    of_kind = Request(kind, None, item="", adjective="", place=None, problem="")
+    assert check(of_kind, story.text).followed
+    assert check(of_kind, other.text).followed == (other.request.kind == kind)
+    assert check(replace(of_kind, kind=""), other.text).followed
+    assert not check(replace(of_kind, kind=""), f"{story.text} {other.text}").followed or story.text == other.text
+    assert not check(replace(of_kind, kind=""), small_talk.CAN_DO).followed
+
+
+def test_phrasings_of_small_talk_are_held_out_whole() -> None:
+    for kind in small_talk.ANSWERS:
+        by_split = [set(small_talk.phrasings(split, kind)) for split in SPLITS]
+        assert all(by_split) and sum(map(len, by_split)) == len(set.union(*by_split))
+        assert len(by_split[0]) > 3 * len(by_split[2])
+    for slot, words in small_talk.SLOTS.items():
+        assert not set(words[True].split()) & set(words[False].split()), slot
+    known = {*world.KINDS, *world.ITEMS, *world.PLACES} - {"orange"}
+    for split in SPLITS:
+        for text in (
+            small_talk.draw(random.Random(i), split, small_talk.kind_of(random.Random(i))) for i in range(200)
+        ):
+            # What it is to refuse must not be a story of this world.
+            assert not ("story" in text and known & set(re.findall(r"\w+", text))), text
+            assert not re.search("[{}]", text)
 
 
 def test_instructions_say_what_they_ask_for() -> None:
@@ -214,7 +271,7 @@ def test_instructions_say_what_they_ask_for() -> None:
         assert request.place or not any(count(place, text) for place in world.PLACES)
     assert 0.1 < sum(request.name is None for request, _ in asked) / 800 < 0.2
     assert 0.1 < sum(request.place is None for request, _ in asked) / 800 < 0.2
-    assert len(world.ABOUT) + len(world.ABOUT_PLACED) >= 12
+    assert len(talk.ABOUT) + len(talk.ABOUT_PLACED) >= 12
 
 
 def test_splits_share_no_combination(many: list[Story]) -> None:
@@ -231,7 +288,8 @@ def test_splits_share_no_combination(many: list[Story]) -> None:
 
 def test_the_streams_depend_on_split_and_seed_only() -> None:
     program = (
-        "from itertools import islice; from hashlib import sha256; from training.data.stories import *\n"
+        "from itertools import islice; from hashlib import sha256\n"
+        "from training.data.stories import *; from training.data.talk import *\n"
         "streams = [list(islice(f(s, 11), 30)) for f in (documents, conversations, preferences, prompts, stories)"
         " for s in ('train', 'dev', 'test')]\n"
         "import sys; sys.stdout.write(sha256(repr(streams).encode()).hexdigest())"
@@ -257,12 +315,13 @@ def test_an_introduction_repeats_the_facts_and_tells_no_mishap(story: Story) -> 
     assert {word for word in world.NAMES if count(word, text)} == {story.request.name}
 
 
-def test_two_documents_in_three_are_introductions_and_half_of_the_stories_say_what_they_are_about() -> None:
+def test_half_of_the_documents_are_introductions_and_stories_are_framed_or_asked_about() -> None:
     texts = list(islice(documents("train", 3), 1000))
     told = [story.text for story in islice(stories("train", 3), 1000)]
     bare = sum(text == story for text, story in zip(texts, told, strict=True))
     framed = sum(text != story and text.endswith(story) for text, story in zip(texts, told, strict=True))
-    assert 130 < bare < 230 and 100 < framed < 200 and 280 < bare + framed < 390
+    asked = sum(text.startswith(story + "\n\n") for text, story in zip(texts, told, strict=True))
+    assert 80 < bare < 160 and 90 < framed < 170 and 200 < asked < 300 and 440 < bare + framed + asked < 560
 
 
 def test_statistics(many: list[Story]) -> None:

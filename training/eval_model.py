@@ -24,9 +24,9 @@ from transformers.utils.logging import disable_progress_bar
 from hf_scratch import ScratchForCausalLM  # noqa: F401, registers the model type with the Auto classes
 from hf_scratch.bits_per_byte import Text, encode
 from hf_scratch.tokenizer import Message
-from training.answers import Answer, Asking, answer, preference, score, variety
+from training.answers import Answer, Asking, answer, preference, score, score_turns, variety
 from training.data.stories import Check, Request, check
-from training.data.talk import prompts
+from training.data.talk import Turn, prompts, turns
 from training.intervals import mcnemar, paired_difference
 from training.lm_tasks import find_tasks, run_tasks
 from training.report_markdown import card_results, plot_curves, write_report
@@ -62,11 +62,15 @@ class EvalConfig:
     )
     task_rows: int = field(default=0, metadata={"help": "Rows of each task; 0 takes all."})
     num_prompts: int = field(default=200, metadata={"help": "Story prompts; 0 asks none."})
+    num_turns: int = field(
+        default=50, metadata={"help": "Of each kind of what comes besides: questions, other endings, small talk."}
+    )
     split: Literal["test", "dev"] = field(
         default="test", metadata={"help": "Split of the prompts; dev is for tuning."}
     )
     seed: int = field(default=0, metadata={"help": "Seed of the prompts."})
     temperature: float = field(default=0.7, metadata={"help": "Of the sampled answers; the greedy ones have none."})
+    top_k: int = field(default=50, metadata={"help": "Likeliest tokens that a sampled answer draws from; 0 is all."})
     max_new_tokens: int = field(default=256, metadata={"help": "Longest answer in tokens, within the context."})
     batch_size: int = field(default=256, metadata={"help": "Prompts answered at once."})
     num_samples: int = field(default=3, metadata={"help": "Prompts whose answers the report shows."})
@@ -80,6 +84,7 @@ class Outcomes:
     num_bytes: np.ndarray | None = None
     greedy: list[tuple[Answer, Check]] = field(default_factory=list)
     sampled: list[tuple[Answer, Check]] = field(default_factory=list)
+    turns: dict[str, list[tuple[Answer, bool]]] = field(default_factory=dict)  # greedy and sampled, answer and right
 
 
 @command
@@ -98,10 +103,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     disable_progress_bar()
     asked = story_prompts(config)
-    results, outcomes = evaluate(config, models, asked)
+    later = turns(config.split, config.seed, config.num_turns) if asked and config.num_turns else []
+    results, outcomes = evaluate(config, models, asked, later)
     results["curves"] = plot_curves(models, stage.folder / "loss.png")
     write_json(stage.folder / "results.json", results)
-    write_answers(stage.folder / "answers.jsonl", asked, outcomes)
+    write_answers(stage.folder / "answers.jsonl", asked, later, outcomes)
     card_results(results, stage.folder / "card_results.yaml")
     write_report(results, stage.folder / "report.md")
     stage.finish(results["models"])
@@ -148,15 +154,17 @@ def load(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return model, tokenizer
 
 
-def evaluate(config: EvalConfig, models: dict[str, str], asked: Asked) -> tuple[dict[str, Any], dict[str, Outcomes]]:
+def evaluate(
+    config: EvalConfig, models: dict[str, str], asked: Asked, later: list[Turn]
+) -> tuple[dict[str, Any], dict[str, Outcomes]]:
     """Return the content of results.json, and what each model did prompt by prompt."""
     results: dict[str, Any] = {"models": {}, "prompts": None, "samples": []}
     if asked:
-        settings = ("split", "seed", "temperature", "max_new_tokens")
+        settings = ("split", "seed", "temperature", "top_k", "max_new_tokens", "num_turns")
         results["prompts"] = {"count": len(asked)} | {name: getattr(config, name) for name in settings}
     outcomes: dict[str, Outcomes] = {}
     for name, path in models.items():
-        results["models"][name], outcomes[name] = evaluate_model(config, path, asked)
+        results["models"][name], outcomes[name] = evaluate_model(config, path, asked, later)
         print(one_line(name, results["models"][name]), flush=True)
     results["samples"] = side_by_side(asked[: config.num_samples], outcomes)
     results["paired"] = [
@@ -166,7 +174,7 @@ def evaluate(config: EvalConfig, models: dict[str, str], asked: Asked) -> tuple[
     return results, outcomes
 
 
-def evaluate_model(config: EvalConfig, path: str, asked: Asked) -> tuple[dict[str, Any], Outcomes]:
+def evaluate_model(config: EvalConfig, path: str, asked: Asked, later: list[Turn]) -> tuple[dict[str, Any], Outcomes]:
     """Return the measures of one model, and what it did prompt by prompt."""
     model, tokenizer = load(path)
     measured: dict[str, Any] = {"sha256": hash_input(path), "parameters": model.num_parameters()}
@@ -184,19 +192,20 @@ def evaluate_model(config: EvalConfig, path: str, asked: Asked) -> tuple[dict[st
     if asked:
         if tokenizer.chat_template is None:
             raise ValueError(f"{path} has no chat template, so it cannot be asked; give --num_prompts 0 to leave it.")
-        how = Asking(config.temperature, config.max_new_tokens, config.batch_size, config.seed)
-        outcomes.greedy, outcomes.sampled = (
-            [
-                (said, check(request, said.text))
-                for (request, _), said in zip(
-                    asked, answer(model, tokenizer, asked, how, sampled=sampled), strict=True
-                )
-            ]
-            for sampled in (False, True)
-        )
+        how = Asking(config.temperature, config.top_k, config.max_new_tokens, config.batch_size, config.seed)
+        for kind in ("greedy", "sampled"):
+            said = answer(model, tokenizer, [messages for _, messages in asked], how, sampled=kind == "sampled")
+            found = [(text, check(request, text.text)) for (request, _), text in zip(asked, said, strict=True)]
+            setattr(outcomes, kind, found)
+            said = answer(model, tokenizer, [turn.messages for turn in later], how, sampled=kind == "sampled")
+            outcomes.turns[kind] = [(text, turn.is_right(text.text)) for turn, text in zip(later, said, strict=True)]
         greedy, sampled_answers = ([said for said, _ in both] for both in (outcomes.greedy, outcomes.sampled))
         measured["stories"] = score([found for _, found in outcomes.greedy], greedy)
         measured["stories"] |= preference([found for _, found in outcomes.sampled]) | variety(sampled_answers)
+        measured["turns"] = {
+            kind: score_turns([turn.kind for turn in later], [right for _, right in found])
+            for kind, found in outcomes.turns.items()
+        }
     return measured, outcomes
 
 
@@ -241,7 +250,8 @@ def compare(old: Outcomes, new: Outcomes) -> dict[str, Any]:
     if old.greedy:
         followed = ([check.followed for _, check in model.greedy] for model in (old, new))
         happy = ([check.happy for _, check in model.sampled] for model in (old, new))
-        found |= {"followed": mcnemar(*followed), "happy": mcnemar(*happy)}
+        turns = ([right for _, right in model.turns["greedy"]] for model in (old, new))
+        found |= {"followed": mcnemar(*followed), "happy": mcnemar(*happy), "turns": mcnemar(*turns)}
     return found
 
 
@@ -260,7 +270,7 @@ def side_by_side(asked: Asked, outcomes: dict[str, Outcomes]) -> list[dict[str, 
     ]
 
 
-def write_answers(path: Path, asked: Asked, outcomes: dict[str, Outcomes]) -> None:
+def write_answers(path: Path, asked: Asked, later: list[Turn], outcomes: dict[str, Outcomes]) -> None:
     """Write every answer of every model, a line each."""
     with path.open("w", encoding="utf-8") as file:
         for name, model in outcomes.items():
@@ -268,6 +278,11 @@ def write_answers(path: Path, asked: Asked, outcomes: dict[str, Outcomes]) -> No
                 for (_, messages), (text, found) in zip(asked if said else [], said, strict=True):
                     line = {"model": name, "kind": kind, "prompt": messages[-1]["content"], **asdict(text)}
                     line |= {"followed": found.followed, **asdict(found)}
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            for kind, answered in model.turns.items():
+                for turn, (text, right) in zip(later, answered, strict=True):
+                    line = {"model": name, "kind": kind, "turn": turn.kind, "messages": turn.messages, **asdict(text)}
+                    line |= {"right": right, "true_answer": turn.answer}
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
@@ -281,6 +296,8 @@ def one_line(name: str, measured: dict[str, Any]) -> str:
     ]
     if "stories" in measured:
         parts.append("followed {followed[rate]:.1%}, happy {happy[rate]:.1%}".format(**measured["stories"]))
+        if measured["turns"]["greedy"]:
+            parts.append("questions {questions[rate]:.1%}".format(**measured["turns"]["greedy"]))
     for task, scores in measured.get("tasks", {}).items():
         parts += [f"{task} {key} {value['value']:.4f}" for key, value in scores.items() if key != "rows"]
     return f"{name}: {', '.join(parts)}"

@@ -1,7 +1,7 @@
 """What people type who do not ask for a story, and the one honest sentence that answers it.
 
-A model that was trained on stories alone tells a story whatever it is asked, or babbles. So it is taught to say what it
-can do. Whole phrasings are held out: no template of the test split is one of the training split with other words.
+A model that was trained on stories alone tells a story whatever it is asked, or babbles. So it is taught to say what
+it can do. Whole phrasings are held out: no template of the test split is one of the training split with other words.
 """
 
 import hashlib
@@ -75,7 +75,8 @@ OTHERS = (
     "ok", "Yes.", "No.", "Why?", "test", "asdf", "???", "Bye!", "Goodbye.", "lol", "{word}", "{word} {word2}",
     "Stop.", "Really?", "I do not know.", "Go on.", "What?", "hmm", "...", "blah blah", "{n}", "Wow!", "See you!",
     # stories that it does not know how to tell
-    "Tell me a story about a {odd}.", "Write a story about a {odd} in space.", "Tell me about the {odd} and the {odd2}.",
+    "Tell me a story about a {odd}.", "Write a story about a {odd} in space.",
+    "Tell me about the {odd} and the {odd2}.",
     "Can you tell me a story about a {odd} who found a {odd2}?", "Write a long novel about a {odd}.",
     "I want to hear a story about two {odd}s.", "Make up a story about a {odd} named {word}.",
     "Please write a story about a {odd} on the moon.", "Write a short story about {subject}.",
@@ -101,7 +102,7 @@ SLOTS: dict[str, dict[bool, str]] = {  # True: words of the test split
 
 
 def phrasings(split: Split, kind: Kind) -> list[str]:
-    """Return the templates of a split, drawn by hash: an eighth is for tests, a tenth for tuning, the rest is taught."""
+    """Return the templates of a split, drawn by hash: an eighth for tests, a tenth for tuning, the rest is taught."""
     every: dict[Kind, Sequence[str]] = {"greeting": GREETINGS, "thanks": THANKS, "other": OTHERS}
     drawn = sorted(every[kind], key=lambda template: hashlib.sha256(template.encode()).digest())
     tests = math.ceil(len(drawn) / 8)

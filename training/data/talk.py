@@ -190,7 +190,7 @@ TURNS = (*world.QUESTIONS, "again", "next", "open", "small talk")
 
 
 def turns(split: Split, seed: int, each: int) -> list[Turn]:
-    """Returns `each` turns of every kind: all questions, the other ending, the next story, an open request, small talk.
+    """Returns `each` turns of every kind: questions, the other ending, the next story, open requests, small talk.
 
     A story that is asked about is the true one, told by the generator, so that a turn measures what comes after it.
     """

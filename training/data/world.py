@@ -437,7 +437,7 @@ QUESTIONS = {
     "color": ("What color was the {noun}?", "Which color did the {noun} have?"),
 }
 ANSWERS = {
-    "who": "It was about {a_kind} named {name}.", "name": "The {kind} was named {name}.", "had": "{name} had {a_full}.",
-    "where": "It happened near the {place}.", "place": "{name} was near the {place}.", "can": "{a_helper} can {own}.",
-    "color": "The {noun} was {color}.",
+    "who": "It was about {a_kind} named {name}.", "name": "The {kind} was named {name}.",
+    "had": "{name} had {a_full}.", "where": "It happened near the {place}.", "place": "{name} was near the {place}.",
+    "can": "{a_helper} can {own}.", "color": "The {noun} was {color}.",
 }
