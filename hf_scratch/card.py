@@ -23,8 +23,8 @@ TRAINING = {
 KTO = "optimization by answers that were liked or not (KTO)"  # what the stage `dpo` makes of thumbs
 # The settings that say most, in this order, of those that a stage has; the rest is in the training record.
 SETTINGS = (
-    "optimizer", "learning_rate", "schedule", "weight_decay", "batch_rows", "batch_size", "context_length",
-    "max_length", "beta", "loss_type", "tune",
+    "optimizer", "learning_rate", "schedule", "weight_decay", "batch_rows", "batch_size", "row_length",
+    "context_length", "max_length", "beta", "loss_type", "tune",
 )  # fmt: skip
 SIZES = {
     "num_hidden_layers": "Layers",

@@ -129,6 +129,13 @@ def test_accumulation_does_not_change_loss_or_gradient(corpus: Path, tmp_path: P
             torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
 
 
+def test_rows_may_be_shorter_than_the_models_context(corpus: Path, tmp_path: Path) -> None:
+    pretrain(arguments(corpus, tmp_path / "short", context_length=128, row_length=32, max_steps=3))
+    pretrain(arguments(corpus, tmp_path / "same", context_length=32, max_steps=3))
+    assert timeless(tmp_path / "short") == timeless(tmp_path / "same")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "short" / "model").config.max_position_embeddings == 128
+
+
 def test_a_step_without_finite_loss_never_reaches_the_weights(corpus: Path, tmp_path: Path) -> None:
     run = trainer(corpus, tmp_path)
     before = {name: param.detach().clone() for name, param in run.model.named_parameters()}
@@ -303,10 +310,11 @@ def one_thread() -> dict[str, str]:
     ("changes", "message"),
     [
         ({"num_attention_heads": 5}, "does not divide hidden_size"),
-        ({"context_length": 10_000_000}, "context_length=10000000 is longer than half"),
+        ({"context_length": 10_000_000}, "a row of 10000000 tokens is longer than half"),
         ({"learning_rte": 1}, "did you mean 'learning_rate'"),
         ({"optimizer": "sgd"}, "invalid choice"),
         ({"eval_steps": 0}, "eval_steps=0 must be 1 or more"),
+        ({"row_length": 129}, "row_length=129 must be between 1 and context_length=128"),
     ],
 )
 def test_mistakes_are_one_sentence(

@@ -58,7 +58,7 @@ class Recipe:
     @property
     def tokens(self) -> int:
         """Tokens of the whole run, as if every row were full."""
-        return self.config.max_steps * self.config.batch_rows * self.config.context_length
+        return self.config.max_steps * self.config.step_tokens
 
 
 @command
@@ -102,7 +102,7 @@ def read_recipe(path: Path, vocab_size: int | None = None) -> Recipe:
 def describe(recipe: Recipe) -> str:
     """Return parameters, operations and tokens, which do not depend on the hardware."""
     total, without_embedding = count_parameters(recipe.model)
-    each = flops_per_token(recipe.model, recipe.config.context_length)
+    each = flops_per_token(recipe.model, recipe.config.row_tokens)
     suggested = TOKENS_A_PARAMETER * total
     return (
         f"parameters   {total:,}, {without_embedding:,} without embedding\n"
@@ -116,7 +116,7 @@ def describe(recipe: Recipe) -> str:
 def memory_of(recipe: Recipe, rows: int, bf16: bool, shards: int = 1, program: int = 0) -> Memory:
     """Return what one process of the recipe needs with this many rows at once."""
     config = recipe.config
-    sizes = (recipe.model, rows, config.context_length, config.optimizer)
+    sizes = (recipe.model, rows, config.row_tokens, config.optimizer)
     on_cpu = program > 0
     return training_memory(*sizes, bf16, config.pack_documents, shards=shards, program=program, on_cpu=on_cpu)
 
@@ -130,7 +130,7 @@ def plan_for_gpus(recipe: Recipe, hardware: str, gpus: int, mfu: float, price: f
     for name, shards in ways:
         fits = largest_micro_batch(lambda n, s=shards: memory_of(recipe, n, True, s), rows, USABLE * size)  # type: ignore[misc]
         lines.append(f"{name:12} " + describe_memory(memory_of(recipe, fits or 1, True, shards), fits, size))
-    speed = gpus * PEAKS[key] * mfu / flops_per_token(recipe.model, recipe.config.context_length)
+    speed = gpus * PEAKS[key] * mfu / flops_per_token(recipe.model, recipe.config.row_tokens)
     lines.append(describe_time(recipe.tokens, speed, gpus, price, f"reckoned at {mfu:.0%} of the peak"))
     return "\n".join(lines)
 
@@ -149,7 +149,7 @@ def plan_for_this_machine(recipe: Recipe, price: float | None) -> str:
         return f"here         {memory}"
     speed, how = measure(recipe, fits), "measured"
     if torch.cuda.is_available():
-        mfu = utilisation_of(torch.device("cuda"), 1, speed, recipe.model, recipe.config.context_length)
+        mfu = utilisation_of(torch.device("cuda"), 1, speed, recipe.model, recipe.config.row_tokens)
         how += f", {mfu:.1%} of the peak" if mfu is not None else ""
     return f"here         {memory}\n" + describe_time(recipe.tokens, speed, 1, price, how)
 
@@ -184,10 +184,10 @@ def describe_time(tokens: int, tokens_per_s: float, gpus: int, price: float | No
 def measure(recipe: Recipe, rows: int) -> float:
     """Return the tokens that training takes in a second on this machine, from a few steps on random tokens."""
     config = replace(recipe.config, batch_rows=rows, micro_batch_rows=rows, pack_documents=False)
-    vocab_size, length = recipe.model.vocab_size, (rows + 4) * config.context_length * 2
+    vocab_size, length = recipe.model.vocab_size, (rows + 4) * config.row_tokens * 2
     random = np.random.default_rng(0).integers(0, vocab_size, length, dtype=np.uint32)
     shards = Shards(random, np.array([0]), length, vocab_size)
-    windows = Windows(shards, config.context_length, seed=0)
+    windows = Windows(shards, config.row_tokens, seed=0)
     with tempfile.TemporaryDirectory() as folder:
         model = ScratchForCausalLM(recipe.model)
         trainer = Trainer(config, make_accelerator(mixed_precision()), Path(folder), model, shards)
@@ -196,7 +196,7 @@ def measure(recipe: Recipe, rows: int) -> float:
             started = time.perf_counter()
             trainer.train_step(windows)
             seconds.append(time.perf_counter() - started)
-    return rows * config.context_length / statistics.median(seconds[1:])
+    return rows * config.row_tokens / statistics.median(seconds[1:])
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def train(config: PretrainConfig, accelerator: Accelerator, folder: Path) -> dict[str, Any]:
     """Train from the newest checkpoint, or from the start, to `max_steps`; save the model and return its figures."""
     tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
-    rows, held_out = open_data(config.data, config.context_length, config.seed, config.pack_documents)
+    rows, held_out = open_data(config.data, config.row_tokens, config.seed, config.pack_documents)
     trainer = Trainer(config, accelerator, folder, build_model(config, held_out.vocab_size, tokenizer), held_out)
     trainer.resume()
     if config.push_to and accelerator.is_main_process:
@@ -262,7 +262,7 @@ class Trainer:
             )
         mine = self.my_rows()
         self.progress.micro_batch_rows = len(mine)
-        tokens = torch.zeros(self.config.context_length, dtype=torch.long, device=self.accelerator.device)
+        tokens = torch.zeros(self.config.row_tokens, dtype=torch.long, device=self.accelerator.device)
         # The room that the optimizers' two averages will take after the first step.
         reserved = [torch.empty_like(param) for param in self.unwrapped.parameters() for _ in range(2)]
 
@@ -296,8 +296,8 @@ class Trainer:
             held = self.progress.micro_batch_rows or len(self.my_rows())
             if held == 1:
                 raise ValueError(
-                    f"memory runs out at step {self.progress.step} with one row of {self.config.context_length} "
-                    "tokens at once; take a smaller model or context_length."
+                    f"memory runs out at step {self.progress.step} with one row of {self.config.row_tokens} "
+                    "tokens at once; take a smaller model or row_length."
                 )
             if not alone:
                 write_json(self.folder / MEMORY, {"micro_batch_rows": held // 2})
@@ -343,7 +343,7 @@ class Trainer:
             "tokens_per_s": interval.tokens / interval.seconds,
         }
         layout = (self.accelerator.device, self.accelerator.num_processes)
-        mfu = utilisation_of(*layout, line["tokens_per_s"], self.unwrapped.config, self.config.context_length)
+        mfu = utilisation_of(*layout, line["tokens_per_s"], self.unwrapped.config, self.config.row_tokens)
         line |= {} if mfu is None else {"mfu": mfu}
         if evaluate:
             held_out = self.evaluate()
@@ -381,7 +381,7 @@ class Trainer:
                 held_out.tokens,
                 held_out.starts,
                 held_out.num_bytes,
-                self.config.context_length,
+                self.config.row_tokens,
                 self.accelerator.device,
                 share=(self.parallel.data_index, self.parallel.data_count),
                 add_up=self.parallel.sum,
