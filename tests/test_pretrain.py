@@ -14,10 +14,11 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from accelerate import Accelerator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from training.data.batches import PackedDocuments, Windows, load_shards
+from training.distributed import make_accelerator
+from training.hardware import resolve_precision
 from training.prepare_data import main as prepare_data
 from training.pretrain import PretrainConfig, Trainer, build_model
 from training.pretrain import main as pretrain
@@ -35,6 +36,7 @@ SIZES: dict[str, Any] = {
     "log_steps": 3,
     "eval_steps": 6,
     "save_steps": 4,
+    "precision": "fp32",
 }
 
 
@@ -69,7 +71,8 @@ def trainer(corpus: Path, folder: Path, **changes: Any) -> Trainer:
     )
     shards, held_out = (load_shards(corpus / "data", split) for split in ("train", "val"))
     tokenizer = AutoTokenizer.from_pretrained(corpus / "tokenizer")
-    return Trainer(config, Accelerator(cpu=True), folder, build_model(config, shards.vocab_size, tokenizer), held_out)
+    accelerator = make_accelerator(resolve_precision(config.precision))
+    return Trainer(config, accelerator, folder, build_model(config, shards.vocab_size, tokenizer), held_out)
 
 
 def rows(corpus: Path, packed: bool) -> PackedDocuments | Windows:

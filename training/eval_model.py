@@ -99,6 +99,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked = story_prompts(config)
     results, outcomes = evaluate(config, models, asked)
     results["curves"] = plot_curves(models, stage.folder / "loss.png")
+    records = {name: read_json(Path(folder).parent / "stage.json") for name, folder in models.items()}
+    results["precision"] = {name: record["precision"] for name, record in records.items() if "precision" in record}
     write_json(stage.folder / "results.json", results)
     write_answers(stage.folder / "answers.jsonl", asked, outcomes)
     card_results(results, stage.folder / "card_results.yaml")

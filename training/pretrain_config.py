@@ -7,6 +7,7 @@ from accelerate.utils import set_seed
 from transformers import PreTrainedTokenizerBase
 
 from hf_scratch import ScratchConfig, ScratchForCausalLM
+from training.hardware import PRECISION_HELP, Precision
 
 
 @dataclass(kw_only=True)
@@ -40,6 +41,7 @@ class PretrainConfig:
     )
     max_steps: int = field(default=1000, metadata={"help": "Optimizer steps."})
 
+    precision: Precision = field(default="auto", metadata={"help": PRECISION_HELP})
     optimizer: Literal["adamw", "muon"] = field(default="adamw", metadata={"help": "muon: for the layers' matrices."})
     learning_rate: float = field(default=6e-4, metadata={"help": "Peak learning rate."})
     warmup_steps: int = field(default=100, metadata={"help": "Steps of linear warmup; 0 is none."})
