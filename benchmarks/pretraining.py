@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from hf_scratch import ScratchConfig, ScratchForCausalLM
-from training.hardware import mixed_precision
+from training.hardware import resolve_precision
 from training.loss import PretrainingLoss
 from training.optimizer import build_optimizers
 
@@ -119,7 +119,7 @@ def step(
     model: torch.nn.Module, loss: Callable[[torch.Tensor], torch.Tensor], optimizers: list[torch.optim.Optimizer]
 ) -> Step:
     """Return one training step on token ids (rows, context + 1)."""
-    autocast = torch.autocast(device().type, dtype=torch.bfloat16, enabled=mixed_precision() == "bf16")
+    autocast = torch.autocast(device().type, dtype=torch.bfloat16, enabled=resolve_precision("auto") == "bf16")
 
     def take(ids: torch.Tensor) -> None:
         model.zero_grad(set_to_none=True)

@@ -23,8 +23,8 @@ TRAINING = {
 KTO = "optimization by answers that were liked or not (KTO)"  # what the stage `dpo` makes of thumbs
 # The settings that say most, in this order, of those that a stage has; the rest is in the training record.
 SETTINGS = (
-    "optimizer", "learning_rate", "schedule", "weight_decay", "batch_rows", "batch_size", "context_length",
-    "max_length", "beta", "loss_type", "tune",
+    "optimizer", "learning_rate", "schedule", "weight_decay", "batch_rows", "batch_size", "row_length",
+    "context_length", "max_length", "beta", "loss_type", "tune",
 )  # fmt: skip
 SIZES = {
     "num_hidden_layers": "Layers",
@@ -202,6 +202,7 @@ def _procedure(records: dict[str, dict[str, Any]]) -> str:
         unused = {"loss_type"} if from_thumbs(records[stage]) else set()  # KTO has one loss
         shown = [key for key in SETTINGS if config.get(key) and key not in unused]
         settings = ", ".join(f"{key} {_short(config[key])}" for key in shown)
+        settings += f", precision {records[stage]['precision']}" if "precision" in records[stage] else ""
         steps = metrics.get("step", metrics.get("steps"))
         rows.append([stage, name, f"{steps:,}", settings, _minutes(records[stage]["seconds"])])
     table = _table(["stage", "what", "steps", "settings", "time"], rows)

@@ -23,7 +23,7 @@ from hf_scratch.tokenizer import CHAT_TEMPLATE
 from training import dpo, eval_model, grpo, prepare_data, pretrain, release, sft, train_tokenizer
 from training.align import load_model, load_weights
 from training.align_trainer import AlignConfig, last_checkpoint, row_order, training_arguments
-from training.hardware import has_native_bf16
+from training.hardware import resolve_precision
 from training.stage import parse_config, read_json
 
 ROOT = Path(__file__).parent.parent
@@ -120,9 +120,11 @@ def test_a_batch_must_be_a_multiple_of_what_is_held_at_once(base: str) -> None:
 @pytest.mark.parametrize("trl_config", [trl.SFTConfig, trl.DPOConfig])
 def test_the_defaults_of_trl_that_hurt_are_set(base: str, trl_config: type) -> None:
     args = trl_config(**training_arguments(config(base)))
-    assert args.bf16 == has_native_bf16() and args.use_cpu == (not torch.cuda.is_available())
+    assert args.bf16 == (resolve_precision("auto") == "bf16") and args.use_cpu == (not torch.cuda.is_available())
     assert args.activation_checkpointing is False and args.gradient_checkpointing is False
     assert args.neftune_noise_alpha is None
+    for precision in ("fp32", "bf16"):
+        assert trl_config(**training_arguments(config(base, precision=precision))).bf16 == (precision == "bf16")
     assert (
         trl_config(**training_arguments(config(base, activation_checkpointing=True))).activation_checkpointing is True
     )

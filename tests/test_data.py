@@ -203,5 +203,5 @@ def test_rows_depend_on_their_number_alone() -> None:
 
 
 def test_a_context_longer_than_the_data_is_refused() -> None:
-    with pytest.raises(ValueError, match="context_length=64 is longer than half of the 42 training tokens"):
+    with pytest.raises(ValueError, match="64 tokens is longer than half of the 42 training tokens; use row_length=5 "):
         Windows(stream([40]), 64, 0)

@@ -158,7 +158,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         open_data([f"{tmp_path}/a=0", f"{tmp_path}/a"], CONTEXT, 0, False)
     with pytest.raises(ValueError, match="neither mixes with other data nor packs"):
         open_data([f"file://{tmp_path}/a"], CONTEXT, 0, True)
-    with pytest.raises(ValueError, match="twice as long as context_length=4000"):
+    with pytest.raises(ValueError, match="twice as long as a row of 4000 tokens"):
         StreamedWindows(f"file://{tmp_path}/a", 4000, 0).batch(np.array([0]))
     (tmp_path / "a" / "val.json").unlink()
     with pytest.raises(ValueError, match=r"holds no val\.json"):

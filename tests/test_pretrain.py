@@ -14,10 +14,11 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from accelerate import Accelerator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from training.data.batches import PackedDocuments, Windows, load_shards
+from training.distributed import make_accelerator
+from training.hardware import resolve_precision
 from training.prepare_data import main as prepare_data
 from training.pretrain import PretrainConfig, Trainer, build_model
 from training.pretrain import main as pretrain
@@ -35,6 +36,7 @@ SIZES: dict[str, Any] = {
     "log_steps": 3,
     "eval_steps": 6,
     "save_steps": 4,
+    "precision": "fp32",
 }
 
 
@@ -69,7 +71,8 @@ def trainer(corpus: Path, folder: Path, **changes: Any) -> Trainer:
     )
     shards, held_out = (load_shards(corpus / "data", split) for split in ("train", "val"))
     tokenizer = AutoTokenizer.from_pretrained(corpus / "tokenizer")
-    return Trainer(config, Accelerator(cpu=True), folder, build_model(config, shards.vocab_size, tokenizer), held_out)
+    accelerator = make_accelerator(resolve_precision(config.precision))
+    return Trainer(config, accelerator, folder, build_model(config, shards.vocab_size, tokenizer), held_out)
 
 
 def rows(corpus: Path, packed: bool) -> PackedDocuments | Windows:
@@ -127,6 +130,13 @@ def test_accumulation_does_not_change_loss_or_gradient(corpus: Path, tmp_path: P
     for other in gradients[1:]:
         for one, two in zip(gradients[0], other, strict=True):
             torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+
+
+def test_rows_may_be_shorter_than_the_models_context(corpus: Path, tmp_path: Path) -> None:
+    pretrain(arguments(corpus, tmp_path / "short", context_length=128, row_length=32, max_steps=3))
+    pretrain(arguments(corpus, tmp_path / "same", context_length=32, max_steps=3))
+    assert timeless(tmp_path / "short") == timeless(tmp_path / "same")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "short" / "model").config.max_position_embeddings == 128
 
 
 def test_a_step_without_finite_loss_never_reaches_the_weights(corpus: Path, tmp_path: Path) -> None:
@@ -303,10 +313,11 @@ def one_thread() -> dict[str, str]:
     ("changes", "message"),
     [
         ({"num_attention_heads": 5}, "does not divide hidden_size"),
-        ({"context_length": 10_000_000}, "context_length=10000000 is longer than half"),
+        ({"context_length": 10_000_000}, "a row of 10000000 tokens is longer than half"),
         ({"learning_rte": 1}, "did you mean 'learning_rate'"),
         ({"optimizer": "sgd"}, "invalid choice"),
         ({"eval_steps": 0}, "eval_steps=0 must be 1 or more"),
+        ({"row_length": 129}, "row_length=129 must be between 1 and context_length=128"),
     ],
 )
 def test_mistakes_are_one_sentence(

@@ -24,7 +24,7 @@ from training.data.chat import load_rows
 from training.data.chat_formats import Kind
 from training.data.check import Finding, check_data, refuse_errors, table
 from training.data.tokenized import Tokenized, row_lengths, show, tokenize
-from training.hardware import has_native_bf16, join_processes
+from training.hardware import DTYPES, join_processes, settle_precision
 from training.save import save_model
 from training.stage import Stage, atomic_folder, open_stage, write_json
 
@@ -63,7 +63,12 @@ def run_stage(name: str, config: Any, kinds: Sequence[Kind], make_trainer: MakeT
     stage = open_align_stage(name, config)
     if stage.done:
         return
-    model, tokenizer = load_model(config.model, config.max_length, quantized=config.tune == "qlora")
+    model, tokenizer = load_model(
+        config.model,
+        config.max_length,
+        quantized=config.tune == "qlora",
+        compute_dtype=DTYPES[config.precision],
+    )
     data = read_data(tokenizer, config, kinds)
     if PartialState().is_main_process:
         stage.record["data"] = [asdict(finding) for finding in data.findings]
@@ -74,7 +79,7 @@ def run_stage(name: str, config: Any, kinds: Sequence[Kind], make_trainer: MakeT
     trainer, measures = make_trainer(config, model, tokenizer, data)
     metrics = train(trainer, row_lengths(trainer.train_dataset), config, stage, measures)
     save(trainer, config, stage)
-    finish(stage, data.train.counts | metrics, advice)
+    finish(stage, data.train.counts | metrics | {"precision": config.precision}, advice)
 
 
 def quiet() -> None:
@@ -86,11 +91,14 @@ def quiet() -> None:
 
 
 def open_align_stage(name: str, config: AlignConfig) -> Stage:
-    """Open the stage's folder, one process after the other."""
+    """Open the stage's folder, one process after the other, and settle the precision."""
     if not config.output_dir:
         raise ValueError(f"--output_dir is missing: say where the stage shall write, for example runs/mine/{name}.")
     with PartialState().main_process_first():
-        return open_stage(name, config, config.inputs(), config.output_dir)
+        stage = open_stage(name, config, config.inputs(), config.output_dir)
+        if not stage.done:
+            config.precision = settle_precision(stage, config.precision)
+        return stage
 
 
 def read_data(tokenizer: PreTrainedTokenizerBase, config: AlignConfig, kinds: Sequence[Kind]) -> Data:
@@ -139,15 +147,15 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 
 def load_model(
-    path: str, max_length: int = 0, *, quantized: bool = False
+    path: str, max_length: int = 0, *, quantized: bool = False, compute_dtype: torch.dtype = torch.float32
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load the model in float32, or in 4 bits, and its tokenizer.
+    """Load the model in float32, or in 4 bits with products in `compute_dtype`, and its tokenizer.
 
     Raises:
         ValueError: There is no such model, `max_length` is longer than its context, or no bitsandbytes for 4 bits.
     """
     tokenizer = load_tokenizer(path)
-    model = load_weights(path, quantized=quantized)
+    model = load_weights(path, quantized=quantized, compute_dtype=compute_dtype)
     # The Trainer would do this as well, and warn of it.
     for name in ("eos_token_id", "pad_token_id", "bos_token_id"):
         if (token := getattr(tokenizer, name)) is not None:
@@ -159,7 +167,7 @@ def load_model(
     return model, tokenizer
 
 
-def load_weights(path: str, *, quantized: bool = False) -> PreTrainedModel:
+def load_weights(path: str, *, quantized: bool = False, compute_dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Load a causal language model in float32, or in 4-bit NormalFloat (arXiv:2305.14314)."""
     how: dict[str, Any] = {"dtype": torch.float32}
     if quantized:
@@ -167,7 +175,7 @@ def load_weights(path: str, *, quantized: bool = False) -> PreTrainedModel:
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16 if has_native_bf16() else torch.float32,
+            bnb_4bit_compute_dtype=compute_dtype,
         )
         how |= {"quantization_config": bits, "device_map": {"": PartialState().device}}
     try:

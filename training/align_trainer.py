@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import ProgressCallback, Trainer
 
-from training.hardware import mixed_precision, on_cpu
+from training.hardware import PRECISION_HELP, Precision, on_cpu, resolve_precision
 from training.stage import METRICS, Stage, cut_metrics, read_json
 
 CHECKPOINTS = "checkpoints"
@@ -65,6 +65,7 @@ class AlignConfig:
     activation_checkpointing: bool = field(
         default=False, metadata={"help": "Compute activations twice to save memory; about 20%% slower."}
     )
+    precision: Precision = field(default="auto", metadata={"help": PRECISION_HELP})
     seed: int = field(default=0, metadata={"help": "Seed of the order of rows, of LoRA's weights and of stories."})
 
     log_steps: int = field(default=10, metadata={"help": "Steps between lines of metrics.jsonl."})
@@ -114,7 +115,7 @@ def training_arguments(config: AlignConfig) -> dict[str, Any]:
         "max_grad_norm": config.max_grad_norm,
         "seed": config.seed,
         # TRL's defaults are bfloat16 and recomputed activations, on a CPU as well.
-        "bf16": mixed_precision() == "bf16",
+        "bf16": resolve_precision(config.precision) == "bf16",
         "use_cpu": on_cpu(),
         "activation_checkpointing": config.activation_checkpointing,
         "gradient_checkpointing": config.activation_checkpointing,

@@ -11,11 +11,12 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, ParallelismConfig
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -31,12 +32,14 @@ from training.shards import local, part_of, shard_like, whole
 USE_FSDP, USE_SIZES = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_PARALLELISM_CONFIG"
 
 
-def make_accelerator(mixed_precision: str, **options: Any) -> Accelerator:
+def make_accelerator(precision: Literal["fp32", "bf16"], **options: Any) -> Accelerator:
     """Return the accelerator of this process: its device, its rank and the process group, but no sharding."""
+    AcceleratorState._reset_state()  # it keeps the precision of a run before in this process
     asked = {name: os.environ.pop(name) for name in (USE_FSDP, USE_SIZES) if name in os.environ}
     # The gradients live in DDP's communication buffers instead of beside them.
     in_buckets = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
-    accelerator = Accelerator(cpu=on_cpu(), mixed_precision=mixed_precision, kwargs_handlers=[in_buckets], **options)
+    mixed = "bf16" if precision == "bf16" else "no"
+    accelerator = Accelerator(cpu=on_cpu(), mixed_precision=mixed, kwargs_handlers=[in_buckets], **options)
     os.environ.update(asked)
     return accelerator
 

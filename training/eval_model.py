@@ -106,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     later = turns(config.split, config.seed, config.num_turns) if asked and config.num_turns else []
     results, outcomes = evaluate(config, models, asked, later)
     results["curves"] = plot_curves(models, stage.folder / "loss.png")
+    records = {name: read_json(Path(folder).parent / "stage.json") for name, folder in models.items()}
+    results["precision"] = {name: record["precision"] for name, record in records.items() if "precision" in record}
     write_json(stage.folder / "results.json", results)
     write_answers(stage.folder / "answers.jsonl", asked, later, outcomes)
     card_results(results, stage.folder / "card_results.yaml")

@@ -25,7 +25,14 @@ from training.align import finish, load_model, quiet
 from training.align_trainer import CHECKPOINTS, MetricsLog, run_trainer
 from training.answers import PARTS
 from training.data import stories, talk
-from training.hardware import join_processes, mixed_precision, on_cpu
+from training.hardware import (
+    PRECISION_HELP,
+    Precision,
+    join_processes,
+    on_cpu,
+    resolve_precision,
+    settle_precision,
+)
 from training.save import save_model
 from training.stage import METRICS, command, open_stage, parse_config
 
@@ -57,6 +64,7 @@ class GrpoConfig:
     warmup_ratio: float = field(default=0.03, metadata={"help": "Share of the steps with linear warmup; 0 is none."})
     beta: float = field(default=0.0, metadata={"help": "Weight of the KL to the model before; 0 is none."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Clip the gradient to this length."})
+    precision: Precision = field(default="auto", metadata={"help": PRECISION_HELP})
     seed: int = field(default=0, metadata={"help": "Seed of prompts and answers."})
     log_steps: int = field(default=1, metadata={"help": "Steps between lines of metrics.jsonl."})
     save_steps: int = field(default=50, metadata={"help": "Steps between checkpoints, of which the last is kept."})
@@ -69,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     quiet()
     with join_processes().main_process_first():
         stage = open_stage("grpo", config, {"model": config.model}, config.output_dir)
+        if not stage.done:
+            config.precision = settle_precision(stage, config.precision)
     if stage.done:
         return
     model, tokenizer = load_model(config.model)
@@ -82,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     metrics = run_trainer(trainer, stage, MetricsLog(stage.folder / METRICS, MEASURES, 1 / config.max_steps))
     if trainer.accelerator.is_main_process:
         save_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, stage.folder / "model")
-    finish(stage, metrics, "Next: `python -m training.eval_model`, or talk to it.")
+    finish(stage, metrics | {"precision": config.precision}, "Next: `python -m training.eval_model`, or talk to it.")
 
 
 def asked(config: GrpoConfig) -> Dataset:
@@ -145,7 +155,7 @@ def grpo_arguments(config: GrpoConfig) -> dict[str, Any]:
         "shuffle_dataset": False,  # the prompts come from a stream that is random already
         "disable_dropout": True,
         "seed": config.seed,
-        "bf16": mixed_precision() == "bf16",
+        "bf16": resolve_precision(config.precision) == "bf16",
         "use_cpu": on_cpu(),
         "activation_checkpointing": False,
         "gradient_checkpointing": False,

@@ -67,7 +67,7 @@ def training_memory(
         config: Sizes of the model.
         rows: Micro-batch, in rows of `context` tokens.
         optimizer: AdamW keeps two states for each weight, Muon one for the layers' matrices.
-        bf16: Whether matrix products run in bfloat16.
+        bf16: Whether matrix products and Muon's iterations run in bfloat16.
         packed: Whether rows hold several documents, which takes a mask.
         shards: FSDP2 processes over which weights, gradients and optimizer states are divided.
         program: Bytes that are there before the model is.
@@ -91,7 +91,7 @@ def training_memory(
         activations=activations,
         loss=loss,
         evaluation=evaluation_bytes(config, context),
-        update=update_bytes(config, optimizer),
+        update=update_bytes(config, optimizer, bf16),
         fragments=round(FRAGMENTS * activations) if in_heap else 0,
         program=program,
     )
@@ -139,13 +139,15 @@ def evaluation_bytes(config: ScratchConfig, context: int) -> int:
     return tokens * max(in_layer, 2 * config.vocab_size) * FLOAT
 
 
-def update_bytes(config: ScratchConfig, optimizer: Literal["adamw", "muon"]) -> int:
+def update_bytes(config: ScratchConfig, optimizer: Literal["adamw", "muon"], bf16: bool) -> int:
     """Return what Muon needs for the matrices of one shape: momentum, stack and two iterates, and Gram matrices."""
     if optimizer == "adamw":
         return 0  # fused, in place
     rows, columns = config.intermediate_size, config.hidden_size
     matrices = 2 * config.num_hidden_layers  # gate and up
-    return matrices * (4 * rows * columns + 2 * min(rows, columns) ** 2) * FLOAT  # type: ignore[operator,type-var]
+    iterated = FLOAT // 2 if bf16 else FLOAT
+    kept, gram = 2 * rows * columns, min(rows, columns) ** 2  # type: ignore[operator,type-var]
+    return matrices * (kept * FLOAT + (kept + 2 * gram) * iterated)
 
 
 def largest_micro_batch(memory_of: Callable[[int], Memory], most: int, limit: float) -> int:

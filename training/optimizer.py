@@ -33,8 +33,8 @@ def learning_rate(
 class Muon(torch.optim.Optimizer):
     """Momentum whose matrix updates are made orthogonal by Newton-Schulz iterations (Jordan et al. 2024).
 
-    torch.optim.Muon iterates in bfloat16 and one matrix at a time. This one iterates in float32 where bfloat16 would
-    be emulated, and on all matrices of a shape at once, because small models have many small matrices. The update is
+    torch.optim.Muon iterates in bfloat16 and one matrix at a time. This one iterates in the precision of training,
+    and on all matrices of a shape at once, because small models have many small matrices. The update is
     scaled by 0.2 sqrt(max(rows, columns)), which gives it AdamW's root mean square (arXiv:2502.16982). A matrix that
     is sharded is gathered for the iterations, which all processes do; each keeps its part.
     """
@@ -42,8 +42,16 @@ class Muon(torch.optim.Optimizer):
     COEFFICIENTS = (3.4445, -4.7750, 2.0315)
     ITERATIONS = 5
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float,
+        weight_decay: float,
+        momentum: float = 0.95,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self.dtype = dtype  # of the iterations
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -63,17 +71,17 @@ class Muon(torch.optim.Optimizer):
         # Nesterov: look one step ahead.
         ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
         whole = [gather(update, param) for update, param in zip(ahead, params, strict=True)]
-        updates = orthogonalize(torch.stack(whole)).to(params[0].dtype)
+        updates = orthogonalize(torch.stack(whole), self.dtype).to(params[0].dtype)
         mine = [part_of(update, param) for update, param in zip(updates.unbind(), params, strict=True)]
         weights = [local(param) for param in params]
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(weights, mine, alpha=-group["lr"] * scale)
 
 
-def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
+def orthogonalize(matrices: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Replace the singular values of each matrix of (n, rows, columns) by values near 1, keeping its vectors."""
     a, b, c = Muon.COEFFICIENTS
-    x = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.float32)
+    x = matrices.to(dtype)
     if tall := x.shape[-2] > x.shape[-1]:
         x = x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
@@ -85,11 +93,17 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
 
 
 def build_optimizers(
-    model: nn.Module, name: Literal["adamw", "muon"], lr: float, weight_decay: float, betas: tuple[float, float]
+    model: nn.Module,
+    name: Literal["adamw", "muon"],
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    dtype: torch.dtype = torch.float32,
 ) -> list[torch.optim.Optimizer]:
     """Return AdamW, or Muon for the layers' matrices and AdamW for the rest.
 
-    Weight decay falls on matrices, embedding included, and not on norms and biases.
+    Weight decay falls on matrices, embedding included, and not on norms and biases. `dtype` is that of Muon's
+    iterations; weights and states keep their own.
     """
     named = [(key, param) for key, param in model.named_parameters() if param.requires_grad]
     vectors = [param for _, param in named if param.ndim < 2]
@@ -103,5 +117,5 @@ def build_optimizers(
     fused = all(param.device.type in ("cuda", "cpu") for _, param in named)
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)]
     if name == "muon":
-        optimizers.append(Muon(in_layers, lr=lr, weight_decay=weight_decay))
+        optimizers.append(Muon(in_layers, lr=lr, weight_decay=weight_decay, dtype=dtype))
     return optimizers

@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from hf_scratch import ScratchConfig, ScratchForCausalLM
 from training.data.batches import Shards, Windows
 from training.distributed import make_accelerator
 from training.flops import PEAKS, count_parameters, flops_per_token, utilisation_of
-from training.hardware import has_native_bf16, mixed_precision
+from training.hardware import resolve_precision
 from training.memory import Memory, largest_micro_batch, training_memory
 from training.pretrain import Trainer
 from training.pretrain_config import PretrainConfig, model_config
@@ -58,7 +59,7 @@ class Recipe:
     @property
     def tokens(self) -> int:
         """Tokens of the whole run, as if every row were full."""
-        return self.config.max_steps * self.config.batch_rows * self.config.context_length
+        return self.config.max_steps * self.config.step_tokens
 
 
 @command
@@ -102,7 +103,7 @@ def read_recipe(path: Path, vocab_size: int | None = None) -> Recipe:
 def describe(recipe: Recipe) -> str:
     """Return parameters, operations and tokens, which do not depend on the hardware."""
     total, without_embedding = count_parameters(recipe.model)
-    each = flops_per_token(recipe.model, recipe.config.context_length)
+    each = flops_per_token(recipe.model, recipe.config.row_tokens)
     suggested = TOKENS_A_PARAMETER * total
     return (
         f"parameters   {total:,}, {without_embedding:,} without embedding\n"
@@ -116,7 +117,7 @@ def describe(recipe: Recipe) -> str:
 def memory_of(recipe: Recipe, rows: int, bf16: bool, shards: int = 1, program: int = 0) -> Memory:
     """Return what one process of the recipe needs with this many rows at once."""
     config = recipe.config
-    sizes = (recipe.model, rows, config.context_length, config.optimizer)
+    sizes = (recipe.model, rows, config.row_tokens, config.optimizer)
     on_cpu = program > 0
     return training_memory(*sizes, bf16, config.pack_documents, shards=shards, program=program, on_cpu=on_cpu)
 
@@ -126,18 +127,19 @@ def plan_for_gpus(recipe: Recipe, hardware: str, gpus: int, mfu: float, price: f
     key, size = HARDWARE[hardware]
     rows = max(1, recipe.config.batch_rows // gpus)
     ways = [("one GPU" if gpus == 1 else "DDP", 1)] + ([("FSDP2", gpus)] if gpus > 1 else [])
-    lines = []
+    lines, bf16 = [], recipe.config.precision != "fp32"
     for name, shards in ways:
-        fits = largest_micro_batch(lambda n, s=shards: memory_of(recipe, n, True, s), rows, USABLE * size)  # type: ignore[misc]
-        lines.append(f"{name:12} " + describe_memory(memory_of(recipe, fits or 1, True, shards), fits, size))
-    speed = gpus * PEAKS[key] * mfu / flops_per_token(recipe.model, recipe.config.context_length)
+        fits = largest_micro_batch(lambda n, s=shards: memory_of(recipe, n, bf16, s), rows, USABLE * size)  # type: ignore[misc]
+        lines.append(f"{name:12} " + describe_memory(memory_of(recipe, fits or 1, bf16, shards), fits, size))
+    speed = gpus * PEAKS[key] * mfu / flops_per_token(recipe.model, recipe.config.row_tokens)
     lines.append(describe_time(recipe.tokens, speed, gpus, price, f"reckoned at {mfu:.0%} of the peak"))
     return "\n".join(lines)
 
 
 def plan_for_this_machine(recipe: Recipe, price: float | None) -> str:
-    """Return memory, and the time as measured with the micro-batch that fits."""
-    bf16, program = has_native_bf16(), 0
+    """Return memory, and the time as measured with the micro-batch that fits, in each precision that is native."""
+    precision, program = resolve_precision(recipe.config.precision), 0
+    bf16 = precision == "bf16"
     if torch.cuda.is_available():
         size = float(torch.cuda.get_device_properties(0).total_memory)
     else:
@@ -147,11 +149,22 @@ def plan_for_this_machine(recipe: Recipe, price: float | None) -> str:
     memory = describe_memory(memory_of(recipe, fits or 1, bf16, program=program), fits, size)
     if not fits:
         return f"here         {memory}"
-    speed, how = measure(recipe, fits), "measured"
+    speed, how = measure(recipe, fits, precision), "measured"
     if torch.cuda.is_available():
-        mfu = utilisation_of(torch.device("cuda"), 1, speed, recipe.model, recipe.config.context_length)
+        mfu = utilisation_of(torch.device("cuda"), 1, speed, recipe.model, recipe.config.row_tokens)
         how += f", {mfu:.1%} of the peak" if mfu is not None else ""
-    return f"here         {memory}\n" + describe_time(recipe.tokens, speed, 1, price, how)
+    lines = [f"here         {memory}", describe_time(recipe.tokens, speed, 1, price, how)]
+    return "\n".join([*lines, f"precision    {compare_precisions(recipe, fits, precision, speed)}"])
+
+
+def compare_precisions(recipe: Recipe, rows: int, precision: Literal["fp32", "bf16"], speed: float) -> str:
+    """Say in which precision the recipe trains here, and where both are native how fast the other one is."""
+    asked = f"{precision}, as the recipe has it" if recipe.config.precision != "auto" else f"auto is {precision} here"
+    if resolve_precision("auto") == "fp32":
+        slow = ", which is emulated here and slow" if precision == "bf16" else "; bf16 would be emulated"
+        return asked + slow
+    other: Literal["fp32", "bf16"] = "fp32" if precision == "bf16" else "bf16"
+    return f"{asked}; {other} is {measure(recipe, rows, other) / speed:.2f} times as fast (measured)"
 
 
 def peak_resident_bytes() -> int:
@@ -181,22 +194,22 @@ def describe_time(tokens: int, tokens_per_s: float, gpus: int, price: float | No
     return f"time         {length} at {tokens_per_s:,.0f} tokens/s ({how}); {hours * gpus:.1f} device hours, {cost}"
 
 
-def measure(recipe: Recipe, rows: int) -> float:
+def measure(recipe: Recipe, rows: int, precision: Literal["fp32", "bf16"]) -> float:
     """Return the tokens that training takes in a second on this machine, from a few steps on random tokens."""
     config = replace(recipe.config, batch_rows=rows, micro_batch_rows=rows, pack_documents=False)
-    vocab_size, length = recipe.model.vocab_size, (rows + 4) * config.context_length * 2
+    vocab_size, length = recipe.model.vocab_size, (rows + 4) * config.row_tokens * 2
     random = np.random.default_rng(0).integers(0, vocab_size, length, dtype=np.uint32)
     shards = Shards(random, np.array([0]), length, vocab_size)
-    windows = Windows(shards, config.context_length, seed=0)
+    windows = Windows(shards, config.row_tokens, seed=0)
     with tempfile.TemporaryDirectory() as folder:
         model = ScratchForCausalLM(recipe.model)
-        trainer = Trainer(config, make_accelerator(mixed_precision()), Path(folder), model, shards)
+        trainer = Trainer(config, make_accelerator(precision), Path(folder), model, shards)
         seconds = []
         for _ in range(MEASURED_STEPS):
             started = time.perf_counter()
             trainer.train_step(windows)
             seconds.append(time.perf_counter() - started)
-    return rows * config.context_length / statistics.median(seconds[1:])
+    return rows * config.row_tokens / statistics.median(seconds[1:])
 
 
 if __name__ == "__main__":

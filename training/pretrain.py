@@ -32,7 +32,7 @@ from training.data.batches import IGNORE, Ahead, Batch, Rows, Shards
 from training.data.mixture import data_inputs, open_data
 from training.distributed import Parallel, make_accelerator, whole_weights
 from training.flops import utilisation_of
-from training.hardware import mixed_precision
+from training.hardware import DTYPES, join_processes, resolve_precision, settle_precision
 from training.loss import PretrainingLoss
 from training.optimizer import build_optimizers, learning_rate
 from training.pretrain_config import PretrainConfig, build_model
@@ -49,16 +49,17 @@ T = TypeVar("T")
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage."""
     config = parse_config(PretrainConfig, argv, __doc__)
-    accelerator = make_accelerator(mixed_precision(), **tracker_options(config.tracker, config.output_dir))
-    stage = None
-    if accelerator.is_main_process:
+    stage, precision = None, resolve_precision(config.precision)
+    if join_processes().is_main_process:
         # Where a run is shown or pushed to, and how its steps are cut, does not make it another run.
         no_setting = {"tracker": None, "micro_batch_rows": None, "push_to": None}
         inputs = {"tokenizer": config.tokenizer} | data_inputs(config.data) | no_setting
         stage = open_stage("pretrain", config, inputs, config.output_dir)
-    (done,) = broadcast_object_list([stage is not None and stage.done])
+        precision = precision if stage.done else settle_precision(stage, config.precision)
+    done, precision = broadcast_object_list([stage is not None and stage.done, precision])
     if done:
         return
+    accelerator = make_accelerator(precision, **tracker_options(config.tracker, config.output_dir))
     start_tracker(accelerator, config, stage.record["fingerprint"] if stage else "")
     metrics = train(config, accelerator, Path(config.output_dir))
     finish_tracker(accelerator)
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def train(config: PretrainConfig, accelerator: Accelerator, folder: Path) -> dict[str, Any]:
     """Train from the newest checkpoint, or from the start, to `max_steps`; save the model and return its figures."""
     tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
-    rows, held_out = open_data(config.data, config.context_length, config.seed, config.pack_documents)
+    rows, held_out = open_data(config.data, config.row_tokens, config.seed, config.pack_documents)
     trainer = Trainer(config, accelerator, folder, build_model(config, held_out.vocab_size, tokenizer), held_out)
     trainer.resume()
     if config.push_to and accelerator.is_main_process:
@@ -104,8 +105,10 @@ class Trainer:
                 "a step, one for each copy or shard of the model; take a multiple, or fewer processes."
             )
         self.model = self.parallel.wrap(PretrainingLoss(model))
-        betas = (config.adam_beta1, config.adam_beta2)
-        self.optimizers = build_optimizers(model, config.optimizer, config.learning_rate, config.weight_decay, betas)
+        self.precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
+        dtype, betas = DTYPES[self.precision], (config.adam_beta1, config.adam_beta2)
+        rates = (config.learning_rate, config.weight_decay, betas)
+        self.optimizers = build_optimizers(model, config.optimizer, *rates, dtype)
         self.ahead = Ahead() if accelerator.device.type == "cuda" else None
         self.progress = Progress(micro_batch_rows=config.micro_batch_rows)
         self.interval = Interval()
@@ -114,8 +117,7 @@ class Trainer:
         self.pusher: CheckpointPusher | None = None
         accelerator.print(
             f"{model.num_parameters():,} parameters ({model.num_parameters(exclude_embeddings=True):,} without "
-            f"embedding), {self.parallel.describe()}, "
-            f"{'bfloat16 autocast' if accelerator.mixed_precision == 'bf16' else 'float32'}"
+            f"embedding), {self.parallel.describe()}, precision {self.precision}"
         )
 
     def loop(self, rows: Rows) -> None:
@@ -262,7 +264,7 @@ class Trainer:
             )
         mine = self.my_rows()
         self.progress.micro_batch_rows = len(mine)
-        tokens = torch.zeros(self.config.context_length, dtype=torch.long, device=self.accelerator.device)
+        tokens = torch.zeros(self.config.row_tokens, dtype=torch.long, device=self.accelerator.device)
         # The room that the optimizers' two averages will take after the first step.
         reserved = [torch.empty_like(param) for param in self.unwrapped.parameters() for _ in range(2)]
 
@@ -296,8 +298,8 @@ class Trainer:
             held = self.progress.micro_batch_rows or len(self.my_rows())
             if held == 1:
                 raise ValueError(
-                    f"memory runs out at step {self.progress.step} with one row of {self.config.context_length} "
-                    "tokens at once; take a smaller model or context_length."
+                    f"memory runs out at step {self.progress.step} with one row of {self.config.row_tokens} "
+                    "tokens at once; take a smaller model or row_length."
                 )
             if not alone:
                 write_json(self.folder / MEMORY, {"micro_batch_rows": held // 2})
@@ -343,7 +345,7 @@ class Trainer:
             "tokens_per_s": interval.tokens / interval.seconds,
         }
         layout = (self.accelerator.device, self.accelerator.num_processes)
-        mfu = utilisation_of(*layout, line["tokens_per_s"], self.unwrapped.config, self.config.context_length)
+        mfu = utilisation_of(*layout, line["tokens_per_s"], self.unwrapped.config, self.config.row_tokens)
         line |= {} if mfu is None else {"mfu": mfu}
         if evaluate:
             held_out = self.evaluate()
@@ -381,7 +383,7 @@ class Trainer:
                 held_out.tokens,
                 held_out.starts,
                 held_out.num_bytes,
-                self.config.context_length,
+                self.config.row_tokens,
                 self.accelerator.device,
                 share=(self.parallel.data_index, self.parallel.data_count),
                 add_up=self.parallel.sum,
@@ -439,7 +441,7 @@ class Trainer:
             "non_embedding_parameters": self.unwrapped.num_parameters(exclude_embeddings=True),
         }
         figures = {key: self.last.get(key) for key in ("train_loss", "val_loss", "val_bpb")}
-        return sizes | asdict(self.progress) | figures
+        return sizes | asdict(self.progress) | figures | {"precision": self.precision}
 
 
 if __name__ == "__main__":

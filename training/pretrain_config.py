@@ -7,6 +7,7 @@ from accelerate.utils import set_seed
 from transformers import PreTrainedTokenizerBase
 
 from hf_scratch import ScratchConfig, ScratchForCausalLM
+from training.hardware import PRECISION_HELP, Precision
 from training.initial_weights import let_attention_copy
 
 
@@ -32,7 +33,11 @@ class PretrainConfig:
     )
     attention_dropout: float = field(default=0.0, metadata={"help": "Dropout of attention weights; 0 is none."})
 
-    context_length: int = field(default=1024, metadata={"help": "Tokens of a row, and the model's longest sequence."})
+    context_length: int = field(default=1024, metadata={"help": "Longest sequence of the model, in tokens."})
+    row_length: int | None = field(
+        default=None,
+        metadata={"help": "Tokens of a training row; no later position is trained. context_length if not set."},
+    )
     batch_rows: int = field(default=512, metadata={"help": "Rows of a step over all processes and accumulation."})
     micro_batch_rows: int = field(default=0, metadata={"help": "Rows a process holds at once; 0 takes what fits."})
     pack_documents: bool = field(
@@ -40,6 +45,7 @@ class PretrainConfig:
     )
     max_steps: int = field(default=1000, metadata={"help": "Optimizer steps."})
 
+    precision: Precision = field(default="auto", metadata={"help": PRECISION_HELP})
     optimizer: Literal["adamw", "muon"] = field(default="adamw", metadata={"help": "muon: for the layers' matrices."})
     learning_rate: float = field(default=6e-4, metadata={"help": "Peak learning rate."})
     warmup_steps: int = field(default=100, metadata={"help": "Steps of linear warmup; 0 is none."})
@@ -70,6 +76,21 @@ class PretrainConfig:
         for name in (*counts, "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be 1 or more.")
+        if self.row_length is not None and not 1 <= self.row_length <= self.context_length:
+            raise ValueError(
+                f"row_length={self.row_length} must be between 1 and context_length={self.context_length}, the "
+                "model's longest sequence."
+            )
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of a training row."""
+        return self.row_length or self.context_length
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of a step over all processes, as if every row were full."""
+        return self.batch_rows * self.row_tokens
 
 
 def build_model(config: PretrainConfig, vocab_size: int, tokenizer: PreTrainedTokenizerBase) -> ScratchForCausalLM:

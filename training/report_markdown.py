@@ -60,6 +60,7 @@ LOSSES: Curves = (
     ("val_loss", "held-out"),
     ("eval_loss", "held-out"),
 )
+PRECISIONS = {"fp32": "fp32", "bf16": "bf16 autocast"}
 REWARDS: Curves = (  # what GRPO raises; its loss is about 0, whatever is learnt
     ("reward", "sum"),
     ("rewards/instruction/mean", "instruction"),
@@ -289,6 +290,9 @@ def procedure(results: dict[str, Any]) -> str:
             f"seed {asked['seed']}{likeliest(asked)}; at most "
             f"{asked['max_new_tokens']} tokens, prompt and answer within the context.",
         ]
+    if precision := results.get("precision"):
+        trained = ", ".join(f"{name} in {PRECISIONS[how]}" for name, how in precision.items())
+        lines.append(f"- Precision: {trained}; the weights are float32, and so is every evaluation here.")
     if any("tasks" in m for m in results["models"].values()):
         lines.append("- Tasks: lm-evaluation-harness, no examples in the prompt; ± is its standard error.")
     lines.append(

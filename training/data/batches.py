@@ -134,8 +134,8 @@ class Windows:
         rows_per_epoch = (len(self.tokens) - 1) // context - 1
         if rows_per_epoch < 1:
             raise ValueError(
-                f"context_length={context} is longer than half of the {len(self.tokens):,} training tokens; "
-                f"use context_length={max(1, len(self.tokens) // 8)} or less, or give more text."
+                f"a row of {context} tokens is longer than half of the {len(self.tokens):,} training tokens; use "
+                f"row_length={max(1, len(self.tokens) // 8)} or less, or give more text."
             )
         self.order = EpochOrder(seed, rows_per_epoch)
 

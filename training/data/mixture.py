@@ -164,7 +164,7 @@ class StreamedWindows:
         while not self.complete and row >= self.begins[-1]:
             self._learn_next()
         if not self.begins[-1]:
-            raise ValueError(f"no shard of {self.url} is twice as long as context_length={self.context}.")
+            raise ValueError(f"no shard of {self.url} is twice as long as a row of {self.context} tokens.")
         epoch, place = divmod(row, self.begins[-1]) if self.complete else (0, row)
         shard = int(np.searchsorted(self.begins, place, side="right")) - 1
         length = self.begins[shard + 1] - self.begins[shard]
