@@ -59,7 +59,7 @@ class Check:
         return self.hero and self.item and self.place and self.problem and self.complete
 
 
-INTRODUCED, EXAMINED = 0.5, 0.25  # shares of the pretraining texts
+INTRODUCED, EXAMINED = 0.4, 0.35  # shares of the pretraining texts
 
 
 # ---- facts ----

@@ -114,9 +114,9 @@ def _told(rng: random.Random, split: Split) -> tuple[Story, list[Message]]:
 def _later(rng: random.Random, split: Split, story: Story) -> list[Message]:
     """Returns the later turns: questions about the story, its retelling with the other ending, a new story, or
     something else altogether."""
-    kind = rng.choices(("questions", "again", "next", "small talk"), (6, 2, 1, 1))[0]
+    kind = rng.choices(("questions", "again", "next", "small talk"), (5, 2, 2, 1))[0]
     if kind == "questions":
-        pairs = rng.sample(questions(story), rng.randint(1, 4))
+        pairs = rng.sample(questions(story), rng.randint(2, 5))
         return [turn for pair in pairs for turn in (user(rng.choice(pair.asked)), assistant(pair.answer))]
     if kind == "again":
         other = tell(rng, story.request, happy=not story.happy)
@@ -137,7 +137,7 @@ def conversations(split: Split, seed: int) -> Iterator[dict[str, list[Message]]]
         else:
             story, turns = _told(rng, split)
             messages += turns
-            if rng.random() < 0.6:
+            if rng.random() < 0.7:
                 messages += _later(rng, split, story)
         yield {"messages": messages}
 
