@@ -214,8 +214,8 @@ def require_private(api: HfApi, target: Target) -> None:
     there = call(what, api.repo_exists, **target.where)
     if there and not call(what, api.repo_info, **target.where).private:
         raise HubError(
-            f"{target} is there and public, and what goes there was to be private; nothing was sent. Make it private in "
-            "its settings on the Hub, or take another name."
+            f"{target} is there and public, and what goes there was to be private; nothing was sent. Make it private "
+            "in its settings on the Hub, or take another name."
         )
 
 

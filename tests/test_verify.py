@@ -1,5 +1,6 @@
 """Other people's code runs by consent only, and then without network and not for ever."""
 
+import copy
 import json
 import shutil
 import socket
@@ -15,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_scratch import verify
 from hf_scratch.files import Check, check_files
 from hf_scratch.verify import find_cut_off, foreign_code, verify_anywhere
+from training import release
 
 CODE_CHECK = "the code that config.json names is there"
 
@@ -175,3 +177,28 @@ def test_code_that_does_not_end_is_stopped(folder: Path, monkeypatch: pytest.Mon
 def test_code_that_ends_the_process_has_not_passed(folder: Path) -> None:
     add_code(folder, "import os\nos._exit(0)\n")
     assert "the clean process ends" in failed(verify_anywhere(str(folder), trust_remote_code=True))
+
+
+# ---- what people write ----
+
+
+@pytest.mark.slow
+def test_a_message_that_becomes_control_tokens_is_found_and_a_release_prevents_it(
+    ours: Path, tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """As of reasoning models, whose `<think>` is not special."""
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    vocabulary = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocabulary["added_tokens"].append({
+        "id": 319, "content": "<think>", "special": False, "normalized": False, "lstrip": False, "rstrip": False,
+        "single_word": False,
+    })  # fmt: skip
+    shutil.copytree(ours, tmp_path / "model", ignore=shutil.ignore_patterns("custom_generate"))
+    learnt = next(token for token, number in vocabulary["model"]["vocab"].items() if number == 319)
+    del vocabulary["model"]["vocab"][learnt]
+    vocabulary["model"]["merges"] = [pair for pair in vocabulary["model"]["merges"] if "".join(pair) != learnt]
+    (tmp_path / "model/tokenizer.json").write_text(json.dumps(vocabulary))
+    (detail,) = failed(verify.verify(tmp_path / "model")).values()
+    assert "a message that spells them puts <think> into the prompt" in detail
+    release.copy_model(tmp_path / "model", tmp_path / "released")
+    assert failed(verify.verify(tmp_path / "released")) == {}
