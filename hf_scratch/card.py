@@ -212,8 +212,8 @@ def _procedure(records: dict[str, dict[str, Any]]) -> str:
 def _verification(checks: Sequence[Check]) -> str:
     lines = [f"- {check.name}{f': {check.detail}' if check.detail else ''}" for check in checks]
     return (
-        "Before this folder was put in place it was loaded in a clean process: no network, an empty cache, and no way "
-        "to import the package that trained it. What the trained model gave, this folder gave. "
+        "Before this folder was put in place it was loaded in a clean process: an empty cache, and no way to import "
+        "the package that trained it. What the trained model gave, this folder gave. "
         "What was checked:\n\n" + "\n".join(lines)
     )
 

@@ -31,9 +31,9 @@ commit. Texts of documents that were dropped are not sent.
 
 Next:   python -m training.pretrain --data hf://datasets/USER/NAME ..."""
 VERIFY = """\
-Checks files, loads the model in a clean process without network, and compares weights, logits and a greedy answer
-with those of training where the repository has them. Exit status 0: every check passed; code that is not this
-package's own is run with --trust-remote-code only, and what was not run has not passed.
+Checks files, loads the model in a clean process, without network where the system can cut it off, and compares
+weights, logits and a greedy answer with those of training where the repository has them. Exit status 0: every check
+passed; code that is not this package's own is run with --trust-remote-code only, and what was not run has not passed.
 
 Next:   hf-scratch publish RUN --repo-id USER/NAME"""
 EXPORT = """\

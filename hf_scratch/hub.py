@@ -193,13 +193,30 @@ def explain(what: str, error: Exception) -> Exception:
 
 
 def ensure_repo(api: HfApi, target: Target, private: bool | None = None, **space: Any) -> None:
-    """Create the repository and the branch where they do not exist."""
+    """Create the repository and the branch where they do not exist.
+
+    Raises:
+        HubError: The Hub refused, or the repository is there and public where it is to be private.
+    """
     what = f"creating {target}"
     call(what, api.create_repo, **target.where, private=private, exist_ok=True, **space)
+    if private:
+        require_private(api, target)
     if target.branch != "main":
         # Branches off from the first commit: what main holds is not part of it.
         first = call(what, api.list_repo_commits, **target.where)[-1].commit_id
         call(what, api.create_branch, **target.where, branch=target.branch, revision=first, exist_ok=True)
+
+
+def require_private(api: HfApi, target: Target) -> None:
+    """Raise HubError if the repository is there and anybody may read it."""
+    what = f"looking up {target}"
+    there = call(what, api.repo_exists, **target.where)
+    if there and not call(what, api.repo_info, **target.where).private:
+        raise HubError(
+            f"{target} is there and public, and what goes there was to be private; nothing was sent. Make it private "
+            "in its settings on the Hub, or take another name."
+        )
 
 
 def head(api: HfApi, target: Target) -> str:

@@ -70,6 +70,10 @@ def publish(run: Path, plan: Plan, say: Callable[[str], None], *, dry_run: bool 
             for target, copy in ready:
                 list_files(target, copy, say)
             return
+        if plan.private:
+            shown_in = [Target(plan.space.repo_id, kind="space")] if plan.space else []
+            for target in [*(target for target, _ in ready), *shown_in]:
+                hub.require_private(api, target)
         pushed = {copy.name: push_model(api, target, copy, plan.private, say) for target, copy in ready}
     if plan.space:
         push_space(api, plan.space, release, pushed, plan.private, say)

@@ -4,13 +4,17 @@ Control tokens come from the chat template and the training code alone: whatever
 is encoded as ordinary text, `<|im_end|>` included. Any Unicode string decodes to itself.
 """
 
+import json
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from .clean_process import control_tokens
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
@@ -103,9 +107,42 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
     if not texts:
         return []
     _refuse_surrogates(texts)
+    if tokenizer.is_fast:
+        backend = _text_backend(tokenizer, tuple(tokenizer.added_tokens_encoder))
+        return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
     return tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, return_attention_mask=False)[
         "input_ids"
     ]
+
+
+def text_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """Return a copy of a fast tokenizer's backend to which every control token is special, and so may be kept text.
+
+    It never cuts or pads, whatever the tokenizer's file says; `encode_special_tokens`, which is set, is not saved.
+    """
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    control = set(control_tokens(tokenizer))
+    for token in content["added_tokens"]:
+        token["special"] = token["content"] in control
+    backend = Tokenizer.from_str(json.dumps(content | {"truncation": None, "padding": None}))
+    backend.encode_special_tokens = True
+    return backend
+
+
+@lru_cache(maxsize=2)
+def _text_backend(tokenizer: PreTrainedTokenizerBase, added: tuple[str, ...]) -> Tokenizer:
+    """Keep the copies of the tokenizers in use; another token that is added makes another copy."""
+    return text_backend(tokenizer)
+
+
+def keep_control_tokens_text(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Let `sanitize_control_tokens=True` keep every control token in a message text, saved and loaded too.
+
+    By itself it knows those that are special or that the chat template spells. Returns the others, which it is told.
+    """
+    told = {*(tokenizer.chat_control_tokens or ()), *control_tokens(tokenizer)} - set(tokenizer.all_special_tokens)
+    tokenizer.chat_control_tokens = sorted(told) or None
+    return sorted(told)
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:

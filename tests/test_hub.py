@@ -168,6 +168,25 @@ except HubError as error:
     assert hub.repos == {}
 
 
+@pytest.mark.parametrize("kind", ["model", "space", "dataset"])
+def test_what_is_to_be_private_does_not_go_where_anybody_reads(
+    hub: HubServer, push: Callable[..., str], kind: str
+) -> None:
+    hub.create("user/name", kind)
+    code = f"""
+target = Target("user/name", {kind!r}, "draft")
+try:
+    ensure_repo(api, target, private=True, **({{"space_sdk": "gradio"}} if target.kind == "space" else {{}}))
+except HubError as error:
+    print(error)
+"""
+    assert re.search(r"user/name \(branch draft\) is there and public.*Make it private in its settings", push(code))
+    repo = hub.repos[kind, "user/name"]
+    assert set(repo.history) == {"main"} and len(repo.commits) == 1
+    repo.private = True
+    assert push(code) == "" and "draft" in repo.history
+
+
 def test_a_token_in_an_error_is_hidden(push: Callable[..., str]) -> None:
     assert push(f"print(HubError('bad {WRITER} token'))") == "bad (hidden) token"
 
@@ -192,3 +211,17 @@ print(pusher.failed, list(files.parent.glob("files*")))
     )
     assert set(hub.files("user/name", "step-30")) == {".gitattributes", "config.json", "model.safetensors"}
     assert titles(hub, "step-20") == ["initial commit"]
+
+
+def test_checkpoints_do_not_go_where_anybody_reads(hub: HubServer, push: Callable[..., str]) -> None:
+    hub.create("user/name")
+    code = """
+files = Path(sys.argv[1]).with_name("files")
+files.mkdir()
+pusher = CheckpointPusher("user/name", files)
+pusher.push(10, Path(sys.argv[1]))
+pusher.close()
+print(pusher.failed)
+"""
+    assert push(code) == "['step-10']"
+    assert set(hub.repos["model", "user/name"].history) == {"main"} and not hub.lfs

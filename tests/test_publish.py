@@ -310,6 +310,18 @@ def test_a_release_without_its_reference_is_refused(run: Path) -> None:
         publish(run, Plan(repo_id="user/tiny"), print)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("public", ["model", "space"])
+def test_a_private_release_sends_nothing_if_one_of_its_places_is_public(
+    released: Path, hub: HubServer, run_online: Run, public: str
+) -> None:
+    hub.create("user/tiny", public)
+    command = [*CLI, "publish", released, "--repo-id", "user/tiny", "--space", "user/tiny", "--private"]
+    refused = run_online(*command)
+    assert refused.returncode == 1 and "user/tiny is there and public" in refused.stderr
+    assert len(hub.repos) == 1 and len(hub.repos[public, "user/tiny"].commits) == 1 and not hub.lfs
+
+
 @pytest.mark.parametrize("name", ["tiny", "user/a/b", "user/t..y", "user/-x"])
 def test_a_name_that_cannot_be_is_refused_before_anything_is_done(released: Path, name: str) -> None:
     for plan in (Plan(repo_id=name), Plan(repo_id="user/tiny", space=Space(repo_id=name))):

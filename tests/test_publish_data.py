@@ -113,6 +113,17 @@ def test_what_was_pushed_is_read_back_through_the_hub(
     assert read.stdout == "the same tokens\n", read.stderr
 
 
+@pytest.mark.slow
+def test_private_shards_do_not_go_where_anybody_reads(
+    tmp_path: Path, tokenizer: Path, hub: HubServer, run_online: Callable[..., Any]
+) -> None:
+    prepare(tmp_path, tokenizer, sources=False)
+    repo = hub.create("user/shards", "dataset")
+    refused = run_online("-m", "hf_scratch.cli", "publish-data", tmp_path, "--repo-id", "user/shards", "--private")
+    assert refused.returncode == 1 and "the dataset user/shards is there and public" in refused.stderr
+    assert len(repo.commits) == 1 and not hub.lfs
+
+
 def test_what_would_not_work_is_refused(tmp_path: Path, tokenizer: Path) -> None:
     with pytest.raises(ValueError, match="holds no finished token shards"):
         publish_data(tmp_path, TARGET, None, print)

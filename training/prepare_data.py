@@ -185,10 +185,10 @@ def describe_tokenizer(config: DataConfig) -> tuple[str, dict[str, Any]]:
     """Return the tokenizer as JSON for the worker processes, and what the shards are made by."""
     from transformers import AutoTokenizer
 
-    from hf_scratch.tokenizer import separator_of
+    from hf_scratch.tokenizer import separator_of, text_backend
 
     tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
-    return tokenizer.backend_tokenizer.to_str(), {
+    return text_backend(tokenizer).to_str(), {
         **describe_tokens(tokenizer),
         "separator": separator_of(tokenizer),
         "shards": config.shards,

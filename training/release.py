@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_scratch import ScratchForCausalLM, fast_generate  # noqa: F401, registers the model type with the Auto classes
 from hf_scratch.card import Base, CardFacts, from_thumbs, make_card, read_metadata
 from hf_scratch.files import Check, check_files, read_config
+from hf_scratch.tokenizer import keep_control_tokens_text
 from hf_scratch.verify import MESSAGES, make_reference, require, save_reference, verify
 from training.eval_model import learns_stories
 from training.report_markdown import eval_results, procedure, results_table
@@ -199,8 +200,14 @@ def build_stages(config: ReleaseConfig, records: dict[str, dict[str, Any]], sour
 
 
 def copy_model(source: Path, folder: Path) -> None:
-    """Copy a model, and with it the fast decoding, which transformers takes from this place."""
+    """Copy a model, and with it the fast decoding, which transformers takes from this place.
+
+    The tokenizer gets the list of the tokens that nobody's message may become, so that they stay text elsewhere too.
+    """
     copy_files(source, folder, MODEL_FILES)
+    if told := keep_control_tokens_text(AutoTokenizer.from_pretrained(folder)):
+        settings = read_json(folder / "tokenizer_config.json")
+        write_json(folder / "tokenizer_config.json", settings | {"chat_control_tokens": told})
     (folder / "custom_generate").mkdir()
     shutil.copy(fast_generate.__file__, folder / "custom_generate" / "generate.py")
 
