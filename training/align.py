@@ -25,7 +25,7 @@ from training.data.chat_formats import Kind
 from training.data.check import Finding, check_data, refuse_errors, table
 from training.data.tokenized import Tokenized, row_lengths, show, tokenize
 from training.hardware import has_native_bf16, join_processes
-from training.save import save_model
+from training.save import end_of_answer, end_tokens, save_model
 from training.stage import Stage, atomic_folder, open_stage, write_json
 
 
@@ -130,8 +130,8 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
                 "save a tokenizer with a chat_template beside the model, or start from its chat version."
             )
         tokenizer.chat_template = CHAT_TEMPLATE
-    if IM_END in vocabulary and IM_END in tokenizer.chat_template:
-        tokenizer.eos_token = IM_END
+    if (end := end_of_answer(tokenizer)) is not None:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
     if tokenizer.pad_token is None:
         say(f"the tokenizer has no padding token; {tokenizer.eos_token} pads, where no loss is counted")
         tokenizer.pad_token = tokenizer.eos_token
@@ -148,11 +148,13 @@ def load_model(
     """
     tokenizer = load_tokenizer(path)
     model = load_weights(path, quantized=quantized)
-    # The Trainer would do this as well, and warn of it.
-    for name in ("eos_token_id", "pad_token_id", "bos_token_id"):
-        if (token := getattr(tokenizer, name)) is not None:
-            setattr(model.config, name, token)
-            setattr(model.generation_config, name, token)
+    # The Trainer would do this as well, and warn of it. The model keeps the other tokens at which it stops.
+    model.generation_config.eos_token_id = end_tokens(model, tokenizer)
+    for config in (model.config, model.generation_config):
+        for name in ("eos_token_id", "pad_token_id", "bos_token_id"):
+            token = getattr(tokenizer, name)
+            if token is not None and not isinstance(getattr(config, name, None), list):
+                setattr(config, name, token)
     context = getattr(model.config, "max_position_embeddings", None)
     if context is not None and max_length > context:
         raise ValueError(f"max_length={max_length} is longer than the context of {path}; use at most {context}.")
