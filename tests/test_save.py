@@ -1,5 +1,6 @@
 """What a trained model keeps of how it generates: where it stops, and how it draws its tokens."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,3 +128,26 @@ def test_a_template_that_takes_no_such_conversation_has_no_end(
 def test_what_is_aligned_answers_up_to_the_end_of_its_template(gemma_like: Path) -> None:
     model, tokenizer = load_model(str(gemma_like))
     assert tokenizer.eos_token == END_OF_TURN and set(model.generation_config.eos_token_id) == {0, 321}
+
+
+def test_what_old_config_files_say_of_generation_stops_no_save(
+    make_model: Callable[..., ScratchForCausalLM], tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    make_model().save_pretrained(tmp_path / "old")
+    (tmp_path / "old/generation_config.json").unlink()
+    path = tmp_path / "old/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"temperature": 0.5, "do_sample": True}))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "old")
+    save_model(model, tiny_tokenizer, tmp_path / "model")
+    settings = GenerationConfig.from_pretrained(tmp_path / "model")
+    assert (settings.do_sample, settings.temperature) == (True, 0.5)
+
+
+def test_the_tokenizer_says_how_much_the_model_reads(
+    make_model: Callable[..., ScratchForCausalLM], tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    tiny_tokenizer.save_pretrained(tmp_path)
+    for own, saved in ((int(1e30), 128), (int(1e18), 128), (100, 100), (131072, 131072)):
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path, model_max_length=own)
+        save_model(make_model(), tokenizer, tmp_path / str(own))
+        assert AutoTokenizer.from_pretrained(tmp_path / str(own)).model_max_length == saved

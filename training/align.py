@@ -25,7 +25,7 @@ from training.data.chat_formats import Kind
 from training.data.check import Finding, check_data, refuse_errors, table
 from training.data.tokenized import Tokenized, row_lengths, show, tokenize
 from training.hardware import has_native_bf16, join_processes
-from training.save import end_of_answer, end_tokens, save_model
+from training.save import end_of_answer, end_tokens, save_model, save_tokenizer
 from training.stage import Stage, atomic_folder, open_stage, write_json
 
 
@@ -205,7 +205,7 @@ def save(trainer: Trainer, config: AlignConfig, stage: Stage) -> None:
     if isinstance(model, PeftModel):
         with atomic_folder(stage.folder / "adapter") as beside:
             model.save_pretrained(beside)
-            tokenizer.save_pretrained(beside)
+            save_tokenizer(tokenizer, model, beside)
         if config.tune == "qlora":  # merged into 4 bits, the adapters would be rounded away
             model = PeftModel.from_pretrained(load_weights(config.model), stage.folder / "adapter")
         model = model.merge_and_unload()

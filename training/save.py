@@ -1,6 +1,7 @@
 """Writing a model so that it loads anywhere: weights, config, code, tokenizer and how to generate with it."""
 
 import copy
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -30,9 +31,21 @@ def save_model(
     """
     model.config.use_cache = True
     model.generation_config = generation_settings(model, tokenizer)
+    # Old files hold such settings in config.json, where transformers refuses to save them; it has read them by now.
+    own = {field.name for field in fields(model.config)} | {"use_cache"}
+    for name in vars(model.generation_config).keys() & vars(model.config).keys() - own:
+        delattr(model.config, name)
     with atomic_folder(path) as folder:
         model.save_pretrained(folder, state_dict=weights, max_shard_size="5GB")
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, model, folder)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, folder: Path) -> None:
+    """Write a model's tokenizer, which says how many tokens the model reads unless it has a number of its own."""
+    context = getattr(model.config, "max_position_embeddings", None)
+    if context is not None and tokenizer.model_max_length > 10**9:  # 1e30 stands for none
+        tokenizer.model_max_length = context
+    tokenizer.save_pretrained(folder)
 
 
 def generation_settings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
