@@ -205,6 +205,8 @@ def test_a_stock_model_is_trained_as_ours(
             num_hidden_layers=1,
             num_attention_heads=2,
             max_position_embeddings=64,
+            bos_token_id=0,
+            eos_token_id=0,
         )
     )
     llama.save_pretrained(tmp_path / "llama")

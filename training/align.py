@@ -25,7 +25,7 @@ from training.data.chat_formats import Kind
 from training.data.check import Finding, check_data, refuse_errors, table
 from training.data.tokenized import Tokenized, row_lengths, show, tokenize
 from training.hardware import DTYPES, join_processes, settle_precision
-from training.save import save_model
+from training.save import end_of_answer, end_tokens, save_model, save_tokenizer
 from training.stage import Stage, atomic_folder, open_stage, write_json
 
 
@@ -138,8 +138,8 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
                 "save a tokenizer with a chat_template beside the model, or start from its chat version."
             )
         tokenizer.chat_template = CHAT_TEMPLATE
-    if IM_END in vocabulary and IM_END in tokenizer.chat_template:
-        tokenizer.eos_token = IM_END
+    if (end := end_of_answer(tokenizer)) is not None:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
     if tokenizer.pad_token is None:
         say(f"the tokenizer has no padding token; {tokenizer.eos_token} pads, where no loss is counted")
         tokenizer.pad_token = tokenizer.eos_token
@@ -156,11 +156,13 @@ def load_model(
     """
     tokenizer = load_tokenizer(path)
     model = load_weights(path, quantized=quantized, compute_dtype=compute_dtype)
-    # The Trainer would do this as well, and warn of it.
-    for name in ("eos_token_id", "pad_token_id", "bos_token_id"):
-        if (token := getattr(tokenizer, name)) is not None:
-            setattr(model.config, name, token)
-            setattr(model.generation_config, name, token)
+    # The Trainer would do this as well, and warn of it. The model keeps the other tokens at which it stops.
+    model.generation_config.eos_token_id = end_tokens(model, tokenizer)
+    for config in (model.config, model.generation_config):
+        for name in ("eos_token_id", "pad_token_id", "bos_token_id"):
+            token = getattr(tokenizer, name)
+            if token is not None and not isinstance(getattr(config, name, None), list):
+                setattr(config, name, token)
     context = getattr(model.config, "max_position_embeddings", None)
     if context is not None and max_length > context:
         raise ValueError(f"max_length={max_length} is longer than the context of {path}; use at most {context}.")
@@ -211,7 +213,7 @@ def save(trainer: Trainer, config: AlignConfig, stage: Stage) -> None:
     if isinstance(model, PeftModel):
         with atomic_folder(stage.folder / "adapter") as beside:
             model.save_pretrained(beside)
-            tokenizer.save_pretrained(beside)
+            save_tokenizer(tokenizer, model, beside)
         if config.tune == "qlora":  # merged into 4 bits, the adapters would be rounded away
             model = PeftModel.from_pretrained(load_weights(config.model), stage.folder / "adapter")
         model = model.merge_and_unload()
