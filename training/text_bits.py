@@ -14,6 +14,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_scratch.bits_per_byte import Text, document_nats, in_bits
+from hf_scratch.token_ids import refuse_other_tokenizer
 from training.data.batches import load_shards
 from training.intervals import bootstrap_ratio
 
@@ -62,6 +63,7 @@ def read_shards(model: PreTrainedModel, data: str, tokenizer: PreTrainedTokenize
             f"the shards in {data} have {shards.vocab_size} token ids, the model {model.config.vocab_size}; they were "
             "made with another tokenizer. Run training.prepare_data with the model's, or give the text by --text."
         )
+    refuse_other_tokenizer(shards.tokenizer, tokenizer, data, print)
     # The shards know their bytes as a whole; for the interval each document's are those of its tokens.
     ends = [*shards.starts[1:].tolist(), len(shards.tokens) - 1]
     documents = [shards.tokens[start + 1 : end].tolist() for start, end in zip(shards.starts, ends, strict=True)]
