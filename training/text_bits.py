@@ -4,7 +4,6 @@ Bytes are those of the text, so models with different tokenizers can be compared
 the number is lm-evaluation-harness's, whose windows do not overlap; a smaller one gives each token more context.
 """
 
-import json
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -16,25 +15,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_scratch.bits_per_byte import Text, document_nats, in_bits
 from hf_scratch.token_ids import refuse_other_tokenizer
 from training.data.batches import load_shards
+from training.data.documents import read_file
 from training.intervals import bootstrap_ratio
 
 
 def read_texts(path: Path) -> list[str]:
-    """Return the documents of a file: the rows of a .jsonl with a `text` column, else the whole file as one.
+    """Return the documents of a file: the rows of a table with a `text` column, else the whole file as one.
 
     Raises:
-        ValueError: No such file, no text in it, or one that is not UTF-8.
+        ValueError: No such file, no text in it, or one that cannot be read.
     """
-    try:
-        content = path.read_text(encoding="utf-8")
-        rows = [json.loads(line)["text"] for line in content.splitlines()] if path.suffix == ".jsonl" else [content]
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}); check --text.") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not UTF-8; convert it, for example with `iconv -t UTF-8`.") from None
-    except (json.JSONDecodeError, KeyError, TypeError):
-        raise ValueError(f'{path} holds a line that is not {{"text": "..."}}.') from None
-    rows = [row for row in rows if row]
+    rows = [text for _, text in read_file(str(path), "text") if text.strip()]
     if not rows:
         raise ValueError(f"{path} is empty; give a file with text.")
     return rows
