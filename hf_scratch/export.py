@@ -24,6 +24,7 @@ from .bits_per_byte import Text, bits_per_byte, encode
 from .card import read_metadata
 from .export_record import RECORD, check_exports, list_on_card, read_records, write_record
 from .files import Check, read_config
+from .token_ids import refuse_other_tokenizer
 from .tokenizer import keep_control_tokens_text
 from .verify import Reference, load_reference, make_reference, observe, require, verify
 
@@ -142,8 +143,13 @@ def read_held_out(source: Path, file: Path | None, tokenizer: PreTrainedTokenize
 
 
 def read_run(data: Path, tokenizer: PreTrainedTokenizerBase) -> Text:
-    """Return held-out documents that the stage `data` wrote: those that begin in the first `MAX_TOKENS` tokens."""
+    """Return held-out documents that the stage `data` wrote: those that begin in the first `MAX_TOKENS` tokens.
+
+    Raises:
+        ValueError: They were made with another tokenizer.
+    """
     meta = json.loads((data / "meta.json").read_text(encoding="utf-8"))
+    refuse_other_tokenizer(meta.get("tokenizer_sha256"), tokenizer, str(data), print)
     shard = meta["val"].get("shards", ["val"])[0]
     tokens = np.memmap(data / f"{shard}.bin", dtype=meta["dtype"], mode="r")
     starts = np.load(data / f"{shard}.starts.npy")

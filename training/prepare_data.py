@@ -87,8 +87,11 @@ SOURCE_SETTINGS = (
 
 
 def describe_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
-    """Return how many tokens there are, and the smallest type that holds their ids."""
-    return {"dtype": "uint16" if len(tokenizer) <= 2**16 else "uint32", "vocab_size": len(tokenizer)}
+    """Return how many tokens there are, the smallest type that holds their ids, and the hash of what makes them."""
+    from hf_scratch.token_ids import hash_tokenizer
+
+    dtype = "uint16" if len(tokenizer) <= 2**16 else "uint32"
+    return {"dtype": dtype, "vocab_size": len(tokenizer), "tokenizer_sha256": hash_tokenizer(tokenizer)}
 
 
 # ---- text as it is ----
@@ -96,9 +99,9 @@ def describe_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
 
 def write_stream(config: DataConfig, stage: Stage) -> None:
     """Write each split as one shard, its documents in the order in which they come."""
-    from transformers import AutoTokenizer
+    from hf_scratch.token_ids import load_encoder
 
-    tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
+    tokenizer = load_encoder(config.tokenizer)
     meta: dict[str, Any] = describe_tokens(tokenizer)
     for split in SPLITS:
         meta[split] = write_split(stage.folder, split, tokenizer, read_documents(config, split), meta["dtype"])
@@ -183,11 +186,10 @@ def say(line: str) -> None:
 
 def describe_tokenizer(config: DataConfig) -> tuple[str, dict[str, Any]]:
     """Return the tokenizer as JSON for the worker processes, and what the shards are made by."""
-    from transformers import AutoTokenizer
-
+    from hf_scratch.token_ids import load_encoder
     from hf_scratch.tokenizer import separator_of, text_backend
 
-    tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
+    tokenizer = load_encoder(config.tokenizer)
     return text_backend(tokenizer).to_str(), {
         **describe_tokens(tokenizer),
         "separator": separator_of(tokenizer),

@@ -27,6 +27,7 @@ from transformers import AutoTokenizer
 from hf_scratch import ScratchForCausalLM
 from hf_scratch.bits_per_byte import BitsPerByte, bits_per_byte
 from hf_scratch.hub import CheckpointPusher
+from hf_scratch.token_ids import refuse_other_tokenizer
 from training.checkpoint import load_latest, save_checkpoint
 from training.data.batches import IGNORE, Ahead, Batch, Rows, Shards
 from training.data.mixture import data_inputs, open_data
@@ -71,6 +72,7 @@ def train(config: PretrainConfig, accelerator: Accelerator, folder: Path) -> dic
     """Train from the newest checkpoint, or from the start, to `max_steps`; save the model and return its figures."""
     tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
     rows, held_out = open_data(config.data, config.row_tokens, config.seed, config.pack_documents)
+    refuse_other_tokenizer(held_out.tokenizer, tokenizer, " ".join(config.data), accelerator.print)
     trainer = Trainer(config, accelerator, folder, build_model(config, held_out.vocab_size, tokenizer), held_out)
     trainer.resume()
     if config.push_to and accelerator.is_main_process:

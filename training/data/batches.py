@@ -53,6 +53,7 @@ class Shards:
     starts: np.ndarray
     num_bytes: int
     vocab_size: int
+    tokenizer: str | None = None  # hash of what made the ids (hf_scratch.token_ids); None in shards older than it
 
 
 def load_shards(folder: Path, split: str) -> Shards:
@@ -71,6 +72,7 @@ def load_shards(folder: Path, split: str) -> Shards:
             np.load(folder / f"{name}.starts.npy"),
             0,
             meta["vocab_size"],
+            meta.get("tokenizer_sha256"),
         )
         for name in names
     ]
@@ -83,16 +85,20 @@ def join_shards(parts: list[Shards]) -> Shards:
     """Return shards as one.
 
     Raises:
-        ValueError: They were made by tokenizers of different size.
+        ValueError: They were made by different tokenizers.
     """
     if len(parts) == 1:
         return parts[0]
     sizes = {part.vocab_size for part in parts}
     if len(sizes) > 1:
         raise ValueError(f"the data was made by tokenizers of {sorted(sizes)} tokens; prepare all of it with one.")
+    made_by = {part.tokenizer for part in parts}
+    if len(made_by - {None}) > 1:
+        raise ValueError("the data was made by different tokenizers of the same size; prepare all of it with one.")
     tokens = Joined([part.tokens for part in parts])
     starts = np.concatenate([part.starts + begin for part, begin in zip(parts, tokens.begins, strict=False)])
-    return Shards(tokens, starts, sum(part.num_bytes for part in parts), parts[0].vocab_size)
+    known = made_by.pop() if len(made_by) == 1 else None
+    return Shards(tokens, starts, sum(part.num_bytes for part in parts), parts[0].vocab_size, known)
 
 
 class EpochOrder:

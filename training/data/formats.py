@@ -16,8 +16,9 @@ from typing import Any, BinaryIO
 from datatrove.data import Document
 from fsspec.core import url_to_fs
 
-from training.data.readers import Bad, Found, decode
+from training.data.readers import Found, decode
 from training.data.recipe import Unit
+from training.data.rows import Bad
 
 # ---- web ----
 

@@ -158,7 +158,8 @@ class StreamedWindows:
         for kind in (".bin", ".starts.npy"):
             self.fs.get_file(f"{self.root}/val{kind}", str(self.cache / f"val{kind}"))
         tokens = np.memmap(self.cache / "val.bin", dtype=facts["dtype"], mode="r")
-        return Shards(tokens, np.load(self.cache / "val.starts.npy"), facts["bytes"], facts["vocab_size"])
+        starts = np.load(self.cache / "val.starts.npy")
+        return Shards(tokens, starts, facts["bytes"], facts["vocab_size"], facts.get("tokenizer_sha256"))
 
     def _row(self, row: int) -> Batch:
         while not self.complete and row >= self.begins[-1]:

@@ -32,8 +32,9 @@ from datatrove.utils.text import ngrams, simplify_text
 from datatrove.utils.word_tokenizers import WordTokenizer, strip_strings
 
 from training.data.ledger import Ledger
-from training.data.readers import Bad, read_unit
-from training.data.recipe import Step, Unit, evaluation_units
+from training.data.readers import read_unit
+from training.data.recipe import Step, Unit, evaluation_units, type_of
+from training.data.rows import TABLES, Bad, mend, read_table
 
 # What e-mail and IP addresses become. Both are set aside for documentation (RFC 2606, RFC 5737) and belong to nobody.
 MASKED_EMAIL, MASKED_IP = "email@example.com", "192.0.2.1"
@@ -155,7 +156,7 @@ EVALUATIONS = "evaluations.json"  # what was indexed, for the report
 def index_evaluations(units: list[Unit], config: NGramsDecontConfig, folder: DataFolder, limit: int) -> None:
     """Write the n-grams of evaluation files for the filter; and for the report how many texts and n-grams there are.
 
-    datatrove's own indexer needs lighteval and takes its tasks only. A JSON row counts with each of its strings and
+    datatrove's own indexer needs lighteval and takes its tasks only. A row counts with each of its strings and
     with all of them joined, so that neither a question nor question and answer together go through.
     """
     hash_text = create_hash_func(config.hash_config)
@@ -183,23 +184,20 @@ def index_evaluations(units: list[Unit], config: NGramsDecontConfig, folder: Dat
 
 
 def _evaluation_texts(unit: Unit, limit: int) -> Iterator[list[str]]:
-    if ".jsonl" not in unit.path:
-        for found in read_unit(unit, limit):
-            if isinstance(found, Bad):
-                raise ValueError(f"the evaluation file {found.id} cannot be read: {found.reason} {found.detail}")
-            yield [found.text]
-        return
-    import fsspec
-
-    with fsspec.open(unit.path, "rb", compression="infer") as lines:
-        for line in lines:
-            strings = list(_strings(json.loads(line)))
+    if type_of(unit.path)[0] in TABLES:
+        for _, row in read_table(unit.path):
+            strings = list(_strings(row))
             yield [*strings, "\n".join(strings)]
+        return
+    for found in read_unit(unit, limit):
+        if isinstance(found, Bad):
+            raise ValueError(f"the evaluation file {found.id} cannot be read: {found.reason} {found.detail}")
+        yield [found.text]
 
 
 def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
-        yield value
+        yield mend(value)
     elif isinstance(value, dict | list):
         for item in value.values() if isinstance(value, dict) else value:
             yield from _strings(item)

@@ -191,7 +191,7 @@ class Shuffle(PipelineStep):
         with self.folder.open(f"shards/{name}.starts.npy", "wb") as file:
             np.save(file, starts)
         self.write_origins(name, order, starts, lengths)
-        facts = {key: self.meta[key] for key in ("dtype", "vocab_size")} | {
+        facts = {key: self.meta[key] for key in ("dtype", "vocab_size", "tokenizer_sha256")} | {
             "documents": len(entries),
             "tokens": int(lengths.sum()) + 1,
             "bytes": int(entries["bytes"].sum(dtype=np.int64)),
