@@ -1,32 +1,19 @@
-"""Conversations and preference pairs: from the embedded stories, a file or the Hub, to token ids.
+"""Conversations and preference pairs: rows from the embedded stories, a file or the Hub.
 
-Every row is checked when it is read (`training.data.chat_formats` knows the shapes). Content is encoded as plain text
-whatever it spells, and a mask marks what the assistant says, its end tokens included.
+Every row is checked when it is read; `training.data.chat_formats` knows the shapes.
 """
 
 import itertools
 import json
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
 
-from hf_scratch.tokenizer import Message, encode_chat
 from training.data import stories
 from training.data.chat_formats import FORMATS, Kind, Row, detect, read_row
-
-Rendered = tuple[str, list[tuple[int, int]]]  # a conversation as text, and where each answer begins and ends in it
-Encoded = tuple[list[int], list[int]]  # token ids, and 1 where the assistant speaks
-
-BATCH = 1000  # rows tokenized at once: enough to keep all cores busy
-
-
-# ---- reading ----
 
 
 @dataclass(frozen=True)
@@ -147,64 +134,3 @@ def _read_hub(data: str) -> Iterator[tuple[str, Any]]:
         ) from None
     for number, row in enumerate(dataset, start=1):
         yield f"{data}, row {number}", row
-
-
-# ---- encoding ----
-
-
-def encode_chats(tokenizer: PreTrainedTokenizerBase, conversations: Iterable[Sequence[Message]]) -> Iterator[Encoded]:
-    """Do what `hf_scratch.encode_chat` does, for many conversations and several times as fast.
-
-    Raises:
-        ValueError: The chat template refuses a conversation, or changes earlier text when a turn is added.
-    """
-    conversations = iter(conversations)
-    try:
-        while batch := list(itertools.islice(conversations, BATCH)):
-            yield from _encode_batch(tokenizer, batch)
-    except TemplateError as error:
-        raise ValueError(f"the model's chat template refuses a conversation of this data: {error}") from None
-
-
-def _encode_batch(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]]) -> list[Encoded]:
-    """Render to text and encode all texts at once, except where content spells a control token."""
-    control = re.compile("|".join(re.escape(token) for token in tokenizer.added_tokens_encoder))
-    plain = [not any(control.search(message["content"]) for message in chat) for chat in conversations]
-    rendered = [_render(tokenizer, chat) for chat in itertools.compress(conversations, plain)]
-    fast = iter(_encode_rendered(tokenizer, rendered) if rendered else [])
-    return [
-        next(fast) if is_plain else encode_chat(tokenizer, chat)
-        for chat, is_plain in zip(conversations, plain, strict=True)
-    ]
-
-
-def _encode_rendered(tokenizer: PreTrainedTokenizerBase, rendered: Sequence[Rendered]) -> Iterator[Encoded]:
-    batch = tokenizer([text for text, _ in rendered], add_special_tokens=False, return_attention_mask=False)
-    for row, (ids, (_, spans)) in enumerate(zip(batch["input_ids"], rendered, strict=True)):
-        mask = [0] * len(ids)
-        for start, end in spans:
-            first, last = batch.char_to_token(row, start), batch.char_to_token(row, end - 1)
-            mask[first : last + 1] = [1] * (last + 1 - first)
-        yield ids, mask
-
-
-def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> Rendered:
-    """Return a conversation as text, and where in it each answer begins and its end token ends."""
-    template = tokenizer.apply_chat_template
-    text = template(list(messages), tokenize=False)
-    spans = []
-    for turn, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = template(list(messages[:turn]), tokenize=False, add_generation_prompt=True)
-        after = template(list(messages[: turn + 1]), tokenize=False) if turn + 1 < len(messages) else text
-        if not text.startswith(after) or not after.startswith(before):
-            raise ValueError(
-                f"the chat template changes earlier text when turn {turn + 1} is added; "
-                "the assistant's tokens cannot be told from the rest. Use a template that only appends."
-            )
-        ends = [after.rfind(token) + len(token) for token in tokenizer.all_special_tokens if token in after]
-        if max(ends, default=0) <= len(before):
-            raise ValueError("the chat template ends an answer without a special token; the model would never stop.")
-        spans.append((len(before), max(ends)))
-    return text, spans

@@ -4,7 +4,6 @@ An error is what leaves nothing to learn and stops the run; a warning is counted
 record, and the run goes on. Nothing is left out without standing here.
 """
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from hf_scratch.chat_tokens import ChatEncoder
 from hf_scratch.tokenizer import Message
 from training.data.chat_formats import Row
 from training.data.tokenized import Tokenized
@@ -46,8 +46,11 @@ def check_data(
         _counted("duplicate rows", _duplicates(rows), len(rows), "kept"),
         *_turns(rows),
         *_lengths(found, max_length),
-        _counted("rows with a control token's spelling", _spelled(tokenizer, rows), len(rows), "it stays plain text"),
+        _counted("rows with a control token's spelling", _spelled(tokenizer, rows), len(rows), "it stays text"),
     ]
+    if found.split:
+        note = "each answer is a row, as it reads when it is the last one"
+        findings.append(_counted("rows that the template changes with more turns", found.split, len(rows), note))
     if found.kind == "preferences":
         findings += _pairs(found, rows)
     if found.kind == "thumbs":
@@ -159,8 +162,8 @@ def _duplicates(rows: Sequence[Row]) -> int:
 
 
 def _spelled(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> int:
-    control = re.compile("|".join(re.escape(token) for token in tokenizer.added_tokens_encoder) or r"(?!)")
-    return sum(any(control.search(message["content"]) for message in _messages(row)) for row in rows)
+    encoder = ChatEncoder(tokenizer)
+    return sum(any(map(encoder.is_spelled, _messages(row))) for row in rows)
 
 
 def _prompt(row: Row) -> str:
