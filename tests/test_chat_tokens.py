@@ -178,9 +178,11 @@ def test_each_answer_is_trained_as_it_reads_when_it_is_the_last_one(
     rows: list[Row] = [{"messages": chat}, {"messages": chat, "last_answer_only": True}, {"messages": turns("a", "b")}]
     found = tokenize(tokenizer, "conversations", rows, max_length=1000)
     assert (found.counts["rows"], found.split) == (5, 1)
-    assert (
-        "changes earlier answers when another turn follows: 1 conversations became a row for each" in found.summary()
-    )
+    assert "when another turn follows: 1 conversations became a row for each answer" in found.summary()
+    lines = check_data(tokenizer, found, rows, [], 1000, "messages")
+    assert [line.found for line in lines if line.what == "rows that the template changes with more turns"] == [
+        "1 of 3"
+    ]
 
 
 @pytest.mark.parametrize("name", ["qwen3", "returns", "phi3", "deepseek_r1_distill"])
