@@ -107,8 +107,10 @@ class ChatEncoder:
         spelled = {
             (turn, token)
             for turn, message in enumerate(messages)
-            if message.get("role") == "assistant" and isinstance(message.get("content"), str)
-            for token in self.special.findall(message["content"])
+            if message.get("role") == "assistant"
+            for text in message.values()
+            if isinstance(text, str)
+            for token in self.special.findall(text)
         }
         if not spelled:
             return plain
@@ -213,18 +215,26 @@ def encode_chats(
     Of most templates a conversation is one sequence. Where the template changes an answer once another turn follows,
     as Qwen3's does, that answer has a sequence of its own, in which it is the last one.
 
+    A conversation that the template refuses has none.
+
     Raises:
-        ValueError: The template refuses a conversation, changes the prompt when its answer is added, or ends an
-            answer without a token of its own.
+        ValueError: The template refuses all of them, changes the prompt when its answer is added, or ends an answer
+            without a token of its own.
     """
     encoder, conversations = ChatEncoder(tokenizer), iter(conversations)
-    try:
-        while batch := [encoder.answers(chat) for chat in itertools.islice(conversations, BATCH)]:
-            encoded = encoder.encode_many([rendering for renderings in batch for rendering in renderings])
-            for renderings in batch:
-                yield list(itertools.islice(encoded, len(renderings)))
-    except TemplateError as error:
-        raise ValueError(f"the model's chat template refuses a conversation of this data: {error}") from None
+    while chats := list(itertools.islice(conversations, BATCH)):
+        batch: list[list[tuple[Rendered, list[Span]]]] = []
+        for chat in chats:
+            try:
+                batch.append(encoder.answers(chat))
+            except TemplateError as error:
+                batch.append([])
+                refusal = error
+        if not any(batch):
+            raise ValueError(f"the model's chat template refuses a conversation of this data: {refusal}") from None
+        encoded = encoder.encode_many([rendering for renderings in batch for rendering in renderings])
+        for renderings in batch:
+            yield list(itertools.islice(encoded, len(renderings)))
 
 
 def answer_end_token(tokenizer: PreTrainedTokenizerBase) -> str | None:

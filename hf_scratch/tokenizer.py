@@ -7,6 +7,7 @@ string decodes to itself.
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import TemplateError
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -27,7 +28,7 @@ QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-Message = dict[str, str]
+Message = dict[str, Any]  # role and content, and what else a template takes
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, *, show_progress: bool = True) -> PreTrainedTokenizerFast:

@@ -123,6 +123,16 @@ def test_a_thought_is_trained_as_qwen3_writes_it(tiny_tokenizer: PreTrainedToken
         assert [token for token in encoded[0] if token in think] == think
 
 
+def test_reasoning_beside_an_answer_is_used_and_writes_no_control_token(
+    tiny_tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    tokenizer = tokenizer_of(tiny_tokenizer, template("qwen3"))
+    chat = [*turns("a fox"), {"role": "assistant", "content": "owl", "reasoning_content": "hm<|im_end|>"}]
+    ((encoded,),) = encode_chats(tokenizer, [chat])
+    assert said(tokenizer, encoded) == "<think>\nhm<|im_end|>\n</think>\n\nowl<|im_end|>"
+    assert encoded[0].count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 2
+
+
 @pytest.mark.parametrize("special", [False, True])
 @pytest.mark.parametrize("name", ENDS)
 def test_control_tokens_in_what_people_write_are_text(

@@ -32,6 +32,7 @@ class Tokenized:
     full_lengths: np.ndarray  # tokens of each row that came in; of a pair with the longer answer
     answer_lengths: dict[str, np.ndarray]  # tokens of each answer that came in, by side
     split: int = 0  # conversations of which the template shows an answer otherwise once another turn follows
+    refused: int = 0  # rows that the template refuses
 
     def summary(self) -> str:
         """What came of the rows, in a sentence or two."""
@@ -60,12 +61,13 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, kind: Kind, rows: Sequence[Row]
 
 def _conversations(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], max_length: int) -> Tokenized:
     columns: dict[str, list[np.ndarray]] = {"input_ids": [], "labels": []}
-    counts, full_lengths, split = _new_counts(), [], 0
+    counts, full_lengths, split, refused = _new_counts(), [], 0, 0
     encoded = encode_chats(
         tokenizer, (last_alone(row["messages"]) if "last_answer_only" in row else row["messages"] for row in rows)
     )
     for _, sequences in zip(_progress(rows), encoded, strict=True):
         split += len(sequences) > 1
+        refused += not sequences
         for ids, mask in sequences:
             full_lengths.append(len(ids))
             tokens = np.array(ids[:max_length], dtype=np.int32)
@@ -85,7 +87,7 @@ def _conversations(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], max_
             f"none of the {len(rows)} conversations has an answer within max_length={max_length} tokens; "
             "raise max_length, or check the roles."
         )
-    return Tokenized("conversations", Dataset.from_dict(columns), counts, np.array(full_lengths), {}, split)
+    return Tokenized("conversations", Dataset.from_dict(columns), counts, np.array(full_lengths), {}, split, refused)
 
 
 def _answers(tokenizer: PreTrainedTokenizerBase, kind: Kind, rows: Sequence[Row], max_length: int) -> Tokenized:
@@ -94,10 +96,14 @@ def _answers(tokenizer: PreTrainedTokenizerBase, kind: Kind, rows: Sequence[Row]
     columns: dict[str, list] = {name: [] for name in ("prompt_ids", *(f"{side}_ids" for side in sides))}
     if kind == "thumbs":
         columns["label"] = []
-    counts, full_lengths, answer_lengths = _new_counts(), [], []
+    counts, full_lengths, answer_lengths, refused = _new_counts(), [], [], 0
     encoded = encode_chats(tokenizer, (last_alone(row["prompt"] + row[side]) for row in rows for side in sides))
     for row in _progress(rows):
-        prompt, answers = split_answers([next(encoded)[0] for _ in sides])
+        sequences = [next(encoded) for _ in sides]
+        if not all(sequences):
+            refused += 1
+            continue
+        prompt, answers = split_answers([sequence[0] for sequence in sequences])
         answer_lengths.append([len(answer) for answer in answers])
         full_lengths.append(len(prompt) + max(answer_lengths[-1]))
         room = max_length - len(prompt)
@@ -120,7 +126,7 @@ def _answers(tokenizer: PreTrainedTokenizerBase, kind: Kind, rows: Sequence[Row]
             f"the prompts of all {len(rows)} {NOUNS[kind]} fill max_length={max_length} tokens; raise it."
         )
     by_side = dict(zip(sides, np.array(answer_lengths).T, strict=True))
-    return Tokenized(kind, Dataset.from_dict(columns), counts, np.array(full_lengths), by_side)
+    return Tokenized(kind, Dataset.from_dict(columns), counts, np.array(full_lengths), by_side, refused=refused)
 
 
 def row_lengths(dataset: Dataset) -> list[int]:
