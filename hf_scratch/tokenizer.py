@@ -1,7 +1,8 @@
 """Byte-level BPE on one's own text, and the only two ways by which text becomes token ids: plain and chat.
 
 Control tokens come from the chat template and the training code alone: whatever a document, a user or a model writes
-is encoded as ordinary text, `<|im_end|>` included. Any Unicode string decodes to itself.
+is encoded as ordinary text, `<|im_end|>` included; `chat_tokens` says what an answer's own tokens are. Any Unicode
+string decodes to itself.
 """
 
 import json
@@ -14,6 +15,7 @@ from jinja2 import TemplateError
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from .chat_tokens import ChatEncoder, encode_chats
 from .clean_process import control_tokens
 
 END_OF_TEXT = "<|endoftext|>"
@@ -29,7 +31,7 @@ QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-Message = dict[str, str]
+Message = dict[str, Any]  # role and content, and what else a template takes
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, *, show_progress: bool = True) -> PreTrainedTokenizerFast:
@@ -147,49 +149,33 @@ def keep_control_tokens_text(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
     """Encode a conversation up to the place where the assistant's next answer begins."""
-    return _apply_template(tokenizer, messages, add_generation_prompt=True)
+    _refuse_surrogates([str(message.get("content")) for message in messages])
+    encoder = ChatEncoder(tokenizer)
+    try:
+        return encoder.encode(encoder.render(messages, add_generation_prompt=True))
+    except TemplateError as error:
+        raise ValueError(f"the chat template refuses this conversation: {error}.") from None
 
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
     """Encode a conversation and mark what the assistant says.
 
-    `apply_chat_template` cannot give a mask and keep control tokens out of the content at once, so the spans are found
-    by rendering: an answer is what a turn adds to the prompt before it, up to its last end token.
+    An answer is what a turn adds to the prompt before it, up to the token that ends it.
 
     Returns:
         Token ids, and a mask of the same length: 1 for the tokens of answers and the token that ends each.
 
     Raises:
-        ValueError: The template refuses the conversation; or it renders a conversation differently once another turn
-            follows, so that no span can be told; or it ends an answer without a special token.
+        ValueError: The template refuses the conversation; or it renders an answer differently once another turn
+            follows, so that one sequence cannot hold all; or it ends an answer without a token of its own.
     """
     if messages and messages[0].get("role") == "assistant":
         raise ValueError("a conversation begins with a system or user message, this one with an answer to nothing.")
-    ids = _apply_template(tokenizer, messages)
-    mask = [0] * len(ids)
-    for turn, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = encode_prompt(tokenizer, messages[:turn])
-        after = _apply_template(tokenizer, messages[: turn + 1])
-        # An answer that begins with a line break joins the one before it: its first token is the prompt's last.
-        start = len(before) if after[: len(before)] == before else len(before) - 1
-        if ids[: len(after)] != after or after[:start] != before[:start]:
-            raise ValueError(
-                f"the chat template changes earlier text when turn {turn + 1} is added; "
-                "the assistant's tokens cannot be told from the rest. Use a template that only appends."
-            )
-        end = len(after) - after[::-1].index(_end_of_turn(tokenizer, after[len(before) :]))
-        mask[start:end] = [1] * (end - start)
-    return ids, mask
-
-
-def _apply_template(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **kwargs: Any) -> list[int]:
     _refuse_surrogates([str(message.get("content")) for message in messages])
-    try:
-        return tokenizer.apply_chat_template(list(messages), sanitize_control_tokens=True, **kwargs)["input_ids"]
-    except TemplateError as error:
-        raise ValueError(f"the chat template refuses this conversation: {error}.") from None
+    (sequences,) = encode_chats(tokenizer, [messages])
+    if len(sequences) > 1:
+        raise ValueError("the chat template changes earlier text when a turn is added; encode each answer for itself.")
+    return sequences[0]
 
 
 def _refuse_surrogates(texts: Sequence[str]) -> None:
@@ -201,12 +187,3 @@ def _refuse_surrogates(texts: Sequence[str]) -> None:
                 f"text {number} holds {text[error.start]!r} at character {error.start}, which is half of a surrogate "
                 "pair; replace it, for example with text.encode('utf-8', 'replace').decode()."
             ) from None
-
-
-def _end_of_turn(tokenizer: PreTrainedTokenizerBase, answer: list[int]) -> int:
-    """The last special token of an answer; content cannot hold one."""
-    special = set(tokenizer.all_special_ids)
-    found = [token for token in answer if token in special]
-    if not found:
-        raise ValueError("the chat template ends an answer without a special token; the model would never stop.")
-    return found[-1]

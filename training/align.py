@@ -111,7 +111,16 @@ def read_data(tokenizer: PreTrainedTokenizerBase, config: AlignConfig, kinds: Se
             held_out = tokenize(tokenizer, loaded.kind, loaded.held_out, config.max_length)
         except ValueError as error:
             raise ValueError(f"the held-out rows cannot be evaluated on: {error}") from None
-    findings = check_data(tokenizer, found, loaded.train, loaded.held_out, config.max_length, loaded.format)
+    findings = check_data(
+        tokenizer,
+        found,
+        loaded.train,
+        loaded.held_out,
+        config.max_length,
+        loaded.format,
+        loaded.left_out,
+        loaded.unused,
+    )
     say(table(findings))
     return Data(found, held_out, findings)
 
