@@ -1,7 +1,8 @@
 """Pretraining with and without initial weights under which attention copies, seed by seed.
 
     python -m benchmarks.copying training/recipes/quickstart --output_dir runs/copying/stories
-    python -m benchmarks.copying training/recipes/shakespeare --files tinyshakespeare.txt --output_dir runs/copying/text
+    python -m benchmarks.copying training/recipes/shakespeare --files tinyshakespeare.txt \\
+        --output_dir runs/copying/text
 
 Everything but `copy_strength` and the seed is the recipe's. Each pair of runs has the same seed, data and order of
 rows. `results.json` has every run; the table has each seed, and the exact p of the paired differences.

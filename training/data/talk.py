@@ -61,6 +61,7 @@ BEFORE_NEXT = ("Thank you!", "Nice story.", "One more, please.", "Now another on
 
 # Shares of the conversations that begin with, and of the later turns that are, something else than a story request.
 SMALL_TALK, OPEN = 0.12, 0.1
+BESIDES = 0.2  # share of the preference pairs that are about something else than a story
 
 
 def user(text: str) -> Message:
@@ -144,9 +145,13 @@ def conversations(split: Split, seed: int) -> Iterator[dict[str, list[Message]]]
 
 def preferences(split: Split, seed: int) -> Iterator[dict[str, list[Message]]]:
     """Returns the endless stream of pairs: chosen tells what was asked and ends happily; rejected ends unhappily,
-    or (one in five) happily tells of something else."""
+    or (one in five) happily tells of something else. One pair in five is about what comes besides such a story: the
+    true answer to a question and the honest sentence are chosen, an untrue one and a story are rejected."""
     rng = random.Random(f"preferences/{split}/{seed}")
     while True:
+        if rng.random() < BESIDES:
+            yield _true_and_untrue(rng, split)
+            continue
         facts, asked, instruction = _ask(rng, split)
         chosen, rejected = tell(rng, facts, happy=True), tell(rng, facts, happy=False)
         if rng.random() < 0.2:
@@ -155,6 +160,21 @@ def preferences(split: Split, seed: int) -> Iterator[dict[str, list[Message]]]:
                 rejected = tell(rng, draw(rng, split), happy=True)
         prompt = [*_system(rng), user(instruction)]
         yield {"prompt": prompt, "chosen": [assistant(chosen.text)], "rejected": [assistant(rejected.text)]}
+
+
+def _true_and_untrue(rng: random.Random, split: Split) -> dict[str, list[Message]]:
+    """Returns a pair of short answers, of which one is true."""
+    if rng.random() < 0.25:
+        *before, asked, chosen = [*_system(rng), *_small_talk(rng, split)]
+        _, (_, rejected) = _told(rng, split)
+        return {"prompt": [*before, asked], "chosen": [chosen], "rejected": [rejected]}
+    story, told = _told(rng, split)
+    question = rng.choice(questions(story))
+    untrue = question
+    while untrue.kind != question.kind or untrue.answer == question.answer:
+        untrue = rng.choice(questions(tell(rng, draw(rng, split), happy=rng.random() < 0.5)))
+    prompt = [*_system(rng), *told, user(rng.choice(question.asked))]
+    return {"prompt": prompt, "chosen": [assistant(question.answer)], "rejected": [assistant(untrue.answer)]}
 
 
 def prompts(split: Split, seed: int) -> Iterator[tuple[Request, list[Message]]]:
