@@ -17,6 +17,8 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import mark_control_tokens
 
+from .clean_process import control_tokens
+
 Encoded = tuple[list[int], list[int]]  # token ids, and 1 where an answer carries loss
 Span = tuple[int, int]  # the characters of an answer, its end token included
 
@@ -24,7 +26,6 @@ BATCH = 1000  # conversations tokenized at once: enough to keep all cores busy
 # The characters that transformers puts around a control token which is to become text.
 START, END = mark_control_tokens(".", re.compile(r"\.")).split(".")
 MARKED = re.compile(f"{START}([^{START}{END}]+){END}")
-BRACKETED = re.compile(r"[<\[{].*[>\]}]", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,7 @@ class ChatEncoder:
         added = [token for token in tokenizer.added_tokens_decoder.values() if not token.content.isspace()]
         special = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
         template = str(tokenizer.chat_template)
-        control = {t.content for t in added if t.content in template or BRACKETED.fullmatch(t.content)}
-        # What else was added is vocabulary, such as the words of a trade.
+        control = {token.content for token in added if token.content in template} | set(control_tokens(tokenizer))
         self.special, self.control = any_of(special), any_of(special | control)
 
     @cached_property
