@@ -59,7 +59,8 @@ class Check:
         return self.hero and self.item and self.place and self.problem and self.complete
 
 
-INTRODUCED, EXAMINED = 0.4, 0.35  # shares of the pretraining texts
+INTRODUCED, EXAMINED = 0.45, 0.35  # shares of the pretraining texts
+INTRODUCED_KINDS = ("who", "name", "had", "place", "color")  # of questions that an introduction answers
 
 
 # ---- facts ----
@@ -281,7 +282,7 @@ def fill(template: str, facts: Request) -> str:
 def questions(story: Story) -> list[Question]:
     """Returns what can be asked about the story."""
     facts, slots = story.request, _slots(story.request, story.helper)
-    told = world.PROBLEMS[facts.problem].told.format(name=facts.name, it=f"the {facts.item}") + "."
+    told = world.PROBLEMS[facts.problem].told.format(name=slots["he"], it=f"the {facts.item}") + "."
     helped = "{a_helper} helped {name}." if story.happy else "{a_helper} came, but could not help."
     mood = "Yes, {name} was happy." if story.happy else "No, {name} was sad."
     answers = {"happened": told, "helped": helped, "mood": mood} | world.ANSWERS
@@ -298,26 +299,34 @@ def _sentence(template: str, slots: Slots) -> str:
     return text[0].upper() + text[1:]
 
 
-def examine(rng: random.Random, story: Story) -> str:
-    """Returns the story's text and a few questions about it with their answers."""
-    pairs = rng.sample(questions(story), rng.randint(2, 4))
-    return "\n\n".join([story.text, "\n".join(f"{rng.choice(pair.asked)} {pair.answer}" for pair in pairs)])
+def examine(rng: random.Random, text: str, about: list[Question]) -> str:
+    """Returns the text and a few questions about it with their answers."""
+    pairs = rng.sample(about, rng.randint(2, min(4, len(about))))
+    return "\n\n".join([text, "\n".join(f"{rng.choice(pair.asked)} {pair.answer}" for pair in pairs)])
+
+
+def _is_said(question: Question, story: Story, text: str) -> bool:
+    """Returns whether a text holds the facts that the answer to a question names."""
+    facts = {str(story.request.place), story.request.item, story.request.adjective} - {""}
+    return all(fact in text for fact in facts & set(re.findall(r"[a-z]+", question.answer)))
 
 
 def documents(split: Split, seed: int) -> Iterator[str]:
-    """Returns the endless stream of pretraining texts: as many short introductions as stories.
+    """Returns the endless stream of pretraining texts: short introductions and stories.
 
     An introduction repeats few facts often. A small model learns there to carry a name on, which it does hundreds of
-    steps later from stories alone. Half of the stories say first what they are about, as an instruction will, and
-    half of the others are asked about at their end.
+    steps later from stories alone. Of both, many are asked about at their end, and some stories say first what they
+    are about, as an instruction will.
     """
     rng = random.Random(f"introductions/{split}/{seed}")
     for story in stories(split, seed):
         kind = rng.random()
         if kind < INTRODUCED:
-            yield introduce(rng, story)
+            text = introduce(rng, story)
+            said = [one for one in questions(story) if one.kind in INTRODUCED_KINDS and _is_said(one, story, text)]
+            yield examine(rng, text, said) if rng.random() < 0.5 else text
         elif kind < INTRODUCED + EXAMINED:
-            yield examine(rng, story)
+            yield examine(rng, story.text, questions(story))
         else:
             yield frame(rng, story) if story.shape != "frame" and rng.random() < 0.6 else story.text
 

@@ -55,6 +55,7 @@ AGAIN = (
     "Can you tell it again with another ending?", "Now give it another ending.",
     "Please tell it again, but end it another way.",
 )
+AGAIN_ENDS = {True: "This time it ends well.", False: "This time it ends badly."}
 BEFORE_NEXT = ("Thank you!", "Nice story.", "One more, please.", "Now another one.", "I liked that.")
 
 # fmt: on
@@ -120,12 +121,16 @@ def _later(rng: random.Random, split: Split, story: Story) -> list[Message]:
         pairs = rng.sample(questions(story), rng.randint(2, 5))
         return [turn for pair in pairs for turn in (user(rng.choice(pair.asked)), assistant(pair.answer))]
     if kind == "again":
-        other = tell(rng, story.request, happy=not story.happy)
-        return [user(rng.choice(AGAIN)), assistant(other.text)]
+        return [user(rng.choice(AGAIN)), assistant(_told_again(rng, story))]
     if kind == "small talk":
         return _small_talk(rng, split)
     _, (asked, told) = _told(rng, split)
     return [user(f"{rng.choice(BEFORE_NEXT)} {asked['content']}"), told]
+
+
+def _told_again(rng: random.Random, story: Story) -> str:
+    """Returns the story with the other ending, which the first sentence settles, so that it need not be told late."""
+    return f"{AGAIN_ENDS[not story.happy]} {tell(rng, story.request, happy=not story.happy).text}"
 
 
 def conversations(split: Split, seed: int) -> Iterator[dict[str, list[Message]]]:
@@ -145,8 +150,11 @@ def conversations(split: Split, seed: int) -> Iterator[dict[str, list[Message]]]
 
 def preferences(split: Split, seed: int) -> Iterator[dict[str, list[Message]]]:
     """Returns the endless stream of pairs: chosen tells what was asked and ends happily; rejected ends unhappily,
-    or (one in five) happily tells of something else. One pair in five is about what comes besides such a story: the
-    true answer to a question and the honest sentence are chosen, an untrue one and a story are rejected."""
+    or (one in five) happily tells of something else.
+
+    One pair in five is about what comes besides such a story. Of a question the true answer is chosen and an untrue
+    one rejected, of small talk the honest sentence and a story, of another ending that one and the same again.
+    """
     rng = random.Random(f"preferences/{split}/{seed}")
     while True:
         if rng.random() < BESIDES:
@@ -169,6 +177,10 @@ def _true_and_untrue(rng: random.Random, split: Split) -> dict[str, list[Message
         _, (_, rejected) = _told(rng, split)
         return {"prompt": [*before, asked], "chosen": [chosen], "rejected": [rejected]}
     story, told = _told(rng, split)
+    if rng.random() < 0.3:
+        same = f"{AGAIN_ENDS[story.happy]} {tell(rng, story.request, happy=story.happy).text}"
+        prompt = [*_system(rng), *told, user(rng.choice(AGAIN))]
+        return {"prompt": prompt, "chosen": [assistant(_told_again(rng, story))], "rejected": [assistant(same)]}
     question = rng.choice(questions(story))
     untrue = question
     while untrue.kind != question.kind or untrue.answer == question.answer:

@@ -423,7 +423,8 @@ ENDINGS = (
 # Words of a helper's failure; a story that ends well holds none of them.
 GLOOM = ("too late", "gone for good", "no use", "nothing could save", "no one else came")
 
-# Ways to ask about a story, and the answers that do not depend on how it ended.
+# Ways to ask about a story, and the answers that do not depend on how it ended. No answer begins with a name, as no
+# text does.
 QUESTIONS = {
     "who": ("Who was the story about?", "Who is the story about?", "Who was it about?"),
     "name": ("What was the name of the {kind}?", "What was the {kind} called?", "What was {his} name?"),
@@ -438,6 +439,6 @@ QUESTIONS = {
 }
 ANSWERS = {
     "who": "It was about {a_kind} named {name}.", "name": "The {kind} was named {name}.",
-    "had": "{name} had {a_full}.", "where": "It happened near the {place}.", "place": "{name} was near the {place}.",
+    "had": "{he} had {a_full}.", "where": "It happened near the {place}.", "place": "{he} was near the {place}.",
     "can": "{a_helper} can {own}.", "color": "The {noun} was {color}.",
 }
