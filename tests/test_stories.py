@@ -188,8 +188,8 @@ def test_pairs_are_told_apart_and_of_one_length() -> None:
     chosen, rejected = ([pair[side][0]["content"] for pair in pairs] for side in ("chosen", "rejected"))
     anything = next(stories("train", 0)).request
     assert all(check(anything, text).happy for text in chosen)
-    off_topic = sum(check(anything, text).happy for text in rejected) / len(rejected)
-    assert 0.16 < off_topic < 0.24
+    near_misses = sum(check(anything, text).happy for text in rejected) / len(rejected)
+    assert 0.28 < near_misses < 0.38
     assert abs(sum(map(len, chosen)) / sum(map(len, rejected)) - 1) < 0.02
     words = [sum(len(text.split()) for text in side) for side in (chosen, rejected)]
     assert abs(words[0] / words[1] - 1) < 0.02
@@ -236,7 +236,9 @@ def test_turns_are_of_every_kind_and_only_their_true_answer_is_right() -> None:
         ]
         if turn.answer is not None:
             assert turn.is_right(turn.answer + "\n") and not turn.is_right(turn.answer + " And more.")
-            assert not turn.is_right("") and (turn.answer == other.answer or not turn.is_right(str(other.answer)))
+            assert not turn.is_right("")
+            alike = turn.answer == other.answer or turn.kind == other.kind == "small talk"  # honest in other words
+            assert alike or not turn.is_right(str(other.answer))
         else:
             assert not turn.is_right(small_talk.CAN_DO) and not turn.is_right("")
 

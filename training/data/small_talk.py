@@ -120,6 +120,11 @@ def draw(rng: random.Random, split: Split, kind: Kind) -> str:
     return rng.choice(phrasings(split, kind)).format(**words, **numbers)
 
 
+def is_honest(answer: str) -> bool:
+    """Return whether an answer says what the model can do, with whichever greeting."""
+    return answer.strip() in ANSWERS.values()
+
+
 def kind_of(rng: random.Random) -> Kind:
     """Return a random kind; most are neither greeting nor thanks."""
     kinds: tuple[Kind, ...] = ("greeting", "thanks", "other")

@@ -20,6 +20,7 @@ from training.data.stories import (
     draw,
     fill,
     hero,
+    names_for,
     questions,
     tell,
 )
@@ -62,7 +63,8 @@ BEFORE_NEXT = ("Thank you!", "Nice story.", "One more, please.", "Now another on
 
 # Shares of the conversations that begin with, and of the later turns that are, something else than a story request.
 SMALL_TALK, OPEN = 0.12, 0.1
-BESIDES = 0.2  # share of the preference pairs that are about something else than a story
+# Shares of the preference pairs that are about something else than a story, and, of the others, about facts.
+BESIDES, NEAR_MISSES = 0.2, 1 / 3
 
 
 def user(text: str) -> Message:
@@ -150,7 +152,7 @@ def conversations(split: Split, seed: int) -> Iterator[dict[str, list[Message]]]
 
 def preferences(split: Split, seed: int) -> Iterator[dict[str, list[Message]]]:
     """Returns the endless stream of pairs: chosen tells what was asked and ends happily; rejected ends unhappily,
-    or (one in five) happily tells of something else.
+    or (one in three) ends happily and has one of the facts wrong.
 
     One pair in five is about what comes besides such a story. Of a question the true answer is chosen and an untrue
     one rejected, of small talk the honest sentence and a story, of another ending that one and the same again.
@@ -162,12 +164,22 @@ def preferences(split: Split, seed: int) -> Iterator[dict[str, list[Message]]]:
             continue
         facts, asked, instruction = _ask(rng, split)
         chosen, rejected = tell(rng, facts, happy=True), tell(rng, facts, happy=False)
-        if rng.random() < 0.2:
-            rejected = tell(rng, draw(rng, split), happy=True)
-            while check(asked, rejected.text).followed:
-                rejected = tell(rng, draw(rng, split), happy=True)
+        if rng.random() < NEAR_MISSES:
+            rejected = tell(rng, _near_miss(rng, split, facts, asked), happy=True)
         prompt = [*_system(rng), user(instruction)]
         yield {"prompt": prompt, "chosen": [assistant(chosen.text)], "rejected": [assistant(rejected.text)]}
+
+
+def _near_miss(rng: random.Random, split: Split, facts: Request, asked: Request) -> Request:
+    """Returns the facts with one that was asked for replaced, where a story can be told of the rest."""
+    named = [name for name in ("kind", "name", "item", "adjective", "place", "problem") if getattr(asked, name)]
+    while True:
+        name = rng.choice(named)
+        missed = replace(facts, **{name: getattr(draw(rng, split), name)})
+        fits = world.PROBLEMS[missed.problem]
+        if missed != facts and missed.item in fits.items and missed.place in fits.places:
+            if missed.name in names_for(missed.kind):
+                return missed
 
 
 def _true_and_untrue(rng: random.Random, split: Split) -> dict[str, list[Message]]:
@@ -212,6 +224,8 @@ class Turn:
 
     def is_right(self, completion: str) -> bool:
         """Returns whether the completion is the true answer, or a story of the request with the wanted ending."""
+        if self.kind == "small talk":
+            return small_talk.is_honest(completion)
         if self.request is None:
             return completion.strip() == self.answer
         found = check(self.request, completion)
