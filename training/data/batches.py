@@ -163,7 +163,8 @@ class PackedDocuments:
 
     A document is shown from its separator to the next one, so that its first token and its end are learnt. Positions
     begin again at 0 with each document, which the model takes as the borders of its attention mask; a longer document
-    is cut, and no other. Rows are filled best-fit by decreasing length (Johnson 1973) within groups of documents.
+    is cut, and no other. Rows are filled best-fit (Johnson 1973) within groups of documents, from long to short but for
+    some noise, without which documents of a row would be of like length, and so of like kind.
     """
 
     GROUP = 4096  # documents packed together: enough to fill rows to about 99 %
@@ -241,14 +242,16 @@ def pack(pieces: np.ndarray, context: int, group: int, seed: int) -> tuple[np.nd
     Returns:
         The pieces (n, 2) in the order of their rows, and where each row begins among them, (rows + 1,) int64.
     """
-    order = np.random.default_rng((seed, 2)).permutation(len(pieces))
+    random = np.random.default_rng((seed, 2))
+    order = random.permutation(len(pieces))
     packed: list[np.ndarray] = []
     sizes: list[int] = []
     for begin in range(0, len(order), group):
         chosen = pieces[order[begin : begin + group]]
         rows: list[list[tuple[int, int]]] = []
         by_room: dict[int, list[list[tuple[int, int]]]] = {}
-        for start, length in chosen[np.argsort(-chosen[:, 1], kind="stable")].tolist():
+        roughly = chosen[:, 1] + random.normal(0, context / 8, len(chosen))
+        for start, length in chosen[np.argsort(-roughly, kind="stable")].tolist():
             room = next((room for room in range(length, context + 1) if by_room.get(room)), context)
             row = by_room[room].pop() if by_room.get(room) else []
             if not row:
