@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TextSt
 
 from . import ScratchForCausalLM, fast_generate  # noqa: F401, registers the model type: its code need not be trusted
 from .hub import call, find_model
-from .tokenizer import Message, encode_prompt, encode_texts
+from .tokenizer import Message, encode_prompt, encode_texts, require_fit
 
 MIN_ROOM = 16  # tokens left for an answer; older turns are left out before that
 HELP = "/reset begins anew, /save FILE writes the conversation, /system TEXT sets the system prompt, /exit ends."
@@ -37,7 +37,8 @@ def load_speaker(model: str, revision: str, trust_remote_code: bool) -> Speaker:
     """Load a model from a folder or the Hub.
 
     Raises:
-        ValueError: There is none, or it comes with code of its own that was not trusted.
+        ValueError: There is none, it comes with code of its own that was not trusted, or its tokenizer has more
+            tokens than it.
     """
     find_model(model)
     on_gpu, what = torch.cuda.is_available(), f"loading {model}"
@@ -47,6 +48,7 @@ def load_speaker(model: str, revision: str, trust_remote_code: bool) -> Speaker:
     dtype = "auto" if on_gpu or "quantization_config" in config.to_dict() else torch.float32
     loaded = call(what, AutoModelForCausalLM.from_pretrained, model, dtype=dtype, **options)
     tokenizer = call(what, AutoTokenizer.from_pretrained, model, **options)
+    require_fit(tokenizer, loaded)
     return Speaker(loaded.eval().to("cuda" if on_gpu else "cpu"), tokenizer)
 
 

@@ -63,6 +63,9 @@ def load_and_observe(folder: str, request: dict[str, Any], checks: list[Check]) 
         model, report = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
         if wrong := {kind: sorted(map(str, keys)) for kind, keys in report.items() if keys}:
             raise ValueError(f"weights do not fit the code: {wrong}")
+    with check(checks, "every token has a row in the model"):
+        if extra := tokens_without_row(tokenizer, model):
+            raise ValueError(f"{len(extra):,} have none, {extra[0]!r} for one")
     with check(checks, "chat template renders") as template:
         if not needs_template and not tokenizer.chat_template:
             template["detail"] = "it has none; the messages are read as plain text"
@@ -90,6 +93,18 @@ def encode(tokenizer: Any, messages: list[dict[str, str]], needs_template: bool 
     return tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, sanitize_control_tokens=True, return_tensors="pt"
     )
+
+
+def tokens_without_row(tokenizer: Any, model: Any) -> list[str]:
+    """Return the tokens beyond the model's embedding, which fails as soon as one of them is written.
+
+    Special ones that nothing writes are left out: Gemma 3 has one for pictures in its models without eyes, too.
+    """
+    rows, template = model.get_input_embeddings().weight.shape[0], str(tokenizer.chat_template)
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    written = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token}
+    beyond = (token for token, number in tokenizer.get_vocab().items() if number >= rows)
+    return sorted(token for token in beyond if token not in special or token in written or token in template)
 
 
 def control_tokens(tokenizer: Any) -> list[str]:

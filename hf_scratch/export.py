@@ -25,7 +25,7 @@ from .card import read_metadata
 from .export_record import RECORD, check_exports, list_on_card, read_records, write_record
 from .files import Check, read_config
 from .token_ids import refuse_other_tokenizer
-from .tokenizer import keep_control_tokens_text
+from .tokenizer import keep_control_tokens_text, require_fit
 from .verify import Reference, load_reference, make_reference, observe, require, verify
 
 MAX_SHARD = "5GB"
@@ -119,6 +119,7 @@ def load_original(source: Path, text: Path | None) -> Original:
         raise ValueError(f"{source} holds a model of type {kind!r}; only scratch and qwen3 can be exported.")
     model = AutoModelForCausalLM.from_pretrained(source, dtype="auto").eval()
     tokenizer = AutoTokenizer.from_pretrained(source)
+    require_fit(tokenizer, model)
     keep_control_tokens_text(tokenizer)
     now = make_reference(model, tokenizer)
     reference = load_reference(source) or now
@@ -263,6 +264,7 @@ def import_stock(model: str, revision: str, output: Path) -> list[Check]:
         raise ValueError(f"{model} is of type {config.get('model_type')!r}; only dense `qwen3` checkpoints fit.")
     stock = AutoModelForCausalLM.from_pretrained(source, dtype="auto").eval()
     tokenizer = AutoTokenizer.from_pretrained(source)
+    require_fit(tokenizer, stock)
     keep_control_tokens_text(tokenizer)
     given = stock.config.to_dict()
     names = [*(field.name for field in fields(ScratchConfig)), *OFF_IN_QWEN3]

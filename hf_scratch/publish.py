@@ -16,7 +16,7 @@ from huggingface_hub import HfApi
 from . import hub
 from .files import check_leaks, link_or_copy
 from .hub import HubError, Target
-from .verify import load_reference, require, verify_with_exports
+from .verify import FOLDER, load_reference, require, verify_with_exports
 
 STAGES = ("base", "sft", "dpo")
 NOT_OURS = {".DS_Store", "__pycache__"}
@@ -100,20 +100,28 @@ def targets(release: Path, plan: Plan) -> list[tuple[Target, Path]]:
 
     Stages go to branches of their own beside the release, or, where the id has `{stage}` in it, to repositories.
     """
-    own = "{stage}" in plan.repo_id
+    own, stages = "{stage}" in plan.repo_id, " ".join(plan.stages)
     found = []
     for stage in plan.stages:
         if stage not in STAGES:
             raise ValueError(f"--stages {stage!r} is not one of {', '.join(STAGES)}.")
         folder = release / "stages" / stage
         if not (folder / "config.json").is_file():
-            stages = " ".join(plan.stages)
+            raise ValueError(f"{folder} does not exist; {make_again(release, stages)}.")
+        if load_reference(folder) is None:
             raise ValueError(
-                f"{folder} does not exist; make it with `python -m training.release` and --stages {stages}."
+                f"{folder} was copied only, for the Space, without what its model said when it was trained; "
+                f"{make_again(release, stages)}."
             )
         target = Target(plan.repo_id.replace("{stage}", stage), branch="main" if own else stage)
         found.append((target, folder))
     return found if own else [*found, (Target(plan.repo_id, branch=plan.branch), release / "model")]
+
+
+def make_again(release: Path, stages: str) -> str:
+    """Say how a release is made whose stages are fit to be published."""
+    where = f"--run {release.parent} --output_dir {release}"
+    return f"make it with `python -m training.release {where} --stages {stages}`"
 
 
 def check_names(target: Target, space: Space | None) -> None:
@@ -162,7 +170,10 @@ def require_good(folder: Path, say: Callable[[str], None]) -> None:
         ValueError: A check failed; nothing was pushed.
     """
     if load_reference(folder) is None:
-        raise ValueError("the release does not say what its model said when it was trained; make the release again.")
+        raise ValueError(
+            f"{folder.name} of the release does not say what its model said when it was trained (no {FOLDER}/); "
+            "remove the release's stage.json and make it again with `python -m training.release`."
+        )
     checks = verify_with_exports(folder)
     require(checks, "nothing was pushed: the release")
     say(f"{len(checks)} checks passed in a clean process.")

@@ -13,10 +13,10 @@ from typing import Any
 
 from jinja2 import TemplateError
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .chat_tokens import ChatEncoder, encode_chats
-from .clean_process import control_tokens
+from .clean_process import control_tokens, tokens_without_row
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
@@ -98,6 +98,16 @@ def separator_of(tokenizer: PreTrainedTokenizerBase) -> int:
     if separator is None:
         raise ValueError("the tokenizer has neither a bos nor an eos token to begin a text with; set one of them.")
     return separator
+
+
+def require_fit(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Raise ValueError if the tokenizer can give an id that the model has no embedding for."""
+    if extra := tokens_without_row(tokenizer, model):
+        raise ValueError(
+            f"the tokenizer has {len(extra):,} tokens that the model has no row for, {extra[0]!r} for one; take the "
+            f"model's own tokenizer, or save the model after `model.resize_token_embeddings({len(tokenizer)})` and "
+            "train it on them."
+        )
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:

@@ -19,6 +19,7 @@ from hf_scratch import ScratchForCausalLM
 from hf_scratch.card import Base, CardFacts, make_card
 from hf_scratch.export import write_origin
 from hf_scratch.files import Check, check_files, check_leaks
+from hf_scratch.publish import Plan, targets
 from hf_scratch.verify import Reference, load_reference, make_reference, require, verify
 from training import eval_model, release
 from training.stage import hash_input
@@ -142,6 +143,33 @@ def test_an_earlier_stage_is_a_release_of_its_own(run: Path, released: Path) -> 
     reference, last = (load_reference(path) for path in (folder, released / "model"))
     assert reference and last and not reference.chats and last.chats
     assert reference.observed["weights"] != last.observed["weights"]
+
+
+@pytest.mark.slow
+def test_every_stage_that_was_evaluated_can_be_published(run: Path, released: Path, tmp_path: Path) -> None:
+    """`publish --stages base,sft` of a release for which nobody had asked for stages, as the quickstart makes it."""
+    copy = Path(shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("release")))
+    release.main(["--run", str(copy), "--output_dir", f"{copy}/release"])
+    found = targets(copy / "release", Plan(repo_id="user/tiny", stages=["base", "sft"]))
+    assert [target.branch for target, _ in found] == ["base", "sft", "main"]
+    references = [load_reference(folder) for _, folder in found]
+    assert [reference and reference.chats for reference in references] == [False, True, True]
+    assert all((folder / "README.md").is_file() for _, folder in found)
+
+
+@pytest.mark.slow
+def test_a_stage_that_was_not_evaluated_is_named_with_what_to_do(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("release")))
+    results = json.loads((copy / "eval/results.json").read_text())
+    del results["models"]["pretrain"]
+    (copy / "eval/results.json").write_text(json.dumps(results))
+    release.main(["--run", str(copy), "--output_dir", f"{copy}/release"])
+    assert (copy / "release/stages/base/model.safetensors").is_file()  # the Space compares it all the same
+    with pytest.raises(ValueError, match="stages/base was copied only.* training.release .*--stages base") as error:
+        targets(copy / "release", Plan(repo_id="user/tiny", stages=["base"]))
+    words = re.search("`python -m training.release (.*)`", str(error.value))[1].split()
+    with pytest.raises(SystemExit, match="holds no results of .*pretrain/model.*training.eval_model"):
+        release.main(words)
 
 
 def test_results_on_a_data_set_of_the_hub_are_in_the_hub_s_format(tmp_path: Path) -> None:

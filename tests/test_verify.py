@@ -11,12 +11,17 @@ from typing import Any
 
 import pytest
 from tiny_release import save_release
-from transformers import PreTrainedTokenizerBase
+from tokenizers import AddedToken
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hf_scratch import verify
+from hf_scratch.chat import load_speaker
+from hf_scratch.clean_process import tokens_without_row
+from hf_scratch.export import load_original
 from hf_scratch.files import Check, check_files
 from hf_scratch.verify import find_cut_off, foreign_code, verify_anywhere
-from training import release
+from training import eval_model, release
+from training.align import load_model, load_weights
 
 CODE_CHECK = "the code that config.json names is there"
 
@@ -177,6 +182,39 @@ def test_code_that_does_not_end_is_stopped(folder: Path, monkeypatch: pytest.Mon
 def test_code_that_ends_the_process_has_not_passed(folder: Path) -> None:
     add_code(folder, "import os\nos._exit(0)\n")
     assert "the clean process ends" in failed(verify_anywhere(str(folder), trust_remote_code=True))
+
+
+# ---- the tokenizer ----
+
+
+def add_tokens(folder: Path, *tokens: AddedToken) -> None:
+    """Save the tokenizer with more tokens than the model has rows."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(list(tokens))
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.mark.slow
+def test_a_tokenizer_that_is_larger_than_the_model_is_found(folder: Path) -> None:
+    add_tokens(folder, AddedToken("zebra"), AddedToken("<think>"), AddedToken("<|picture|>", special=True))
+    assert failed(verify.verify(folder)) == {
+        "every token has a row in the model": "ValueError: 2 have none, '<think>' for one"
+    }
+
+
+def test_a_tokenizer_that_is_larger_than_the_model_is_refused_before_it_is_used(folder: Path) -> None:
+    add_tokens(folder, AddedToken("<|picture|>", special=True))  # which nothing writes
+    load_speaker(str(folder), "main", False)
+    add_tokens(folder, AddedToken("zebra"))
+    for use in (lambda: load_speaker(str(folder), "main", False), lambda: load_original(folder, None),
+                lambda: load_model(str(folder)), lambda: eval_model.load(str(folder))):  # fmt: skip
+        with pytest.raises(
+            ValueError, match=r"has 1 tokens .* no row for, 'zebra' for one; .*resize_token_embeddings"
+        ):
+            use()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.eos_token = "<|picture|>"
+    assert tokens_without_row(tokenizer, load_weights(str(folder))) == ["<|picture|>", "zebra"]
 
 
 # ---- what people write ----

@@ -18,7 +18,7 @@ from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from hf_scratch import ScratchForCausalLM  # noqa: F401, registers the model type with the Auto classes
-from hf_scratch.tokenizer import CHAT_TEMPLATE, IM_END, IM_START
+from hf_scratch.tokenizer import CHAT_TEMPLATE, IM_END, IM_START, require_fit
 from training.align_trainer import CHECKPOINTS, AlignConfig, say, train
 from training.data.chat import load_rows
 from training.data.chat_formats import Kind
@@ -161,10 +161,12 @@ def load_model(
     """Load the model in float32, or in 4 bits with products in `compute_dtype`, and its tokenizer.
 
     Raises:
-        ValueError: There is no such model, `max_length` is longer than its context, or no bitsandbytes for 4 bits.
+        ValueError: There is no such model, its tokenizer has more tokens than it, `max_length` is longer than its
+            context, or no bitsandbytes for 4 bits.
     """
     tokenizer = load_tokenizer(path)
     model = load_weights(path, quantized=quantized, compute_dtype=compute_dtype)
+    require_fit(tokenizer, model)
     # The Trainer would do this as well, and warn of it. The model keeps the other tokens at which it stops.
     model.generation_config.eos_token_id = end_tokens(model, tokenizer)
     for config in (model.config, model.generation_config):

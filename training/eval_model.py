@@ -23,7 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from hf_scratch import ScratchForCausalLM  # noqa: F401, registers the model type with the Auto classes
 from hf_scratch.bits_per_byte import Text, encode
-from hf_scratch.tokenizer import Message
+from hf_scratch.tokenizer import Message, require_fit
 from training.answers import Answer, Asking, answer, preference, score, score_turns, variety
 from training.data.stories import Check, Request, check
 from training.data.talk import Turn, prompts, turns
@@ -142,7 +142,7 @@ def load(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model in float32, and its tokenizer.
 
     Raises:
-        ValueError: There is no such model.
+        ValueError: There is no such model, or its tokenizer has more tokens than it.
     """
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
@@ -151,6 +151,7 @@ def load(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} is not a model's folder, nor a Hub id that can be read ({reason})") from None
+    require_fit(tokenizer, model)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer

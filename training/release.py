@@ -73,7 +73,7 @@ class ReleaseConfig:
         metadata={"help": "What the card says about the text, its origin and licence; stories need nothing."},
     )
     stages: list[str] = field(
-        default_factory=list, metadata={"help": "Also base, sft or dpo, to be published beside the last stage."}
+        default_factory=list, metadata={"help": "Stages such as base or sft that must be fit to be published as well."}
     )
 
 
@@ -89,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         unverified = stage.folder / "unverified"
         shutil.rmtree(unverified, ignore_errors=True)
         try:
+            for name in config.stages:
+                cut_run(run, records, name)  # what is not there is told before anything is built
             checks = build_model(config, records, source, unverified / "model")
             build_stages(config, records, source, unverified / "stages")
             build_space(config, unverified / "space")
@@ -124,12 +126,17 @@ def read_run(run: Path) -> tuple[dict[str, dict[str, Any]], Path]:
 
 def require_results(run: Path, source: Path) -> None:
     """Raise ValueError if the run's evaluation has no numbers of this model."""
-    results = read_json(run / "eval" / "results.json")
-    if hash_input(str(source)) not in {model["sha256"] for model in results.get("models", {}).values()}:
+    if not has_results(run, source):
         raise ValueError(
             f"{run / 'eval'} holds no results of {source}, which the card must state; "
             f"run `python -m training.eval_model` with it first."
         )
+
+
+def has_results(run: Path, source: Path) -> bool:
+    """Whether the run's evaluation has numbers of this very model."""
+    results = read_json(run / "eval" / "results.json")
+    return hash_input(str(source)) in {model["sha256"] for model in results.get("models", {}).values()}
 
 
 def cut_run(run: Path, records: dict[str, dict[str, Any]], name: str) -> tuple[dict[str, dict[str, Any]], Path]:
@@ -187,14 +194,18 @@ def build_model(config: ReleaseConfig, records: dict[str, dict[str, Any]], sourc
 
 
 def build_stages(config: ReleaseConfig, records: dict[str, dict[str, Any]], source: Path, folder: Path) -> None:
-    """Put the models of the stages before the released one beside it, for the Space to compare; those that are to be
-    published get all that the released one has."""
+    """Put the models of the stages before the released one beside it, for the Space to compare and to be published.
+
+    Each gets all that the released one has. One that was not evaluated is only copied, if nobody asked for more.
+    """
     folder.mkdir(parents=True)
     run = Path(config.run)
-    for name in config.stages:
-        build_model(config, *cut_run(run, records, name), folder / name)
     for name, stage in MODELS.items():
-        if name not in config.stages and stage in records and (model := run / stage / "model") != source:
+        model = run / stage / "model"
+        earlier = stage in records and model != source
+        if name in config.stages or (earlier and has_results(run, model)):
+            build_model(config, *cut_run(run, records, name), folder / name)
+        elif earlier:
             copy_model(model, folder / name)
             require(check_files(folder / name), f"the release was not put in place: the model of the stage {stage}")
 

@@ -163,8 +163,8 @@ class PackedDocuments:
 
     A document is shown from its separator to the next one, so that its first token and its end are learnt. Positions
     begin again at 0 with each document, which the model takes as the borders of its attention mask; a longer document
-    is cut, and no other. Rows are filled best-fit (Johnson 1973) within groups of documents, from long to short but for
-    some noise, without which documents of a row would be of like length, and so of like kind.
+    is cut, and no other. Rows are filled best-fit (Johnson 1973) within groups of documents, from long to short but
+    for some noise, without which documents of a row would be of like length, and so of like kind.
     """
 
     GROUP = 4096  # documents packed together: enough to fill rows to about 99 %
