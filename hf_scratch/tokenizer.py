@@ -103,9 +103,9 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
     if not texts:
         return []
     _refuse_surrogates(texts)
-    # verbose: a document longer than the model's context is no mistake here, and would be warned of as one.
-    how = {"add_special_tokens": False, "split_special_tokens": True, "return_attention_mask": False, "verbose": False}
-    return tokenizer(list(texts), **how)["input_ids"]
+    return tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, return_attention_mask=False)[
+        "input_ids"
+    ]
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
