@@ -122,9 +122,9 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
     if tokenizer.is_fast:
         backend = _text_backend(tokenizer, tuple(tokenizer.added_tokens_encoder))
         return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
-    # verbose: a document longer than the model's context is no mistake here, and would be warned of as one.
-    how = {"add_special_tokens": False, "split_special_tokens": True, "return_attention_mask": False, "verbose": False}
-    return tokenizer(list(texts), **how)["input_ids"]
+    return tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, return_attention_mask=False)[
+        "input_ids"
+    ]
 
 
 def text_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
