@@ -32,7 +32,7 @@ class DocumentSource:
     files: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Files or globs: .txt, .md and .rst are a document each; .jsonl, .json, .csv, .tsv and .parquet hold many."
+            "help": "Files, folders or globs: .txt, .md, .rst are one document; .jsonl, .json, .csv, .parquet hold many."
         },
     )
     dataset: str | None = field(default=None, metadata={"help": "Id of a Hub data set with a text column."})

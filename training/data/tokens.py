@@ -25,7 +25,7 @@ KINDS = ("tokens", "entries", "jsonl")  # files of a part: ids, an ENTRY and the
 ORIGIN = ("id", "source", "license", "url", "language")  # what is kept of where a document came from
 AT_ONCE = 10_000  # documents of a shard written together
 ENTRY = np.dtype([("key", "<u8"), ("tokens", "<u4"), ("bytes", "<u4")])
-NOISE_SIGNS = ("\ufffd", "Ã", "â€", "<div", "</", "{{", "}}", "&nbsp;", "&amp;", "lorem ipsum")
+NOISE_SIGNS = ("\ufffd", "Ã", "â€", "<div", "</", "{{", "}}", "&nbsp;", "&amp;", "lorem ipsum", "Project Gutenberg")
 
 
 class Tokenize(PipelineStep):
