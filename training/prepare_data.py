@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from training.data.documents import DocumentSource, Split, cut_batches, expand_files, read_documents
+from training.data.documents import (
+    DocumentSource,
+    Split,
+    check_val_fraction,
+    cut_batches,
+    expand_files,
+    read_documents,
+)
 from training.data.recipe import describe_files, evaluation_units, read_sources, read_steps
 from training.stage import Stage, command, open_stage, parse_config, write_json
 
@@ -61,6 +68,7 @@ class DataConfig(DocumentSource):
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage."""
     config = parse_config(DataConfig, argv, __doc__)
+    check_val_fraction(config.val_fraction)
     if config.sources:
         prepare_sources(config)
         return

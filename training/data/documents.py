@@ -32,7 +32,7 @@ class DocumentSource:
     files: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Files or globs: .txt, .md, .rst are one document, .jsonl, .json, .csv, .tsv, .parquet hold many."
+            "help": "Files, folders or globs: .txt, .md, .rst are a document; .jsonl, .json, .csv, .parquet hold many."
         },
     )
     dataset: str | None = field(default=None, metadata={"help": "Id of a Hub data set with a text column."})
@@ -60,26 +60,36 @@ def read_documents(source: DocumentSource, split: Split) -> Iterator[str]:
         yield from itertools.islice(stories.documents("train" if split == "train" else "dev", source.seed), wanted)
         return
     cut = not _fill_both_splits(source)
-    for text in _documents(source, say=split == "train"):
+    for text, whole in _documents(source, say=split == "train"):
         if cut:
             text = cut_at_end(text, source.val_fraction)[split == "val"]
             if text:
                 yield text
-        elif (fraction_of(text) < source.val_fraction) == (split == "val"):
+        elif (fraction_of(whole) < source.val_fraction) == (split == "val"):
             yield text
 
 
-def _documents(source: DocumentSource, *, say: bool) -> Iterator[str]:
+def check_val_fraction(val_fraction: float) -> None:
+    """Raise ValueError if nothing would be held out, or everything."""
+    if not 0 < val_fraction < 1:
+        raise ValueError(
+            f"val_fraction={val_fraction:g} must be above 0 and below 1: the model is judged on text that it has not "
+            "seen; use for example 0.01."
+        )
+
+
+def _documents(source: DocumentSource, *, say: bool) -> Iterator[tuple[str, str]]:
+    """Yield each document, and what its split follows from: its text, or the file that it is a piece of."""
     if source.sources:
         return _from_sources(source, say=say)
-    return _from_files(source, say=say) if source.files else _from_hub(source)
+    return ((text, text) for text in (_from_files(source, say=say) if source.files else _from_hub(source)))
 
 
 def _fill_both_splits(source: DocumentSource) -> bool:
     """Return whether the hash of their texts puts documents into either split; of many, the first few tell."""
     sides = set()
-    for text in _documents(source, say=False):
-        sides.add(fraction_of(text) < source.val_fraction)
+    for _, whole in _documents(source, say=False):
+        sides.add(fraction_of(whole) < source.val_fraction)
         if len(sides) == 2:
             return True
     if not sides:
@@ -206,7 +216,7 @@ def _text_of_row(row: Any, column: str, where: str) -> str:
     return text
 
 
-def _from_sources(source: DocumentSource, *, say: bool) -> Iterator[str]:
+def _from_sources(source: DocumentSource, *, say: bool) -> Iterator[tuple[str, str]]:
     """Yield what can be read of the sources of a data recipe, as it is, from all sources and many files in turn."""
     from training.data.readers import read_unit
     from training.data.recipe import list_units, read_sources
@@ -226,7 +236,7 @@ def _from_sources(source: DocumentSource, *, say: bool) -> Iterator[str]:
             if isinstance(found, Bad):
                 bad[found.reason] += 1
             else:
-                yield found.text
+                yield found.text, found.metadata.get("whole", found.text)
     finally:  # whoever reads may have enough before the end
         if bad and say:
             print("not read:", ", ".join(f"{reason} {number:,}" for reason, number in bad.most_common()), flush=True)

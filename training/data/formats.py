@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 from datatrove.data import Document
 from fsspec.core import url_to_fs
 
+from training.data.gutenberg import strip_book
 from training.data.readers import Found, decode
 from training.data.recipe import Unit
 from training.data.rows import Bad
@@ -192,14 +193,6 @@ def _remove(code: Any, node: Any) -> None:
 
 # ---- books ----
 
-GUTENBERG_START = re.compile(
-    r"^\*\*\* ?START OF (?:THE|THIS) PROJECT GUTENBERG.*\*\*\*\s*$", re.MULTILINE | re.IGNORECASE
-)
-GUTENBERG_END = re.compile(
-    r"^(?:\*\*\* ?END OF (?:THE|THIS) PROJECT GUTENBERG|End of (?:the )?Project Gutenberg)",
-    re.MULTILINE | re.IGNORECASE,
-)
-
 
 def read_gutenberg(file: BinaryIO, unit: Unit, limit: int) -> Iterator[Found]:
     """Yield a book without the header and the footer that Project Gutenberg puts around it."""
@@ -209,10 +202,8 @@ def read_gutenberg(file: BinaryIO, unit: Unit, limit: int) -> Iterator[Found]:
         return
     found = decode(data, unit.label)
     if isinstance(found, Document):
-        start, end = GUTENBERG_START.search(found.text), GUTENBERG_END.search(found.text)
-        if title := re.search(r"^Title:\s*(.+)$", found.text[: start.start()] if start else "", re.MULTILINE):
-            found.metadata["title"] = title[1].strip()
-        found.text = found.text[start.end() if start else 0 : end.start() if end else None].strip()
+        found.text, title = strip_book(found.text)
+        found.metadata |= {"title": title} if title else {}
     yield found
 
 

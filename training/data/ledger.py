@@ -19,6 +19,7 @@ from training.data.rows import Bad
 
 EXAMPLES = 3  # dropped documents of each reason that a task shows
 SNIPPET = 300  # characters of such an example
+SPLITS = "documents by split"  # a tally of the first pass: whether there is something for either of them
 
 
 class Ledger:

@@ -5,6 +5,7 @@ in silence: each record, and each defect that ends a file early, comes out as a 
 """
 
 import errno
+import hashlib
 import io
 import os
 from collections.abc import Callable, Iterator
@@ -108,24 +109,32 @@ def _say(error: Exception) -> str:
 
 def read_text(file: BinaryIO, unit: Unit, limit: int) -> Iterator[Found]:
     """Yield a text file as one document, or in pieces of at most `limit` bytes that end at a blank line or a line."""
-    block, number = b"", 0
+    block, number, whole = b"", 0, ""
     while True:
         block += file.read(limit - len(block))
         if len(block) < limit:
             if block or number == 0:
-                yield decode(block, f"{unit.label}#{number}" if number else unit.label)
+                yield _piece(block, f"{unit.label}#{number}" if number else unit.label, whole)
             return
+        whole = whole or hashlib.sha256(block).hexdigest()
         cut = block.rfind(b"\n\n") + 2
         if cut < limit // 2:
             cut = block.rfind(b"\n") + 1
         name = f"{unit.label}#{number}"
         if cut:
-            yield decode(block[:cut], name)
+            yield _piece(block[:cut], name, whole)
             block = block[cut:]
         else:
             skipped, block = _skip_line(file, len(block))
             yield Bad("line_too_long", name, size=skipped)
         number += 1
+
+
+def _piece(data: bytes, id: str, whole: str) -> Found:
+    found = decode(data, id)
+    if isinstance(found, Document) and whole:
+        found.metadata["whole"] = whole  # pieces of a file are trained on or held out together
+    return found
 
 
 def _skip_line(file: BinaryIO, seen: int) -> tuple[int, bytes]:

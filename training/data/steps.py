@@ -31,7 +31,8 @@ from datatrove.utils.hashing import HashConfig, create_hash_func
 from datatrove.utils.text import ngrams, simplify_text
 from datatrove.utils.word_tokenizers import WordTokenizer, strip_strings
 
-from training.data.ledger import Ledger
+from training.data.documents import fraction_of
+from training.data.ledger import SPLITS, Ledger
 from training.data.readers import read_unit
 from training.data.recipe import Step, Unit, evaluation_units, type_of
 from training.data.rows import TABLES, Bad, mend, read_table
@@ -253,9 +254,11 @@ class Clean(PipelineStep):
         steps: list[tuple[Step, BaseFilter | BaseFormatter]],
         ledger: Ledger,
         limit: int,
+        val_fraction: float,
     ) -> None:
         super().__init__()
         self.units, self.steps, self.ledger, self.limit = units, steps, ledger, limit
+        self.val_fraction = val_fraction
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Yield the clean documents of the units `rank`, `rank + world_size`, ..."""
@@ -279,6 +282,8 @@ class Clean(PipelineStep):
                 size = self.clean(found, size)
                 if size:
                     ledger.leave(source, size)
+                    held_out = fraction_of(found.metadata.get("whole", found.text)) < self.val_fraction
+                    ledger.tallies[SPLITS]["val" if held_out else "train"] += 1
                     yield found
         self.note_masked()
         ledger.save()
