@@ -154,6 +154,7 @@ class WholeStep(Trainer):
     """
 
     data_collator: Any
+    optimizer: Any
     micro_batch_size: int
     muon: torch.dtype | None = None  # of its iterations; None trains with AdamW alone
     share = 1.0  # of the piece that is held, in the rows of the step

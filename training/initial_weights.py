@@ -12,6 +12,8 @@ mimetic initialization (arXiv:2305.09828), which takes the form from what traine
 does not change: a checkpoint is still a stock one.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -32,9 +34,10 @@ def let_attention_copy(model: ScratchForCausalLM, strength: float) -> None:
     """
     if not strength:
         return
-    config = model.config
+    config: Any = model.config
     shape = (config.num_key_value_heads, config.head_dim, config.hidden_size)
-    for layer in model.model.layers:
+    layers: Any = model.model.layers
+    for layer in layers:
         attention = layer.self_attn
         values = nn.init.orthogonal_(torch.empty(shape).flatten(0, 1)) * strength**0.5
         shared = attention.num_key_value_groups

@@ -112,7 +112,7 @@ def phrasings(split: Split, kind: Kind) -> list[str]:
 
 def draw(rng: random.Random, split: Split, kind: Kind) -> str:
     """Return what somebody types who does not ask for a story."""
-    words = {}
+    words: dict[str, str] = {}
     for slot, lists in SLOTS.items():
         first, second = rng.sample(lists[split == "test"].split(), 2)
         words |= {slot: first, f"{slot}2": second} if f"{slot}2" not in SLOTS else {slot: first}
