@@ -47,7 +47,8 @@ MODEL is a Qwen3 dense checkpoint, a folder or a Hub id. OUTPUT becomes a Scratc
 Next:   python -m training.sft --model OUTPUT ..."""
 CHAT = """\
 In the chat: /reset begins anew, /save FILE writes the conversation as JSON, /system TEXT sets the system prompt and
-begins anew, /exit ends. In a pipe each line of the input is a message, and only the answers are printed.
+begins anew, /exit ends. In a pipe nothing is a command: each line of the input is a message, whatever it begins with,
+and only the answers are printed.
 
 An API like OpenAI's, after `hf-scratch export MODEL --to transformers`:
         transformers serve MODEL/transformers           # pip install 'transformers[serving]'

@@ -21,11 +21,18 @@ NAME_CODE = {"auto_map", "impl", "custom_generate"}  # keys of settings whose va
 # What remote code may import besides the standard library and its own folder: the stack that loads it has these.
 STACK = {"torch", "transformers", "huggingface_hub", "safetensors", "tokenizers", "numpy"}
 
-TEXT_SUFFIXES = {".json", ".jsonl", ".md", ".py", ".jinja", ".txt", ".yaml", ".yml", ".html", ""}
 PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
 PICKLE_STARTS = (b"PK\x03\x04", *(b"\x80" + bytes([protocol]) for protocol in range(2, 6)))  # torch.save is a zip
+# How tokens and keys begin that give somebody's rights away, and the least that follows.
 SECRET = re.compile(
-    r"\b(?:hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|AKIA[0-9A-Z]{16})\b"
+    r"(?:(?<![A-Za-z0-9])|(?<=\\[nrt]))"  # within JSON a line break is spelled, too
+    r"(?:hf_[A-Za-z0-9]{30,}|hf_(?:oauth|jwt)_[A-Za-z0-9_.-]{20,}|api_org_[A-Za-z0-9]{30,}"  # Hugging Face
+    r"|sk-[A-Za-z0-9_-]{20,}|gsk_[A-Za-z0-9]{30,}|xai-[A-Za-z0-9]{30,}|[rs]k_live_[A-Za-z0-9]{20,}"
+    r"|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{22,}|gl(?:pat|dt|rt|ptt|cbt|soat)-[A-Za-z0-9_.-]{20,}"
+    r"|AIza[A-Za-z0-9_-]{35}|ya29\.[A-Za-z0-9_-]{20,}|GOCSPX-[A-Za-z0-9_-]{20,}|A(?:KI|SI)A[0-9A-Z]{16}"
+    r"|xox[a-z](?:\.xox[a-z])?-[A-Za-z0-9-]{10,}|xapp-[A-Za-z0-9-]{20,}|SG\.[A-Za-z0-9_-]{20,}\.[A-Za-z0-9_-]{20,}"
+    r"|npm_[A-Za-z0-9]{36}|pypi-AgE[A-Za-z0-9_-]{30,}|dckr_pat_[A-Za-z0-9_-]{20,}"
+    r"|eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,})"  # a JSON web token
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
 LOCAL_PATH = re.compile(
@@ -194,11 +201,20 @@ def _leaks(folder: Path, files: Sequence[Path]) -> Iterator[str]:
     """Where a text file holds a secret or a path of this machine; the secret itself is not repeated."""
     here = [str(path) for path in (Path.home(), Path.cwd(), folder.resolve().parent) if len(path.parts) > 2]
     for path in files:
-        # A vocabulary is learnt from text and may hold anything.
-        if path.suffix not in TEXT_SUFFIXES or path.name == "tokenizer.json":
+        if path.name == "tokenizer.json":  # a vocabulary is learnt from text and may hold anything
             continue
-        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        for number, line in enumerate(_lines(path), start=1):
             if SECRET.search(line):
                 yield f"{path.name}, line {number}: looks like a secret"
             if LOCAL_PATH.search(line) or any(known in line for known in here):
                 yield f"{path.name}, line {number}: a path of this machine"
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a file if it is text, whatever its name."""
+    with path.open("rb") as file:
+        head = file.read(8192)
+    wide = head.startswith((b"\xff\xfe", b"\xfe\xff"))  # UTF-16, as some programs of Windows write
+    if wide or b"\0" not in head:
+        with path.open(encoding="utf-16" if wide else "utf-8", errors="replace") as text:
+            yield from text

@@ -15,13 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-from huggingface_hub import EvalResultEntry, ModelCard, RepoCard, eval_result_entries_to_yaml
+from huggingface_hub import ModelCard, RepoCard
 from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_scratch import ScratchForCausalLM, fast_generate  # noqa: F401, registers the model type with the Auto classes
-from hf_scratch.card import Base, CardFacts, from_thumbs, make_card, read_metadata
+from hf_scratch.card import Base, CardFacts, from_thumbs, license_metadata, make_card, read_metadata
 from hf_scratch.files import Check, check_files, read_config
 from hf_scratch.tokenizer import keep_control_tokens_text
 from hf_scratch.verify import MESSAGES, make_reference, require, save_reference, verify
@@ -64,7 +63,7 @@ class ReleaseConfig:
     license: str = field(
         default="",
         metadata={
-            "help": "The Hub's name of the licence. Empty: that of the model that was fine-tuned, or apache-2.0."
+            "help": "Licence, by the Hub's name if it has one. Empty: that of what was fine-tuned, or apache-2.0."
         },
     )
     language: str = field(default="en", metadata={"help": "Language of the text, as a code."})
@@ -161,7 +160,7 @@ def build_model(config: ReleaseConfig, records: dict[str, dict[str, Any]], sourc
     for name, record in records.items():
         copy_files(Path(config.run) / name, folder / "training_record" / name, RECORD_FILES)
         write_json(folder / "training_record" / name / "stage.json", without_paths(record))
-    if license == "apache-2.0":
+    if license_metadata(license) == {"license": "apache-2.0"}:
         shutil.copy(ROOT / "LICENSE", folder)
     results = read_json(Path(config.run) / "eval" / "results.json")
     measured = next(found for found in results["models"].values() if found["sha256"] == hash_input(str(source)))
@@ -187,7 +186,6 @@ def build_model(config: ReleaseConfig, records: dict[str, dict[str, Any]], sourc
         checks=checks,
         eval_results=eval_results(measured),
     )
-    write_hub_results(records.get("data", {}), measured, folder)
     make_card(facts).save(folder / "README.md")
     require(check_files(folder), "the release was not put in place: its card")
     return checks
@@ -320,18 +318,6 @@ def describe_results(results: dict[str, Any]) -> str:
     if results["curves"]:
         parts.append("![Loss during training](training_record/eval/loss.png)")
     return "\n\n".join(parts)
-
-
-def write_hub_results(data: dict[str, Any], measured: dict[str, Any], folder: Path) -> None:
-    """Write `.eval_results/held_out.yaml`, the Hub's format, which is for data sets that the Hub has."""
-    dataset = data.get("config", {}).get("dataset")
-    if not isinstance(dataset, str) or "text" not in measured:
-        return
-    bits = round(measured["text"]["bits_per_byte"], 4)
-    entry = EvalResultEntry(dataset_id=dataset, task_id="bits_per_byte", value=bits, notes="held-out documents")
-    (folder / ".eval_results").mkdir()
-    text = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
-    (folder / ".eval_results" / "held_out.yaml").write_text(text, encoding="utf-8")
 
 
 def build_space(config: ReleaseConfig, folder: Path) -> None:

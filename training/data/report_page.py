@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hf_scratch.card import license_metadata
+
 # The look of the report on training, and what only this page has.
 CSS = (Path(__file__).parent.parent / "report_page.css").read_text(encoding="utf-8")
 CSS += """
@@ -291,7 +293,7 @@ def dataset_card(report: dict[str, Any]) -> str:
     total, licenses = report["total"], sorted(report["distributions"]["license"])
     languages = [name for name in report["distributions"]["language"] if name != "not identified"]
     front = {
-        "license": licenses[0] if len(licenses) == 1 and licenses[0] != "unknown" else "other",
+        **(license_metadata(licenses[0]) if len(licenses) == 1 and licenses[0] != "unknown" else {"license": "other"}),
         "tags": ["hf_scratch", "tokenized"],
         "task_categories": ["text-generation"],
         "language": languages[:50],
