@@ -24,7 +24,8 @@ BATCH = 1000  # conversations tokenized at once: enough to keep all cores busy
 # The characters that transformers puts around a control token which is to become text.
 START, END = mark_control_tokens(".", re.compile(r"\.")).split(".")
 MARKED = re.compile(f"{START}([^{START}{END}]+){END}")
-BRACKETED = re.compile(r"[<\[{].*[>\]}]", re.DOTALL)
+# How control tokens are spelled that are not special: a name between signs.
+MARKUP = re.compile(r"[^\w\s].*\w.*[^\w\s]", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,11 @@ class ChatEncoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        added = [token for token in tokenizer.added_tokens_decoder.values() if not token.content.isspace()]
+        added = tokenizer.added_tokens_decoder.values()
         special = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
-        template = str(tokenizer.chat_template)
-        control = {t.content for t in added if t.content in template or BRACKETED.fullmatch(t.content)}
-        # What else was added is vocabulary, such as the words of a trade.
-        self.special, self.control = any_of(special), any_of(special | control)
+        # What else was added is vocabulary: runs of spaces, say, or the words of a trade.
+        markup = {token.content for token in added if MARKUP.fullmatch(token.content)}
+        self.special, self.control = any_of(special), any_of(special | markup)
 
     @cached_property
     def end_token(self) -> str | None:
