@@ -61,11 +61,9 @@ class ChatEncoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        added = [token for token in tokenizer.added_tokens_decoder.values() if not token.content.isspace()]
+        added = tokenizer.added_tokens_decoder.values()
         special = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
-        template = str(tokenizer.chat_template)
-        control = {token.content for token in added if token.content in template} | set(control_tokens(tokenizer))
-        self.special, self.control = any_of(special), any_of(special | control)
+        self.special, self.control = any_of(special), any_of(special | set(control_tokens(tokenizer)))
 
     @cached_property
     def end_token(self) -> str | None:

@@ -95,11 +95,25 @@ def test_our_tokens_get_our_template(base: str) -> None:
     [
         ({"max_length": 129}, "max_length=129 is longer than the context of .*; use at most 128"),
         ({"model": "nobody/nothing"}, "nobody/nothing is not a model's folder, nor a Hub id"),
+        ({"model": "runs/no/model"}, "there is no folder runs/no/model; check the path, or make the model first"),
+        ({"model": "/nowhere/model"}, "there is no folder /nowhere/model; check the path"),
     ],
 )
 def test_a_model_that_does_not_fit_is_refused(base: str, settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_model(settings.pop("model", base), **settings)
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo"])
+def test_rows_are_as_long_as_the_model_takes(
+    name: str, base: str, data: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["--model", base, "--data", data[name], "--batch_size", "4", "--max_steps", "1"]
+    STAGES[name].main([*line, "--output_dir", str(tmp_path / "run")])
+    assert read_json(tmp_path / "run" / "stage.json")["config"]["max_length"] == 128
+    capsys.readouterr()
+    STAGES[name].main([*line, "--inspect"])
+    assert "rows longer than max_length=128 " in capsys.readouterr().out
 
 
 def test_a_model_without_chat_tokens_needs_a_template(base: str) -> None:

@@ -374,6 +374,20 @@ def test_wrong_models_are_named(models: list[str], message: str, tmp_path: Path)
         eval_model.main(["--output_dir", f"{tmp_path}/eval", "--data", "data", "--models", *models])
 
 
+def test_a_model_of_the_hub_may_have_no_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = tmp_path / "models--gpt2" / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text('{"model_type": "gpt2"}')
+    (tmp_path / "models--gpt2" / "refs").mkdir()
+    (tmp_path / "models--gpt2" / "refs" / "main").write_text("0123")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert eval_model.parse_models(["gpt2=gpt2", "a=b/c"]) == {"gpt2": "gpt2", "a": "b/c"}
+    (tmp_path / "gpt2").mkdir()  # a folder of that name is what is meant
+    with pytest.raises(ValueError, match="gpt2 holds no model"):
+        eval_model.parse_models(["gpt2=gpt2"])
+
+
 def test_shards_of_another_tokenizer_are_refused(run: Path, tmp_path: Path) -> None:
     make_tokenizer_and_data(tmp_path)
     meta = json.loads((tmp_path / "data/meta.json").read_text())

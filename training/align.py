@@ -15,7 +15,14 @@ import transformers
 from accelerate import PartialState
 from datasets.utils.logging import disable_progress_bar
 from peft import LoraConfig, PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+)
 
 from hf_scratch import ScratchForCausalLM  # noqa: F401, registers the model type with the Auto classes
 from hf_scratch.tokenizer import CHAT_TEMPLATE, IM_END, IM_START, require_fit
@@ -25,6 +32,7 @@ from training.data.chat_formats import Kind
 from training.data.check import Finding, check_data, refuse_errors, table
 from training.data.tokenized import Tokenized, row_lengths, show, tokenize
 from training.hardware import DTYPES, join_processes, settle_precision
+from training.load import load_from
 from training.save import end_of_answer, end_tokens, save_model, save_tokenizer
 from training.stage import Stage, atomic_folder, open_stage, write_json
 
@@ -54,6 +62,7 @@ def run_stage(name: str, config: Any, kinds: Sequence[Kind], make_trainer: MakeT
     """
     quiet()
     join_processes()
+    config.max_length = config.max_length or context_of(config.model)
     if config.inspect:
         tokenizer = load_tokenizer(config.model)
         data = read_data(tokenizer, config, kinds)
@@ -134,11 +143,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     Raises:
         ValueError: There is none, or it has no chat template and not the tokens of ours.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is not a model's folder, nor a Hub id that can be read ({reason})") from None
+    tokenizer = load_from(AutoTokenizer, path, "model")
     vocabulary = tokenizer.get_vocab()
     if tokenizer.chat_template is None:
         if not {IM_START, IM_END} <= vocabulary.keys():
@@ -180,6 +185,19 @@ def load_model(
     return model, tokenizer
 
 
+def context_of(path: str) -> int:
+    """Return how many tokens a model takes.
+
+    Raises:
+        ValueError: There is no such model, or it does not say.
+    """
+    config = load_from(AutoConfig, path, "model").get_text_config()
+    context = getattr(config, "max_position_embeddings", None)
+    if context is None:
+        raise ValueError(f"{path} does not say how many tokens it takes; set max_length, for example 1024.")
+    return context
+
+
 def load_weights(path: str, *, quantized: bool = False, compute_dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Load a causal language model in float32, or in 4-bit NormalFloat (arXiv:2305.14314)."""
     how: dict[str, Any] = {"dtype": torch.float32}
@@ -192,12 +210,9 @@ def load_weights(path: str, *, quantized: bool = False, compute_dtype: torch.dty
         )
         how |= {"quantization_config": bits, "device_map": {"": PartialState().device}}
     try:
-        return AutoModelForCausalLM.from_pretrained(path, **how)
+        return load_from(AutoModelForCausalLM, path, "model", **how)
     except ImportError as error:
         raise ValueError(f"--tune qlora needs bitsandbytes; pip install 'hf_scratch[qlora]' ({error}).") from None
-    except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is not a model's folder, nor a Hub id that can be read ({reason})") from None
 
 
 def lora_config(config: AlignConfig) -> LoraConfig | None:

@@ -45,7 +45,9 @@ class AlignConfig:
     )
     num_examples: int = field(default=0, metadata={"help": "Rows to train on; 0 takes all, stories need a number."})
     eval_examples: int = field(default=0, metadata={"help": "Rows held out for evaluation; 0 is none."})
-    max_length: int = field(default=1024, metadata={"help": "Tokens of a row; what is longer is cut, and counted."})
+    max_length: int = field(
+        default=0, metadata={"help": "Tokens of a row; what is longer is cut, and counted. 0 is the model's context."}
+    )
 
     epochs: float = field(default=1.0, metadata={"help": "Passes over the rows."})
     max_steps: int = field(default=0, metadata={"help": "Optimizer steps; 0 lets epochs decide."})

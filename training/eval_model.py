@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from hf_scratch import ScratchForCausalLM  # noqa: F401, registers the model type with the Auto classes
@@ -29,6 +29,7 @@ from training.data.stories import Check, Request, check
 from training.data.talk import Turn, prompts, turns
 from training.intervals import mcnemar, paired_difference
 from training.lm_tasks import find_tasks, run_tasks
+from training.load import load_from, load_tokenizer
 from training.report_markdown import card_results, plot_curves, write_report
 from training.report_page import write_page
 from training.stage import command, hash_input, open_stage, parse_config, read_json, write_json
@@ -132,10 +133,20 @@ def parse_models(options: list[str]) -> dict[str, str]:
                 f"--models {option!r} is not a new NAME=FOLDER; write for example sft=runs/mine/sft/model."
             )
         hub_id = path.count("/") == 1 and not Path(path).parent.exists()
-        if not hub_id and not (Path(path) / "config.json").is_file():
+        if not hub_id and not (Path(path) / "config.json").is_file() and not is_old_hub_id(path):
             raise ValueError(f"{path} holds no model (no config.json); train it first or check the path.")
         models[name] = path
     return models
+
+
+def is_old_hub_id(path: str) -> bool:
+    """Whether a name without an owner, such as gpt2, is a model of the Hub and no folder."""
+    if "/" in path or Path(path).exists():
+        return False
+    try:
+        return bool(AutoConfig.from_pretrained(path))
+    except (OSError, ValueError):
+        return False
 
 
 def load(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -145,12 +156,8 @@ def load(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         ValueError: There is no such model, or its tokenizer has more tokens than it.
     """
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(device).eval()
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is not a model's folder, nor a Hub id that can be read ({reason})") from None
+    model = load_from(AutoModelForCausalLM, path, "model", dtype=torch.float32).to(device).eval()
+    tokenizer = load_tokenizer(path)
     require_fit(tokenizer, model)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
