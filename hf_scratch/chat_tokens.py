@@ -24,8 +24,7 @@ BATCH = 1000  # conversations tokenized at once: enough to keep all cores busy
 # The characters that transformers puts around a control token which is to become text.
 START, END = mark_control_tokens(".", re.compile(r"\.")).split(".")
 MARKED = re.compile(f"{START}([^{START}{END}]+){END}")
-# How control tokens are spelled that are not special: a name between signs.
-MARKUP = re.compile(r"[^\w\s].*\w.*[^\w\s]", re.DOTALL)
+BRACKETED = re.compile(r"[<\[{].*[>\]}]", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -61,11 +60,12 @@ class ChatEncoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        added = tokenizer.added_tokens_decoder.values()
+        added = [token for token in tokenizer.added_tokens_decoder.values() if not token.content.isspace()]
         special = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
-        # What else was added is vocabulary: runs of spaces, say, or the words of a trade.
-        markup = {token.content for token in added if MARKUP.fullmatch(token.content)}
-        self.special, self.control = any_of(special), any_of(special | markup)
+        template = str(tokenizer.chat_template)
+        control = {t.content for t in added if t.content in template or BRACKETED.fullmatch(t.content)}
+        # What else was added is vocabulary, such as the words of a trade.
+        self.special, self.control = any_of(special), any_of(special | control)
 
     @cached_property
     def end_token(self) -> str | None:
