@@ -221,7 +221,7 @@ def encode_chats(
         ValueError: The template refuses all of them, changes the prompt when its answer is added, or ends an answer
             without a token of its own.
     """
-    encoder, conversations = ChatEncoder(tokenizer), iter(conversations)
+    encoder, conversations, taken = ChatEncoder(tokenizer), iter(conversations), False
     while chats := list(itertools.islice(conversations, BATCH)):
         batch: list[list[tuple[Rendered, list[Span]]]] = []
         for chat in chats:
@@ -230,7 +230,8 @@ def encode_chats(
             except TemplateError as error:
                 batch.append([])
                 refusal = error
-        if not any(batch):
+        taken = taken or any(batch)
+        if not taken:
             raise ValueError(f"the model's chat template refuses a conversation of this data: {refusal}") from None
         encoded = encoder.encode_many([rendering for renderings in batch for rendering in renderings])
         for renderings in batch:
