@@ -61,7 +61,7 @@ class ChatEncoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        added = tokenizer.added_tokens_decoder.values()
+        added = [token for token in tokenizer.added_tokens_decoder.values() if not token.content.isspace()]
         special = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
         self.special, self.control = any_of(special), any_of(special | set(control_tokens(tokenizer)))
 
@@ -219,7 +219,7 @@ def encode_chats(
         ValueError: The template refuses all of them, changes the prompt when its answer is added, or ends an answer
             without a token of its own.
     """
-    encoder, conversations = ChatEncoder(tokenizer), iter(conversations)
+    encoder, conversations, taken = ChatEncoder(tokenizer), iter(conversations), False
     while chats := list(itertools.islice(conversations, BATCH)):
         batch: list[list[tuple[Rendered, list[Span]]]] = []
         for chat in chats:
@@ -228,7 +228,8 @@ def encode_chats(
             except TemplateError as error:
                 batch.append([])
                 refusal = error
-        if not any(batch):
+        taken = taken or any(batch)
+        if not taken:
             raise ValueError(f"the model's chat template refuses a conversation of this data: {refusal}") from None
         encoded = encoder.encode_many([rendering for renderings in batch for rendering in renderings])
         for renderings in batch:

@@ -267,6 +267,8 @@ def test_lora_trains_an_adapter_and_merges_it(name: str, base: str, data: dict[s
         torch.testing.assert_close(adapted(ids).logits, merged(ids).logits, rtol=1e-5, atol=1e-5)
         assert not torch.allclose(untrained(ids).logits, merged(ids).logits, atol=1e-2)
     assert torch.equal(untrained.get_input_embeddings().weight, merged.get_input_embeddings().weight)
+    # Wherever it is loaded from, the base is found.
+    assert read_json(tmp_path / "run" / "adapter" / "adapter_config.json")["base_model_name_or_path"] == base
 
 
 @pytest.mark.slow

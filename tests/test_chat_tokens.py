@@ -217,6 +217,18 @@ def test_pairs_after_several_turns_share_the_prompt_of_generation(
     assert tokenizer.decode(found[f"{side}_ids"]).endswith(f"red{ENDS[name]}")
 
 
+def test_a_conversation_that_the_template_refuses_has_no_sequence_wherever_it_stands(
+    tiny_tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_scratch.chat_tokens.BATCH", 2)
+    tokenizer = tokenizer_of(tiny_tokenizer, template("gemma"))
+    refused, good = turns("a", "b", "c") + turns("d"), turns("a", "b")
+    found = list(encode_chats(tokenizer, [refused, good, good, refused, refused]))
+    assert [len(sequences) for sequences in found] == [0, 1, 1, 0, 0]
+    with pytest.raises(ValueError, match="refuses a conversation of this data: Conversation roles must alternate"):
+        list(encode_chats(tokenizer, [refused] * 3))
+
+
 def test_a_tokenizer_that_drops_white_space_beside_a_token_loses_no_answer(
     tiny_tokenizer: PreTrainedTokenizerBase,
 ) -> None:

@@ -8,6 +8,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ import transformers
 from accelerate import PartialState
 from datasets.utils.logging import disable_progress_bar
 from peft import LoraConfig, PeftModel
+from torch.distributed.tensor import DTensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -34,6 +36,7 @@ from training.data.tokenized import Tokenized, row_lengths, show, tokenize
 from training.hardware import DTYPES, join_processes, settle_precision
 from training.load import load_from
 from training.save import end_of_answer, end_tokens, save_model, save_tokenizer
+from training.shards import whole
 from training.stage import Stage, atomic_folder, open_stage, write_json
 
 
@@ -232,18 +235,48 @@ def lora_config(config: AlignConfig) -> LoraConfig | None:
 
 
 def save(trainer: Trainer, config: AlignConfig, stage: Stage) -> None:
-    """Write the stage's `model`, and of adapters also `adapter`: them alone, with the tokenizer."""
+    """Write the stage's `model`, and of adapters also `adapter`: them alone, with the tokenizer.
+
+    All processes must call this, since each may hold a part of the weights; the main one writes.
+    """
+    weights = gather_weights(trainer)
     if not trainer.accelerator.is_main_process:
         return
     model, tokenizer = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class
     if isinstance(model, PeftModel):
+        name_base(model)
         with atomic_folder(stage.folder / "adapter") as beside:
-            model.save_pretrained(beside)
+            model.save_pretrained(beside, state_dict=weights)
             save_tokenizer(tokenizer, model, beside)
-        if config.tune == "qlora":  # merged into 4 bits, the adapters would be rounded away
+        # Merged into 4 bits the adapters would be rounded away, and of shards this process has only its own.
+        if config.tune == "qlora" or weights is not None:
             model = PeftModel.from_pretrained(load_weights(config.model), stage.folder / "adapter")
+            weights = None
         model = model.merge_and_unload()
-    save_model(model, tokenizer, stage.folder / "model")
+    save_model(model, tokenizer, stage.folder / "model", weights)
+
+
+def gather_weights(trainer: Trainer) -> dict[str, torch.Tensor] | None:
+    """Return the weights of a model in shards, on the main process; None where each process holds all of them."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    parts = model.state_dict(keep_vars=True)  # what is tied is then one object, and gathered once
+    if not any(isinstance(part, DTensor) for part in parts.values()):
+        return None
+    found: dict[int, torch.Tensor] = {}
+    with torch.no_grad():
+        for part in parts.values():
+            if id(part) not in found:
+                full = whole(part)
+                found[id(part)] = full.cpu() if trainer.accelerator.is_main_process else torch.empty(0)
+    return {name: found[id(part)] for name, part in parts.items()}
+
+
+def name_base(model: PeftModel) -> None:
+    """Let adapters name the folder of their base so that it is found from anywhere."""
+    for adapter in model.peft_config.values():
+        base = adapter.base_model_name_or_path
+        if base and Path(base).is_dir():
+            adapter.base_model_name_or_path = str(Path(base).resolve())
 
 
 def finish(stage: Stage, metrics: dict[str, Any], advice: str) -> None:

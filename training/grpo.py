@@ -21,7 +21,7 @@ import trl
 from accelerate import PartialState
 from datasets import Dataset
 
-from training.align import finish, load_model, quiet
+from training.align import finish, gather_weights, load_model, quiet
 from training.align_trainer import CHECKPOINTS, MetricsLog, run_trainer
 from training.answers import PARTS
 from training.data import stories, talk
@@ -90,8 +90,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         processing_class=tokenizer,
     )
     metrics = run_trainer(trainer, stage, MetricsLog(stage.folder / METRICS, MEASURES, 1 / config.max_steps))
+    weights = gather_weights(trainer)
     if trainer.accelerator.is_main_process:
-        save_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, stage.folder / "model")
+        save_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, stage.folder / "model", weights)
     finish(stage, metrics | {"precision": config.precision}, "Next: `python -m training.eval_model`, or talk to it.")
 
 
