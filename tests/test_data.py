@@ -118,9 +118,7 @@ def test_bad_files_are_named(tmp_path: Path, name: str, content: bytes, message:
     assert name in str(error.value)
 
 
-def test_files_and_rows_without_text_are_left_out_and_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_files_and_rows_without_text_are_left_out_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, text in {"a.txt": "one", "b.txt": "", "c.md": " \n\n", "d.txt": "two"}.items():
         (tmp_path / name).write_text(text)
     (tmp_path / "e.jsonl").write_text('{"text": "three"}\n{"text": ""}\n{"text": "four"}\n')

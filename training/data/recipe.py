@@ -41,6 +41,36 @@ SUFFIXES = {
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
 TYPES = (*dict.fromkeys(SUFFIXES.values()), "gutenberg", "code")
 
+# Programming languages of a `code` source, by the names of its files.
+LANGUAGES = {
+    "c": (".c", ".h"),
+    "c++": (".cc", ".cpp", ".cxx", ".hh", ".hpp"),
+    "c#": (".cs",),
+    "css": (".css",),
+    "go": (".go",),
+    "haskell": (".hs",),
+    "html": (".html", ".htm"),
+    "java": (".java",),
+    "javascript": (".js", ".mjs", ".jsx"),
+    "julia": (".jl",),
+    "kotlin": (".kt",),
+    "lua": (".lua",),
+    "markdown": (".md",),
+    "perl": (".pl", ".pm"),
+    "php": (".php",),
+    "python": (".py", ".pyi"),
+    "r": (".r",),
+    "restructuredtext": (".rst",),
+    "ruby": (".rb",),
+    "rust": (".rs",),
+    "scala": (".scala",),
+    "shell": (".sh", ".bash"),
+    "sql": (".sql",),
+    "swift": (".swift",),
+    "typescript": (".ts", ".tsx"),
+}
+LANGUAGE_OF = {suffix: language for language, suffixes in LANGUAGES.items() for suffix in suffixes}
+
 # Steps on one document, in the order of the recipe, and the two that compare all documents and come last.
 DOCUMENT_STEPS = (
     "fix_encoding",
@@ -119,6 +149,11 @@ def _read_source(entry: Any, number: int) -> Source:
     for key in ("files", "languages", "licenses"):
         if key in given:
             given[key] = (given[key],) if isinstance(given[key], str) else tuple(given[key])
+            if key != "files":
+                given[key] = tuple(str(name).lower() for name in given[key])
+    for language in given.get("languages", ()):
+        if language not in LANGUAGES:
+            raise ValueError(f"{where} has the language {language!r}{suggest(language, list(LANGUAGES))}")
     source = Source(**given)
     texts = [key for key in ("files", "dataset", "stories") if getattr(source, key)]
     if len(texts) != 1:
