@@ -4,6 +4,7 @@ Kept libraries do the work: trafilatura finds the main text of a page, warcio re
 the markup out of wiki pages. What is not text, or may not be used, is a `Bad` with its reason.
 """
 
+import codecs
 import ctypes
 import re
 import signal
@@ -26,6 +27,26 @@ from training.data.rows import Bad
 # Longer than any ordinary page needs, so that the result does not depend on how busy the machine is.
 PAGE_SECONDS = 60
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+OWN_CHARSET = re.compile(
+    rb"<meta\s[^>]*?charset\s*=\s*[\"']?\s*([\w:.-]+)|^\s*<\?xml\s[^>]*?encoding\s*=\s*[\"']([\w:.-]+)", re.IGNORECASE
+)
+# What a browser reads where a page names a charset, by https://encoding.spec.whatwg.org: the larger one of its family.
+ON_THE_WEB = {
+    "ascii": "cp1252",
+    "iso8859-1": "cp1252",
+    "iso8859-9": "cp1254",
+    "iso8859-11": "cp874",
+    "tis-620": "cp874",
+    "gb2312": "gb18030",
+    "gbk": "gb18030",
+    "big5": "big5hkscs",
+    "shift_jis": "cp932",
+    "euc_kr": "cp949",
+    "utf-16": "utf-8",  # a page that can say so in ASCII is none
+}
 
 
 def extract_page(html: str) -> str:
@@ -70,13 +91,18 @@ def read_page(html: str, id: str, metadata: dict[str, Any]) -> Found:
 
 
 def decode_page(data: bytes, charset: str | None) -> str | None:
-    """Return a page's characters by the charset of its header, as UTF-8, or as what its bytes look like."""
+    """Return a page's characters by its byte-order mark, the charset of its header, or what it says itself; else as
+    UTF-8, or as what its bytes look like.
+    """
     from charset_normalizer import from_bytes
 
-    for name in (charset, "utf-8"):
+    marked = next((name for mark, name in MARKS.items() if data.startswith(mark)), None)
+    said = OWN_CHARSET.search(data[:4096])
+    for name in (marked, charset, said[said.lastindex or 0].decode() if said else None, "utf-8"):
         try:
             if name:
-                return data.decode(name)
+                known = codecs.lookup(name).name
+                return data.decode(ON_THE_WEB.get(known, known)).removeprefix("\ufeff")
         except (UnicodeDecodeError, LookupError):
             continue
     best = from_bytes(data[:100_000]).best()
