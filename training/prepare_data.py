@@ -28,6 +28,7 @@ from training.data.documents import (
     read_documents,
 )
 from training.data.recipe import describe_files, evaluation_units, read_sources, read_steps
+from training.data.revisions import pin
 from training.stage import Stage, command, open_stage, parse_config, write_json
 
 # Worker processes import this file as well: what takes long to import is imported where it is used.
@@ -172,12 +173,15 @@ def prepare_sources(config: DataConfig) -> None:
     from datatrove.io import get_datafolder
 
     # What one recipe has done must not count as done for another one that works in the same place.
-    shared = config.work_dir and f"{config.work_dir.rstrip('/')}/{stage.record['fingerprint'][:16]}"
+    shared = (
+        config.work_dir and f"{os.path.expanduser(config.work_dir).rstrip('/')}/{stage.record['fingerprint'][:16]}"
+    )
     folder = get_datafolder(shared or str((stage.folder / "work").absolute()))
     workers = config.workers or ((os.cpu_count() or 1) if config.executor == "local" else -1)  # -1: no limit
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if workers == 1 else "false"  # one core each is enough then
     os.environ["TQDM_DISABLE"] = "1"  # in the worker processes, whose bars would be mixed up
     tokenizer, meta = describe_tokenizer(config)
+    sources = pin(sources, folder)
     passes = plan(folder, sources, steps, tokenizer, meta, config.tasks, config.max_document_bytes)
     if not run_passes(passes, folder, workers, config.executor, config.executor_options, say):
         say("the tasks are submitted; the same command, when they are done, writes the report.")

@@ -4,17 +4,17 @@ The tokenizer is trained on the `train` split of the same stream that the model 
 its `val` split. A document's split follows from its content, so it never changes when data is added.
 """
 
-import glob
 import hashlib
 import itertools
+import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from training.data import stories
-from training.data.recipe import COMPRESSIONS, SUFFIXES, type_of
+from training.data.recipe import COMPRESSIONS, SUFFIXES, find_files, name_of, type_of
+from training.data.revisions import commit_of
 from training.data.rows import TABLES, Bad, decode, explain, mend, read_table
 from training.data.unpack import DecompressionBomb, open_unpacked
 
@@ -125,20 +125,20 @@ def cut_batches(documents: Iterable[Sized], size_of: Callable[[Sized], int]) -> 
 
 
 def expand_files(patterns: list[str]) -> list[str]:
-    """Return the files that the patterns match, in order.
+    """Return the files that folders, globs and URLs mean, each once, in order.
 
     Raises:
         ValueError: A pattern matches no file, or one that cannot be taken as it is.
     """
-    paths = []
+    paths: dict[str, str] = {}
     for pattern in patterns:
-        found = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())
-        if not found:
-            raise ValueError(f"{pattern} matches no file; check the path given by --files.")
-        paths += found
-    for path in paths:
+        for path, _, _ in find_files(pattern):
+            # As the user wrote it: absolute paths say more than a record of a run should.
+            relative = "://" not in pattern and not os.path.isabs(os.path.expanduser(pattern))
+            paths.setdefault(name_of(path), os.path.relpath(path) if relative else path)
+    for path in paths.values():
         _refuse_unknown(path)
-    return paths
+    return list(paths.values())
 
 
 def _refuse_unknown(path: str) -> None:
@@ -221,7 +221,11 @@ def _from_sources(source: DocumentSource, *, say: bool) -> Iterator[tuple[str, s
     from training.data.readers import read_unit
     from training.data.recipe import list_units, read_sources
 
-    by_source = [list_units([one], 1) for one in read_sources(source.sources)]
+    pinned = [
+        replace(one, revision=commit_of(one.dataset, one.revision)) if one.dataset else one
+        for one in read_sources(source.sources)
+    ]
+    by_source = [list_units([one], 1) for one in pinned]
     waiting = [unit for row in itertools.zip_longest(*by_source) for unit in row if unit]
     files = (read_unit(unit, limit=10_000_000) for unit in waiting)
     turn, bad = deque(itertools.islice(files, OPEN_FILES)), Counter[str]()
@@ -245,5 +249,7 @@ def _from_sources(source: DocumentSource, *, say: bool) -> Iterator[tuple[str, s
 def _from_hub(source: DocumentSource) -> Iterator[str]:
     from datasets import load_dataset
 
-    for number, row in enumerate(load_dataset(source.dataset, split="train", streaming=True), start=1):
+    assert source.dataset is not None
+    data = load_dataset(source.dataset, split="train", streaming=True, revision=commit_of(source.dataset))
+    for number, row in enumerate(data, start=1):
         yield _text_of_row(row, source.text_column, f"{source.dataset}, row {number}")

@@ -311,6 +311,10 @@ def dataset_card(report: dict[str, Any]) -> str:
     for name, row in report["sources"].items():
         counts = " | ".join(f"{row[key]:,}" for key in ("documents_in", "documents_out", "tokens"))
         lines.append(f"| {_plain(name)} | {_plain(row['license'])} | {row['weight']:g} | {counts} |")
+    named = [(row["dataset"], row["revision"]) for row in report["sources"].values() if row.get("revision")]
+    lines += (
+        ["", *(f"`{_plain(dataset)}` was read at `{_plain(commit)}`." for dataset, commit in named)] if named else []
+    )
     lines += ["", "## Steps", ""]
     lines += [f"- `{step['step']}` {_plain(json.dumps(step['options']))}" for step in report["recipe"]] or ["None."]
     lines += ["", "## Dropped", "", "| reason | documents |", "| --- | ---: |"]

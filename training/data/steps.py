@@ -5,6 +5,7 @@ spaCy, a language model that needs no download, books that balance, and a filter
 """
 
 import json
+import os
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -105,7 +106,7 @@ class Language(BaseFilter):
     def __init__(self, keep: list[str] | None = None, min_score: float = 0.65, model: str | None = None) -> None:
         super().__init__()
         self.keep, self.min_score = keep or [], min_score
-        self.path = model or _packaged_language_model()
+        self.path = os.path.expanduser(model) if model else _packaged_language_model()
         if not Path(self.path).is_file():
             raise ValueError(f"step language: there is no model at {self.path}; give the path of a fastText model.")
         self.model: Any = None  # loaded by each process for itself

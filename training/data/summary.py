@@ -131,6 +131,7 @@ def _source_row(source: Source, clean: dict[str, Any], kept: dict[str, Any]) -> 
     for books in (clean, kept):
         dropped.update(books["dropped"].get(source.name, {}))
     row = {
+        **({"dataset": source.dataset, "revision": source.revision} if source.dataset else {}),
         "license": source.license,
         "weight": source.weight,
         "documents_in": first.get("documents_in", 0),

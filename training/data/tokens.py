@@ -27,6 +27,7 @@ KINDS = ("tokens", "entries", "jsonl")  # files of a part: ids, an ENTRY and the
 ORIGIN = ("id", "source", "license", "url", "language")  # what is kept of where a document came from
 AT_ONCE = 10_000  # documents of a shard written together
 ENTRY = np.dtype([("key", "<u8"), ("tokens", "<u4"), ("bytes", "<u4")])
+MIX = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], dtype=np.uint64)
 NOISE_SIGNS = ("\ufffd", "Ã", "â€", "<div", "</", "{{", "}}", "&nbsp;", "&amp;", "lorem ipsum", "Project Gutenberg")
 
 
@@ -148,6 +149,19 @@ def key_of(text: str, seed: int, copy: int) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
+def spread(keys: np.ndarray) -> np.ndarray:
+    """Return keys (n,) uint64 of which none that come again are equal: equal documents shall not lie side by side."""
+    order = np.argsort(keys, kind="stable")
+    ranked = keys[order]
+    again = (np.arange(len(keys)) - np.searchsorted(ranked, ranked)).astype(np.uint64)  # 0 for the first of its kind
+    mixed = ranked ^ (again * MIX[0])
+    for multiplier, shift in zip(MIX[1:], (30, 27), strict=True):  # splitmix64
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * multiplier
+    result = np.empty_like(keys)
+    result[order] = np.where(again > 0, mixed, ranked)
+    return result
+
+
 def shard_names(count: int) -> list[str]:
     """Return the held-out shard and the training shards."""
     return ["val", *(f"train-{number:05d}" for number in range(count))]
@@ -213,7 +227,7 @@ class Shuffle(PipelineStep):
     def write_shard(self, name: str) -> None:
         """Put the documents of all parts in the order of their keys, between separators."""
         entries = np.frombuffer(self.gather(name, "entries"), dtype=ENTRY)
-        order = np.argsort(entries["key"], kind="stable")
+        order = np.argsort(spread(entries["key"]), kind="stable")
         lengths = entries["tokens"][order].astype(np.int64)
         starts = np.cumsum(lengths) - lengths
         self.write_tokens(name, entries["tokens"], order)
