@@ -96,9 +96,10 @@ def test_the_reward_rises(tmp_path: Path) -> None:
     # A model that answers with the end of a story, happy or not, whatever it is asked.
     data = write_jsonl(tmp_path / "endings.jsonl", endings(48))
     learn = {"max_steps": 120, "batch_size": 16, "learning_rate": 0.01, "max_length": 128, "warmup_ratio": 0.05}
+    learn |= {"precision": "fp32"}
     assert run_stage(sft.main, f"{tmp_path}/base", data, tmp_path / "sft", **learn)[-1]["loss"] < 0.1
     steps = "--max_steps 12 --prompts_per_step 2 --num_generations 8 --max_new_tokens 40".split()
-    rates = "--learning_rate 0.003 --beta 0.001".split()
+    rates = "--learning_rate 0.003 --beta 0.001 --precision fp32".split()
     grpo.main(["--model", f"{tmp_path}/sft/model", "--output_dir", f"{tmp_path}/grpo", *steps, *rates])
     lines = [json.loads(line) for line in (tmp_path / "grpo/metrics.jsonl").read_text().splitlines()]
     happy = [line["rewards/happy_ending/mean"] for line in lines]
