@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from hf_scratch import ScratchForCausalLM
 from hf_scratch.tokenizer import CHAT_TEMPLATE
-from training import dpo, eval_model, grpo, prepare_data, pretrain, release, sft, train_tokenizer
+from training import align_trainer, dpo, eval_model, grpo, prepare_data, pretrain, release, sft, train_tokenizer
 from training.align import load_model, load_weights
 from training.align_trainer import AlignConfig, last_checkpoint, row_order, training_arguments
 from training.hardware import resolve_precision
@@ -372,6 +372,40 @@ def test_killed_and_started_again_it_ends_where_it_would_have(
     for key, value in undisturbed.items():
         torch.testing.assert_close(weights[key], value, rtol=0, atol=0)
     assert (output / "metrics.jsonl").read_text() == (tmp_path / "undisturbed" / "metrics.jsonl").read_text()
+
+
+def test_how_it_is_logged_saved_and_cut_may_change_in_the_middle(
+    base: str,
+    data: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = {"max_steps": 6, "save_steps": 2, "precision": "fp32", "eval_examples": 2}
+    sft.main(arguments(base, data["sft"], tmp_path / "whole", **settings, log_steps=1, micro_batch_size=4))
+    step_end = align_trainer.MetricsLog.on_step_end
+
+    def stopped(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        step_end(self, args, state, control, **kwargs)
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="goes on from the last checkpoint"):
+        patch.setattr(align_trainer.MetricsLog, "on_step_end", stopped)
+        sft.main(arguments(base, data["sft"], tmp_path / "run", **settings, log_steps=5))
+    changes = {
+        "log_steps": 1,
+        "save_steps": 3,
+        "eval_steps": 3,
+        "micro_batch_size": 1,
+        "activation_checkpointing": True,
+    }
+    sft.main(arguments(base, data["sft"], tmp_path / "run", **settings | changes))
+    assert "goes on from step 2" in capsys.readouterr().out and not (tmp_path / "run.previous").exists()
+    lines, whole = ([x for x in metrics_of(tmp_path / run) if x["loss"] is not None] for run in ("run", "whole"))
+    assert [line["step"] for line in lines] == [1, 3, 4, 5, 6]
+    assert lines[-1]["loss"] == pytest.approx(whole[-1]["loss"], rel=1e-4)
+    assert [line["step"] for line in metrics_of(tmp_path / "run") if line["eval_loss"] is not None][0] == 3
 
 
 @pytest.mark.parametrize("state", [None, "", '{"global_step": 2'])
