@@ -2,9 +2,9 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from hf_scratch import ScratchForCausalLM
 from hf_scratch.tokenizer import CHAT_TEMPLATE
-from training import dpo, eval_model, grpo, prepare_data, pretrain, release, sft, train_tokenizer
+from training import align_trainer, dpo, eval_model, grpo, prepare_data, pretrain, release, sft, train_tokenizer
 from training.align import load_model, load_weights
 from training.align_trainer import AlignConfig, last_checkpoint, row_order, training_arguments
 from training.hardware import resolve_precision
+from training.save import save_model
 from training.stage import parse_config, read_json
 
 ROOT = Path(__file__).parent.parent
@@ -273,10 +274,16 @@ def test_lora_trains_an_adapter_and_merges_it(name: str, base: str, data: dict[s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sft", "dpo"])
-def test_qlora_trains_an_adapter_on_4_bits(name: str, base: str, data: dict[str, str], tmp_path: Path) -> None:
+def test_qlora_trains_an_adapter_on_4_bits(
+    name: str, make_model: Any, tiny_tokenizer: PreTrainedTokenizerBase, data: dict[str, str], tmp_path: Path
+) -> None:
     bitsandbytes = pytest.importorskip("bitsandbytes", reason="pip install 'hf_scratch[qlora]'")
     from peft import PeftModel
 
+    # On a processor with AVX512-BF16, bitsandbytes packs matrices of 32 n rows and 64 n columns, and no others.
+    base = str(tmp_path / "base")
+    model = make_model(initializer_range=0.05, hidden_size=64, head_dim=16)
+    save_model(model, tiny_tokenizer, Path(base))
     weights, rounded = load_weights(base), load_weights(base, quantized=True)
     layers = [type(layer) for path, layer in rounded.named_modules() if path.endswith("_proj")]
     assert layers and set(layers) == {bitsandbytes.nn.Linear4bit}
@@ -303,9 +310,11 @@ def test_qlora_says_what_it_needs(base: str, data: dict[str, str], tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sft", "dpo"])
-def test_two_processes_take_the_steps_of_one(name: str, base: str, data: dict[str, str], tmp_path: Path) -> None:
-    settings = {"max_steps": 4, "micro_batch_size": 1, "log_steps": 1}
+@pytest.mark.parametrize(("name", "precision"), [("sft", "fp32"), ("dpo", "fp32"), ("sft", "bf16")])
+def test_two_processes_take_the_steps_of_one(
+    name: str, precision: str, base: str, data: dict[str, str], tmp_path: Path
+) -> None:
+    settings = {"max_steps": 4, "micro_batch_size": 1, "log_steps": 1, "precision": precision}
     STAGES[name].main(arguments(base, data[name], tmp_path / "one", **settings))
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
     launch += ["--config_file", str(ROOT / "training" / "launch" / "cpu-2.yaml"), "-m", f"training.{name}"]
@@ -314,8 +323,11 @@ def test_two_processes_take_the_steps_of_one(name: str, base: str, data: dict[st
         [*launch, *arguments(base, data[name], tmp_path / "two", **settings)], cwd=ROOT, env=environment, check=True
     )
     for line, expected in zip(metrics_of(tmp_path / "two"), metrics_of(tmp_path / "one"), strict=True):
-        assert line["loss"] == pytest.approx(expected["loss"], rel=1e-4)
-        assert line["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-3)
+        loose = 1 if precision == "fp32" else 20
+        assert line["loss"] == pytest.approx(expected["loss"], rel=1e-4 * loose)
+        assert line["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-3 * loose)
+    if precision == "bf16":  # Adam makes a step of the size of the learning rate out of any rounding
+        return
     weights, expected_weights = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("two", "one"))
     for key, weight in weights.items():
         torch.testing.assert_close(weight, expected_weights[key], rtol=1e-3, atol=1e-4)
@@ -338,30 +350,38 @@ def test_a_checkpoint_that_was_cut_off_is_not_used(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoint-100").exists()
 
 
+KILLED = """
+import os, signal, sys
+from training import align_trainer, {name}
+
+class Killing(align_trainer.MetricsLog):
+    def on_step_end(self, args, state, control, **kwargs):
+        super().on_step_end(args, state, control, **kwargs)
+        if state.global_step == 15:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+align_trainer.MetricsLog = Killing
+{name}.main(sys.argv[1:])
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sft", "dpo"])
+@pytest.mark.parametrize(("name", "precision"), [("sft", "fp32"), ("dpo", "bf16")])
 def test_killed_and_started_again_it_ends_where_it_would_have(
-    name: str, base: str, data: dict[str, str], tmp_path: Path
+    name: str, precision: str, base: str, data: dict[str, str], tmp_path: Path
 ) -> None:
-    settings = {"max_steps": 60, "save_steps": 10, "learning_rate": 0.0003}
+    settings = {"max_steps": 30, "save_steps": 10, "learning_rate": 0.0003, "precision": precision}
     STAGES[name].main(arguments(base, data[name], tmp_path / "undisturbed", **settings))
 
     output = tmp_path / "killed"
-    line = [sys.executable, "-m", f"training.{name}", *arguments(base, data[name], output, **settings)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(line, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 600
-        while not list((output / "checkpoints").glob("checkpoint-?0/trainer_state.json")):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.005)
-    finally:
-        process.kill()
-        process.wait()
+    words = arguments(base, data[name], output, **settings)
+    how = {"cwd": ROOT, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "capture_output": True, "text": True}
+    killed = subprocess.run([sys.executable, "-c", KILLED.format(name=name), *words], **how)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (output / "model").exists()
-    again = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
+    again = subprocess.run([sys.executable, "-m", f"training.{name}", *words], **how)
     assert again.returncode == 0, again.stderr
-    assert "goes on from step " in again.stdout
+    assert "goes on from step 10" in again.stdout
     assert "custom code" not in again.stdout + again.stderr  # our own class needs none, and nobody is asked
 
     weights, undisturbed = (
@@ -370,6 +390,40 @@ def test_killed_and_started_again_it_ends_where_it_would_have(
     for key, value in undisturbed.items():
         torch.testing.assert_close(weights[key], value, rtol=0, atol=0)
     assert (output / "metrics.jsonl").read_text() == (tmp_path / "undisturbed" / "metrics.jsonl").read_text()
+
+
+def test_how_it_is_logged_saved_and_cut_may_change_in_the_middle(
+    base: str,
+    data: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = {"max_steps": 6, "save_steps": 2, "precision": "fp32", "eval_examples": 2}
+    sft.main(arguments(base, data["sft"], tmp_path / "whole", **settings, log_steps=1, micro_batch_size=4))
+    step_end = align_trainer.MetricsLog.on_step_end
+
+    def stopped(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        step_end(self, args, state, control, **kwargs)
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="goes on from the last checkpoint"):
+        patch.setattr(align_trainer.MetricsLog, "on_step_end", stopped)
+        sft.main(arguments(base, data["sft"], tmp_path / "run", **settings, log_steps=5))
+    changes = {
+        "log_steps": 1,
+        "save_steps": 3,
+        "eval_steps": 3,
+        "micro_batch_size": 1,
+        "activation_checkpointing": True,
+    }
+    sft.main(arguments(base, data["sft"], tmp_path / "run", **settings | changes))
+    assert "goes on from step 2" in capsys.readouterr().out and not (tmp_path / "run.previous").exists()
+    lines, whole = ([x for x in metrics_of(tmp_path / run) if x["loss"] is not None] for run in ("run", "whole"))
+    assert [line["step"] for line in lines] == [1, 3, 4, 5, 6]
+    assert lines[-1]["loss"] == pytest.approx(whole[-1]["loss"], rel=1e-4)
+    assert [line["step"] for line in metrics_of(tmp_path / "run") if line["eval_loss"] is not None][0] == 3
 
 
 @pytest.mark.parametrize("state", [None, "", '{"global_step": 2'])

@@ -172,18 +172,22 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     monkeypatch.setattr(align, "load_weights", loaded)
 
 
-@pytest.mark.parametrize(("stage", "rows", "limit"), [(sft, CHATS, 3), (dpo, PAIRS, 5), (dpo, THUMBS, 5)])
+@pytest.mark.parametrize(
+    ("stage", "rows", "limit", "precision"),
+    [(sft, CHATS, 3, "fp32"), (dpo, PAIRS, 5, "fp32"), (dpo, THUMBS, 5, "fp32"), (dpo, PAIRS, 5, "bf16")],
+)
 def test_out_of_memory_takes_smaller_pieces_of_the_same_steps(
     stage: Any,
     rows: list[Any],
     limit: int,
+    precision: str,
     base: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     data = write_jsonl(tmp_path / "rows.jsonl", rows)
-    settings = {"max_steps": 4, "learning_rate": 0.001, "log_steps": 1}
+    settings = {"max_steps": 4, "learning_rate": 0.001, "log_steps": 1, "precision": precision}
     roomy = run_stage(stage.main, base, data, tmp_path / "roomy", **settings)
     short_of_memory(monkeypatch, limit)
     tight = run_stage(stage.main, base, data, tmp_path / "tight", **settings)
@@ -193,7 +197,9 @@ def test_out_of_memory_takes_smaller_pieces_of_the_same_steps(
         return
     for line, other in zip(tight, roomy, strict=True):
         for figure in ("loss", "grad_norm"):
-            assert line[figure] == pytest.approx(other[figure], rel=1e-4)
+            assert line[figure] == pytest.approx(other[figure], rel=1e-4 if precision == "fp32" else 2e-2)
+    if precision == "bf16":  # Adam makes a step of the size of the learning rate out of any rounding
+        return
     weights, others = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("tight", "roomy"))
     for name, weight in others.items():
         torch.testing.assert_close(weights[name], weight, rtol=1e-4, atol=1e-5)

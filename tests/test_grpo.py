@@ -81,7 +81,8 @@ def endings(count: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_the_reward_rises(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.long)])
+def test_the_reward_rises(tmp_path: Path, precision: str) -> None:
     text = ["--vocab_size", "800", "--num_stories", "1000"]
     train_tokenizer.main(["--output_dir", f"{tmp_path}/tokenizer", *text])
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
@@ -96,12 +97,14 @@ def test_the_reward_rises(tmp_path: Path) -> None:
     # A model that answers with the end of a story, happy or not, whatever it is asked.
     data = write_jsonl(tmp_path / "endings.jsonl", endings(48))
     learn = {"max_steps": 120, "batch_size": 16, "learning_rate": 0.01, "max_length": 128, "warmup_ratio": 0.05}
+    learn |= {"precision": "fp32"}
     assert run_stage(sft.main, f"{tmp_path}/base", data, tmp_path / "sft", **learn)[-1]["loss"] < 0.1
-    steps = "--max_steps 12 --prompts_per_step 2 --num_generations 8 --max_new_tokens 40".split()
-    rates = "--learning_rate 0.003 --beta 0.001".split()
+    # Small enough steps: with 0.001 and more a single one can turn all answers to the unhappy end, on some processors.
+    steps = "--max_steps 32 --prompts_per_step 4 --num_generations 8 --max_new_tokens 40".split()
+    rates = f"--learning_rate 0.0006 --beta 0.001 --precision {precision}".split()
     grpo.main(["--model", f"{tmp_path}/sft/model", "--output_dir", f"{tmp_path}/grpo", *steps, *rates])
     lines = [json.loads(line) for line in (tmp_path / "grpo/metrics.jsonl").read_text().splitlines()]
     happy = [line["rewards/happy_ending/mean"] for line in lines]
-    assert 0.2 < sum(happy[:2]) / 2 < 0.8 and sum(happy[-3:]) / 3 > 0.9
-    assert sum(line["reward"] for line in lines[-3:]) / 3 > sum(line["reward"] for line in lines[:2]) / 2 + 0.2
+    assert 0.2 < sum(happy[:2]) / 2 < 0.8 and sum(happy[-6:]) / 6 > 0.9
+    assert sum(line["reward"] for line in lines[-6:]) / 6 > sum(line["reward"] for line in lines[:2]) / 2 + 0.2
     assert (tmp_path / "grpo/model/model.safetensors").is_file() and lines[-1]["kl"] > 0

@@ -43,15 +43,18 @@ def test_one_adamw_step_is_the_papers() -> None:
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (16, 40), (40, 16)])
-def test_orthogonalize_keeps_singular_vectors_and_flattens_values(shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 3e-2)])
+def test_orthogonalize_keeps_singular_vectors_and_flattens_values(
+    shape: tuple[int, int], dtype: torch.dtype, tolerance: float
+) -> None:
     torch.manual_seed(1)
     matrices = torch.randn(3, *shape)
-    out = orthogonalize(matrices)
+    out = orthogonalize(matrices, dtype).float()
     for matrix, result in zip(matrices, out, strict=True):
         u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
         core = u.T @ result @ vh.T
         assert core.diagonal().min() > 0.5 and core.diagonal().max() < 1.3
-        assert (core - torch.diag(core.diagonal())).abs().max() < 1e-3
+        assert (core - torch.diag(core.diagonal())).abs().max() < tolerance
 
 
 def test_muon_takes_the_steps_of_torchs_muon() -> None:
@@ -69,6 +72,23 @@ def test_muon_takes_the_steps_of_torchs_muon() -> None:
             optimizer.step()
     moved = (ours - start).norm()
     assert (ours - theirs).norm() < 0.02 * moved
+
+
+def test_muon_iterates_in_the_precision_of_training() -> None:
+    """torch's Muon always iterates in bfloat16: in that precision ours takes its steps, and in float32 others."""
+    torch.manual_seed(2)
+    start, gradient = torch.randn(24, 48), torch.randn(24, 48)
+    stepped = {}
+    for name, (kind, options) in {
+        "torch": (torch.optim.Muon, {"adjust_lr_fn": "match_rms_adamw"}),
+        "bf16": (Muon, {"dtype": torch.bfloat16}),
+        "fp32": (Muon, {}),
+    }.items():
+        param = torch.nn.Parameter(start.clone())
+        param.grad = gradient.clone()
+        kind([param], lr=0.02, weight_decay=0.1, **options).step()
+        stepped[name] = param.detach()
+    assert (stepped["bf16"] - stepped["torch"]).norm() < (stepped["fp32"] - stepped["torch"]).norm() / 3
 
 
 def test_muon_moves_with_adamws_root_mean_square() -> None:

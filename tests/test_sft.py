@@ -74,11 +74,13 @@ def test_what_is_cut_and_dropped_is_counted(tiny_tokenizer: PreTrainedTokenizerB
         tokenize(tiny_tokenizer, "conversations", [unanswered], max_length=40)
 
 
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_it_learns_eight_conversations(
-    base: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    base: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], precision: str
 ) -> None:
     output = tmp_path / "run"
-    last = train(base, data, output, max_length=64, max_steps=120, learning_rate=0.01, warmup_ratio=0.03)[-1]
+    settings = {"max_steps": 120, "learning_rate": 0.01, "warmup_ratio": 0.03, "precision": precision}
+    last = train(base, data, output, max_length=64, **settings)[-1]
     assert last["step"] == 120 and last["loss"] < 0.1
 
     printed = capsys.readouterr().out
@@ -99,23 +101,29 @@ def test_it_learns_eight_conversations(
         assert tokenizer.decode(answer) == row["messages"][1]["content"] + "<|im_end|>"
 
 
-def test_packed_conversations_give_the_same_loss(base: str, data: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 1e-2)])
+def test_packed_conversations_give_the_same_loss(
+    base: str, data: str, tmp_path: Path, precision: str, tolerance: float
+) -> None:
     first, steps = {}, {}
     for packing in ("False", "True"):
         output = tmp_path / packing
         # One step holds all eight conversations, in rows of their own or in fewer that they share.
-        first[packing] = train(base, data, output, max_length=100, packing=packing)[0]
+        first[packing] = train(base, data, output, max_length=100, packing=packing, precision=precision)[0]
         steps[packing] = read_json(output / "stage.json")["metrics"]["steps"]
     assert steps == {"False": 1, "True": 1}
     for figure in ("loss", "grad_norm"):
-        assert first["True"][figure] == pytest.approx(first["False"][figure], rel=1e-5)
+        assert first["True"][figure] == pytest.approx(first["False"][figure], rel=tolerance)
 
 
-def test_accumulation_does_not_change_the_step(base: str, data: str, tmp_path: Path) -> None:
-    settings = {"max_length": 64, "max_steps": 5, "learning_rate": 0.001, "log_steps": 1}
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 1e-2)])
+def test_accumulation_does_not_change_the_step(
+    base: str, data: str, tmp_path: Path, precision: str, tolerance: float
+) -> None:
+    settings = {"max_length": 64, "max_steps": 5, "learning_rate": 0.001, "log_steps": 1, "precision": precision}
     runs = [train(base, data, tmp_path / str(held), micro_batch_size=held, **settings) for held in (8, 2)]
     losses = [[line["loss"] for line in run] for run in runs]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0] == pytest.approx(losses[1], rel=tolerance)
     assert losses[0][-1] < losses[0][0]
 
 

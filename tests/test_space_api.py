@@ -17,18 +17,25 @@ from tiny_release import GREEDY
 @pytest.mark.slow
 def test_api_streams(running: Running) -> None:
     client = connect(running)
-    started = time.monotonic()
-    job = client.submit("Hello", **GREEDY, max_new_tokens=200, api_name="/chat")
-    updates, first = [], 0.0
-    for update in job:
-        updates.append(update)
-        first = first or time.monotonic() - started
-    print(f"\nat the client: first text after {first:.2f} s, all after {time.monotonic() - started:.2f} s")
-    print(f"in the app: {updates[-1][1]}")
-    texts = [text for text, _ in updates]
+    # The page is updated 14 times a second: an answer that a fast machine gives within two of these is no test.
+    for tokens in (200, 800, 2048):
+        started = time.monotonic()
+        job = client.submit("Hello", **GREEDY, max_new_tokens=tokens, api_name="/chat")
+        updates, first = [], 0.0
+        for update in job:
+            updates.append(update)
+            first = first or time.monotonic() - started
+        print(f"\nat the client: first text after {first:.2f} s, all after {time.monotonic() - started:.2f} s")
+        print(f"in the app: {updates[-1][1]}")
+        texts = [text for text, _ in updates]
+        assert len(set(texts)) > 1
+        assert all(late.startswith(early) for early, late in zip(texts, texts[1:], strict=False))
+        said = rf"{tokens} tokens · \d+ tokens/s · first after .* s · seed \d+ · cut .*"
+        assert re.fullmatch(said, updates[-1][1])
+        if len(set(texts)) > 2:
+            break
+    # More than one piece came before the end.
     assert len(set(texts)) > 2
-    assert all(late.startswith(early) for early, late in zip(texts, texts[1:], strict=False))
-    assert re.fullmatch(r"200 tokens · \d+ tokens/s · first after .* s · seed \d+ · cut .*", updates[-1][1])
 
 
 @pytest.mark.slow

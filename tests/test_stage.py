@@ -7,13 +7,13 @@ import sys
 import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 import torch
 
 from training.checkpoint import find_damage, list_checkpoints, load_latest, save_checkpoint
-from training.stage import atomic_folder, command, hash_input, open_stage, parse_config, read_json
+from training.stage import SameRun, atomic_folder, command, hash_input, open_stage, parse_config, read_json
 
 
 @dataclass(kw_only=True)
@@ -105,6 +105,97 @@ def test_a_finished_stage_is_skipped_until_settings_or_inputs_change(tmp_path: P
         "width": None,
     }
     assert record["versions"]["torch"] == torch.__version__
+
+
+@dataclass(kw_only=True)
+class Watched:
+    output_dir: str
+    rate: float = 0.1
+    until: float | None = None
+    log_steps: Annotated[int, SameRun()] = 10
+    eval_steps: Annotated[int, SameRun(unless=("until",))] = 10
+    place: Annotated[str | None, SameRun()] = None
+
+
+def test_what_changes_no_result_changes_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(tmp_path / "stage")
+
+    def run(**changes: Any) -> bool:
+        stage = open_stage("s", Watched(output_dir=folder, **changes), {}, folder)
+        if not stage.done:
+            stage.finish({})
+        return stage.done
+
+    assert [run(), run(log_steps=1, eval_steps=3, place="s3://x?secret")] == [False, True]
+    assert "secret" not in (tmp_path / "stage" / "stage.json").read_text()
+    capsys.readouterr()
+    assert [run(until=1.0), run(until=1.0, log_steps=5), run(until=1.0, eval_steps=3)] == [False, True, False]
+    shown = capsys.readouterr().out
+    assert f"s: until, eval_steps changed; the old output is now {tmp_path}/stage.previous\n" in shown
+    assert f"s: eval_steps changed; the old output is now {tmp_path}/stage.previous-2\n" in shown
+    config = parse_config(Watched, ["--output_dir", folder, "--log_steps", "7", "--place", "there"])
+    assert (config.log_steps, config.place) == (7, "there")
+
+
+def test_no_run_that_was_moved_aside_is_ever_lost(tmp_path: Path) -> None:
+    folder = tmp_path / "stage"
+    for rate in range(4):
+        stage = open_stage("s", Watched(output_dir=str(folder), rate=rate), {}, str(folder))
+        (stage.folder / "result").write_text(str(rate))
+        stage.finish({})
+    found = {path.name: (path / "result").read_text() for path in tmp_path.iterdir()}
+    assert found == {"stage": "3", "stage.previous": "0", "stage.previous-2": "1", "stage.previous-3": "2"}
+
+
+def test_a_record_of_an_older_version_is_moved_aside(tmp_path: Path) -> None:
+    """As one whose fingerprint was computed from other settings, and before there were inputs by hash."""
+    folder = tmp_path / "stage"
+    open_stage("s", Watched(output_dir=str(folder)), {}, str(folder)).finish({})
+    record = read_json(folder / "stage.json")
+    (folder / "result").write_text("old")
+    (folder / "stage.json").write_text(json.dumps(record | {"fingerprint": "by another rule"}))
+    assert not open_stage("s", Watched(output_dir=str(folder)), {}, str(folder)).done
+    assert (tmp_path / "stage.previous" / "result").read_text() == "old" and not (folder / "result").exists()
+
+
+def test_a_folder_behind_a_link_stays_behind_it(tmp_path: Path) -> None:
+    """Also where the link points to nothing yet."""
+    disk, link = tmp_path / "disk", tmp_path / "runs" / "stage"
+    disk.mkdir()
+    link.parent.mkdir()
+    link.symlink_to(disk / "mine")
+    for rate in (1, 2):
+        stage = open_stage("s", Watched(output_dir=str(link), rate=rate), {}, str(link))
+        with atomic_folder(link / "model") as model:
+            (model / "weights").write_text(str(rate))
+        stage.finish({})
+    assert link.is_symlink() and [path.name for path in link.parent.iterdir()] == ["stage"]
+    assert (disk / "mine" / "model" / "weights").read_text() == "2"
+    assert (disk / "mine.previous" / "model" / "weights").read_text() == "1"
+    (disk / "models").mkdir()
+    (disk / "mine" / "model").rename(disk / "models" / "best")
+    (disk / "mine" / "model").symlink_to(disk / "models" / "best")
+    with atomic_folder(link / "model") as model:
+        (model / "weights").write_text("3")
+    assert (disk / "models" / "best" / "weights").read_text() == "3" and (disk / "mine" / "model").is_symlink()
+
+
+def test_a_raise_alone_lets_a_run_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "stage"
+
+    def run(why: str = "", **settings: float) -> bool:
+        stage = open_stage("s", Watched(output_dir=str(folder), **settings), {}, str(folder), {"rate": why})
+        kept = (folder / "result").exists()
+        (folder / "result").write_text("")
+        if not stage.done:
+            stage.finish({})
+        return kept
+
+    assert [run(rate=1), run(rate=2), run(rate=1), run(rate=2, until=1.0)] == [False, True, False, False]
+    assert read_json(tmp_path / "stage.previous" / "stage.json")["config"]["rate"] == 2
+    capsys.readouterr()
+    assert not run("a rate is for life", rate=3, until=1.0)
+    assert "rate was raised from 2 to 3" in (shown := capsys.readouterr().out) and "a rate is for life" in shown
 
 
 def test_an_unfinished_stage_goes_on_in_its_folder(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from collections import UserList
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from transformers import ProgressCallback, Trainer
 
 from training.hardware import DTYPES, PRECISION_HELP, Precision, on_cpu, resolve_precision
 from training.optimizer import AsOne, build_optimizers
-from training.stage import METRICS, Stage, cut_metrics, read_json
+from training.stage import METRICS, SameRun, Stage, cut_metrics, read_json
 
 CHECKPOINTS = "checkpoints"
 POOL = 50  # batches whose rows are sorted by length together: little padding, and still a random mixture
@@ -52,7 +52,9 @@ class AlignConfig:
     epochs: float = field(default=1.0, metadata={"help": "Passes over the rows."})
     max_steps: int = field(default=0, metadata={"help": "Optimizer steps; 0 lets epochs decide."})
     batch_size: int = field(default=32, metadata={"help": "Rows of an optimizer step, over all processes."})
-    micro_batch_size: int = field(default=0, metadata={"help": "Rows a process holds at once; 0 takes all of a step."})
+    micro_batch_size: Annotated[int, SameRun()] = field(
+        default=0, metadata={"help": "Rows a process holds at once; 0 takes all of a step."}
+    )
     optimizer: Literal["adamw", "muon"] = field(
         default="adamw",
         metadata={"help": "muon: for the layers' matrices of a model all of whose weights are trained."},
@@ -69,15 +71,21 @@ class AlignConfig:
         metadata={"help": "All weights, adapters on all linear layers, or these on a model in 4 bits."},
     )
     lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
-    activation_checkpointing: bool = field(
+    activation_checkpointing: Annotated[bool, SameRun()] = field(
         default=False, metadata={"help": "Compute activations twice to save memory; about 20%% slower."}
     )
     precision: Precision = field(default="auto", metadata={"help": PRECISION_HELP})
     seed: int = field(default=0, metadata={"help": "Seed of the order of rows, of LoRA's weights and of stories."})
 
-    log_steps: int = field(default=10, metadata={"help": "Steps between lines of metrics.jsonl."})
-    eval_steps: int = field(default=0, metadata={"help": "Steps between evaluations; 0 evaluates at the end only."})
-    save_steps: int = field(default=500, metadata={"help": "Steps between checkpoints, of which the last is kept."})
+    log_steps: Annotated[int, SameRun()] = field(
+        default=10, metadata={"help": "Steps between lines of metrics.jsonl."}
+    )
+    eval_steps: Annotated[int, SameRun()] = field(
+        default=0, metadata={"help": "Steps between evaluations; 0 evaluates at the end only."}
+    )
+    save_steps: Annotated[int, SameRun()] = field(
+        default=500, metadata={"help": "Steps between checkpoints, of which the last is kept."}
+    )
 
     def inputs(self) -> dict[str, str | None]:
         """Return the settings that name a file, a folder or a Hub id to read."""
@@ -321,6 +329,7 @@ class MetricsLog(ProgressCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Drop the lines of steps that will be trained again."""
         self.current_step = 0
+        state.compute_steps(args, state.max_steps)  # a checkpoint brings the intervals that it was trained with
         if not state.is_world_process_zero:
             return
         self.training_bar = tqdm(total=state.max_steps, unit="step", disable=None, dynamic_ncols=True)

@@ -14,7 +14,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import trl
@@ -34,7 +34,7 @@ from training.hardware import (
     settle_precision,
 )
 from training.save import save_model
-from training.stage import METRICS, command, open_stage, parse_config
+from training.stage import METRICS, SameRun, command, open_stage, parse_config
 
 MEASURES = (
     "reward",
@@ -66,8 +66,10 @@ class GrpoConfig:
     max_grad_norm: float = field(default=1.0, metadata={"help": "Clip the gradient to this length."})
     precision: Precision = field(default="auto", metadata={"help": PRECISION_HELP})
     seed: int = field(default=0, metadata={"help": "Seed of prompts and answers."})
-    log_steps: int = field(default=1, metadata={"help": "Steps between lines of metrics.jsonl."})
-    save_steps: int = field(default=50, metadata={"help": "Steps between checkpoints, of which the last is kept."})
+    log_steps: Annotated[int, SameRun()] = field(default=1, metadata={"help": "Steps between lines of metrics.jsonl."})
+    save_steps: Annotated[int, SameRun()] = field(
+        default=50, metadata={"help": "Steps between checkpoints, of which the last is kept."}
+    )
 
 
 @command

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 
@@ -29,13 +29,16 @@ from training.data.documents import (
 )
 from training.data.recipe import describe_files, evaluation_units, read_sources, read_steps
 from training.data.revisions import pin
-from training.stage import Stage, command, open_stage, parse_config, write_json
+from training.stage import SameRun, Stage, command, open_stage, parse_config, write_json
 
 # Worker processes import this file as well: what takes long to import is imported where it is used.
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SPLITS: tuple[Split, ...] = ("train", "val")
+
+
+ONLY_SOURCES = SameRun(unless=("sources",))  # what text as it is does not use
 
 
 @dataclass(kw_only=True)
@@ -45,18 +48,29 @@ class DataConfig(DocumentSource):
     output_dir: str = field(metadata={"help": "Folder of the shards."})
     tokenizer: str = field(metadata={"help": "Folder or Hub id of the tokenizer."})
 
-    steps: list[Any] = field(default_factory=list, metadata={"help": "What each document goes through; YAML only."})
-    max_document_bytes: int = field(default=10_000_000, metadata={"help": "sources: longer texts are cut or dropped."})
-    tasks: int = field(default=8, metadata={"help": "sources: pieces of the work; more for more than 50 GB."})
-    shards: int = field(default=8, metadata={"help": "sources: training shards; each is shuffled in memory."})
-    workers: int = field(default=0, metadata={"help": "sources: processes at once; 0 is one for each core."})
-    executor: Literal["local", "slurm", "ray", "jobs"] = field(
+    steps: Annotated[list[Any], ONLY_SOURCES] = field(
+        default_factory=list, metadata={"help": "What each document goes through; YAML only."}
+    )
+    max_document_bytes: Annotated[int, ONLY_SOURCES] = field(
+        default=10_000_000, metadata={"help": "sources: longer texts are cut or dropped."}
+    )
+    tasks: Annotated[int, ONLY_SOURCES] = field(
+        default=8, metadata={"help": "sources: pieces of the work; more for more than 50 GB."}
+    )
+    shards: Annotated[int, ONLY_SOURCES] = field(
+        default=8, metadata={"help": "sources: training shards; each is shuffled in memory."}
+    )
+    # Neither where nor by how many processes the work is done changes what comes out.
+    workers: Annotated[int, SameRun()] = field(
+        default=0, metadata={"help": "sources: processes at once; 0 is one for each core."}
+    )
+    executor: Annotated[Literal["local", "slurm", "ray", "jobs"], SameRun()] = field(
         default="local", metadata={"help": "sources: where datatrove runs the tasks."}
     )
-    executor_options: dict = field(
+    executor_options: Annotated[dict, SameRun()] = field(
         default_factory=dict, metadata={"help": "sources: options of datatrove's executor; YAML only."}
     )
-    work_dir: str | None = field(
+    work_dir: Annotated[str | None, SameRun()] = field(
         default=None,
         metadata={
             "help": "sources: folder or URL that all tasks reach, with a folder for each recipe; "
@@ -75,24 +89,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if config.steps:
         raise ValueError("steps need sources: name what they clean under `sources` (see training/data/README.md).")
-    # None: what only `sources` use does not count for the fingerprint of a stage without them.
-    inputs = {"tokenizer": config.tokenizer, "files": expand_files(config.files)} | dict.fromkeys(SOURCE_SETTINGS)
+    inputs = {"tokenizer": config.tokenizer, "files": expand_files(config.files)}
     stage = open_stage("data", config, inputs, config.output_dir)
     if not stage.done:
         write_stream(config, stage)
-
-
-SOURCE_SETTINGS = (
-    "sources",
-    "steps",
-    "max_document_bytes",
-    "tasks",
-    "shards",
-    "workers",
-    "executor",
-    "executor_options",
-    "work_dir",
-)
 
 
 def describe_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
@@ -159,8 +159,6 @@ def prepare_sources(config: DataConfig) -> None:
         "tokenizer": config.tokenizer,
         "decontaminate": evaluations,
         "listing": describe_files(sources),
-        # Neither where nor by how many processes the work is done changes what comes out.
-        **dict.fromkeys(("workers", "executor", "executor_options", "work_dir")),
     }
     stage = open_stage("data", config, inputs, config.output_dir)
     if stage.done:

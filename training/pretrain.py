@@ -52,9 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse_config(PretrainConfig, argv, __doc__)
     stage, precision = None, resolve_precision(config.precision)
     if join_processes().is_main_process:
-        # Where a run is shown or pushed to, and how its steps are cut, does not make it another run.
-        no_setting = {"tracker": None, "micro_batch_rows": None, "push_to": None}
-        inputs = {"tokenizer": config.tokenizer} | data_inputs(config.data) | no_setting
+        inputs = {"tokenizer": config.tokenizer} | data_inputs(config.data)
         stage = open_stage("pretrain", config, inputs, config.output_dir)
         precision = precision if stage.done else settle_precision(stage, config.precision)
     done, precision = broadcast_object_list([stage is not None and stage.done, precision])

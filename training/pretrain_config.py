@@ -1,7 +1,7 @@
 """What can be set of a pretraining run, and the model that the settings make."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from accelerate.utils import set_seed
 from transformers import PreTrainedTokenizerBase
@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_scratch import ScratchConfig, ScratchForCausalLM
 from training.hardware import PRECISION_HELP, Precision
 from training.initial_weights import let_attention_copy
+from training.stage import SameRun
 
 
 @dataclass(kw_only=True)
@@ -39,7 +40,9 @@ class PretrainConfig:
         metadata={"help": "Tokens of a training row; no later position is trained. context_length if not set."},
     )
     batch_rows: int = field(default=512, metadata={"help": "Rows of a step over all processes and accumulation."})
-    micro_batch_rows: int = field(default=0, metadata={"help": "Rows a process holds at once; 0 takes what fits."})
+    micro_batch_rows: Annotated[int, SameRun()] = field(
+        default=0, metadata={"help": "Rows a process holds at once; 0 takes what fits."}
+    )
     pack_documents: bool = field(
         default=False, metadata={"help": "Whole documents that do not see each other, not windows of the stream."}
     )
@@ -57,16 +60,20 @@ class PretrainConfig:
     max_grad_norm: float = field(default=1.0, metadata={"help": "Clip the gradient to this length."})
     seed: int = field(default=0, metadata={"help": "Seed of the weights and of the order of rows."})
 
-    tracker: Literal["none", "tensorboard", "trackio", "wandb"] = field(
+    tracker: Annotated[Literal["none", "tensorboard", "trackio", "wandb"], SameRun()] = field(
         default="none", metadata={"help": "Where the metrics are shown, besides metrics.jsonl; none needs no account."}
     )
-    log_steps: int = field(default=20, metadata={"help": "Steps between lines of metrics.jsonl."})
-    eval_steps: int = field(default=200, metadata={"help": "Steps between evaluations on the held-out text."})
-    save_steps: int = field(default=500, metadata={"help": "Steps between checkpoints."})
-    keep_checkpoints: int = field(
+    log_steps: Annotated[int, SameRun()] = field(
+        default=20, metadata={"help": "Steps between lines of metrics.jsonl."}
+    )
+    eval_steps: Annotated[int, SameRun()] = field(
+        default=200, metadata={"help": "Steps between evaluations on the held-out text."}
+    )
+    save_steps: Annotated[int, SameRun()] = field(default=500, metadata={"help": "Steps between checkpoints."})
+    keep_checkpoints: Annotated[int, SameRun()] = field(
         default=2, metadata={"help": "Newest checkpoints to keep, beside the one of the lowest held-out loss."}
     )
-    push_to: str | None = field(
+    push_to: Annotated[str | None, SameRun()] = field(
         default=None, metadata={"help": "Hub id that gets each checkpoint as revision step-N; none if not set."}
     )
 

@@ -2,12 +2,14 @@
 
 A stage is known by a fingerprint of its configuration and of what its inputs contain. Run again with the same
 fingerprint it does nothing or goes on where it was; with another one the old output is moved aside and it starts anew.
+What changes no result, as how often a run is saved, is marked `SameRun` where the setting is defined.
 """
 
 import difflib
 import fcntl
 import functools
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -33,6 +35,16 @@ METRICS = "metrics.jsonl"  # of every stage that trains: a line a log point
 MEMORY = "memory.json"  # how many rows a process may hold, since one of several ran out of memory
 _held: dict[Path, int] = {}  # descriptors of the folders that this process works in; closed, they are free again
 PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "trl", "peft", "datasets", "safetensors")
+
+
+@dataclass(frozen=True)
+class SameRun:
+    """Marks a setting, as `Annotated[int, SameRun()]`: whatever its value, the run is the same and goes on.
+
+    `unless`: settings that, if set, make it count after all.
+    """
+
+    unless: tuple[str, ...] = ()
 
 
 def parse_config(config_class: type[Config], argv: Sequence[str] | None = None, description: str = "") -> Config:
@@ -145,21 +157,41 @@ class Stage:
         write_json(self.folder / "stage.json", self.record)
 
 
-def open_stage(name: str, config: Any, inputs: Mapping[str, str | Sequence[str] | None], output_dir: str) -> Stage:
+def open_stage(
+    name: str,
+    config: Any,
+    inputs: Mapping[str, str | Sequence[str] | None],
+    output_dir: str,
+    raised: Mapping[str, str] | None = None,
+) -> Stage:
     """Open the stage's folder: skip, resume or start anew, and say which.
 
     Args:
-        config: The stage's dataclass; `output_dir` and the inputs' paths do not count for the fingerprint.
+        config: The stage's dataclass; `output_dir`, the inputs' paths and what is `SameRun` do not count for the
+            fingerprint.
         inputs: For each field of the config that names an input, a file, a folder or a Hub id, or a list of them.
-        output_dir: Folder of the stage.
+        output_dir: Folder of the stage. What a symbolic link points to is moved aside, and the link stays.
+        raised: For a setting whose raise alone lets an old run go on, an empty text, else why it does not.
     """
     folder = Path(output_dir)
-    settings = {k: v for k, v in asdict(config).items() if k != "output_dir" and k not in inputs}
+    settings = {k: v for k, v in asdict(config).items() if k != "output_dir" and k not in inputs and counts(config, k)}
     hashes = {key: hash_input(value) for key, value in inputs.items() if value}
-    fingerprint = hash_text(json.dumps([name, settings, hashes], sort_keys=True, default=str))
+
+    def fingerprint_of(settings: dict[str, Any]) -> str:
+        return hash_text(json.dumps([name, settings, hashes], sort_keys=True, default=str))
+
+    fingerprint = fingerprint_of(settings)
     old = read_json(folder / "stage.json")
     if old:
         hold(folder)
+    why = ""
+    for key, reason in (raised or {}).items() if old else ():
+        before = old["config"].get(key, settings[key])
+        if before < settings[key] and fingerprint_of(settings | {key: before}) == old["fingerprint"]:
+            print(f"{name}: {key} was raised from {before} to {settings[key]}", flush=True)
+            why = reason
+            if not reason:
+                old |= {"fingerprint": fingerprint, "config": settings, "status": "running"}
     if old and old["fingerprint"] == fingerprint:
         state = "nothing has changed, skipped" if old["status"] == "done" else "goes on where it was"
         print(f"{name}: {state} ({folder})", flush=True)
@@ -168,10 +200,9 @@ def open_stage(name: str, config: Any, inputs: Mapping[str, str | Sequence[str] 
             write_json(folder / "stage.json", old)
         return Stage(name, folder, old, old["status"] == "done")
     if old:
-        aside = folder.with_name(folder.name + ".previous")
-        shutil.rmtree(aside, ignore_errors=True)
-        folder.rename(aside)
-        print(f"{name}: its settings or inputs changed; the old output is now {aside}", flush=True)
+        changed = ", ".join(what_changed(old, settings, hashes)) or "the way to tell runs apart"
+        aside = move_aside(folder)
+        print(f"{name}: {changed} changed{why and f', and {why}'}; the old output is now {aside}", flush=True)
     record = {
         "stage": name,
         "status": "running",
@@ -180,10 +211,45 @@ def open_stage(name: str, config: Any, inputs: Mapping[str, str | Sequence[str] 
         "inputs": {key: {"path": inputs[key], "sha256": sha} for key, sha in hashes.items()},
         **environment(),
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.resolve().mkdir(parents=True, exist_ok=True)
     hold(folder)
     write_json(folder / "stage.json", record)
     return Stage(name, folder, record, done=False)
+
+
+def counts(config: Any, name: str) -> bool:
+    """Whether another value of a setting would make it another run."""
+    marks = getattr(get_type_hints(type(config), include_extras=True)[name], "__metadata__", ())
+    same = [mark for mark in marks if isinstance(mark, SameRun)]
+    return not same or any(getattr(config, other) for other in same[0].unless)
+
+
+def what_changed(old: dict[str, Any], settings: dict[str, Any], hashes: dict[str, str]) -> list[str]:
+    """Return the names of settings and inputs that differ from those of an old record."""
+    now, before = json.loads(json.dumps(settings, default=str)), old["config"]
+    names = [key for key, value in now.items() if key not in before or before[key] != value]
+    inputs = {key: found["sha256"] for key, found in old["inputs"].items()}
+    return names + [key for key in {**inputs, **hashes} if inputs.get(key) != hashes.get(key)]
+
+
+def move_aside(path: Path) -> Path:
+    """Rename a folder to NAME.previous, or NAME.previous-2 and so on, and return where it is; nothing is deleted.
+
+    Of a symbolic link, what it points to is renamed, on its own disk, and the link stays.
+
+    Raises:
+        ValueError: It cannot be renamed, as the root of a mounted disk.
+    """
+    real = path.resolve()
+    names = (f"{real.name}.previous{'' if number == 1 else f'-{number}'}" for number in itertools.count(1))
+    aside = next(free for name in names if not os.path.lexists(free := real.with_name(name)))
+    try:
+        real.rename(aside)
+    except OSError as error:
+        raise ValueError(
+            f"{real} holds another run and cannot be moved aside ({error.strerror}); move it or choose another one."
+        ) from None
+    return aside
 
 
 def hold(folder: Path) -> None:
@@ -288,9 +354,12 @@ def cut_metrics(path: Path, step: int) -> None:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Give a folder beside `path` to write into, and rename it to `path` when all of it is on the disk.
 
+    Where `path` is a symbolic link, what it points to is written, beside that, and the link stays.
+
     Raises:
         OSError: Something could not be written, a full disk for example; what stood at `path` before is untouched.
     """
+    path = path.resolve()
     beside = path.with_name(path.name + ".tmp")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)

@@ -1,0 +1,88 @@
+"""The precision of training: what `auto` takes, that a run keeps the one that it began with, and what is recorded."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_pretrain import arguments, corpus, metrics, one_thread, weights_hash
+from tiny_align import CHATS, run_stage, write_jsonl
+
+from training import hardware, sft
+from training.hardware import resolve_precision
+from training.pretrain import Trainer
+from training.pretrain import main as pretrain
+from training.stage import read_json
+
+__all__ = ["corpus"]  # a fixture that is used here too
+
+
+def processor(monkeypatch: pytest.MonkeyPatch, *, native: bool) -> None:
+    """Take this machine for one that multiplies bfloat16, or for one that does not."""
+    monkeypatch.setattr(hardware, "_has_native_bf16", lambda: native)
+
+
+def test_a_limit_on_the_processors_instructions_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this processor has; oneDNN reads its limit when a process starts."""
+    code = "from training.hardware import resolve_precision; print(resolve_precision('auto'))"
+    limited = one_thread() | {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "CUDA_VISIBLE_DEVICES": ""}
+    found = subprocess.run([sys.executable, "-c", code], env=limited, capture_output=True, text=True, check=True)
+    assert found.stdout == "fp32\n"
+    if hardware.on_cpu():
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
+        assert resolve_precision("auto") == "fp32"
+    assert resolve_precision("bf16") == "bf16" and resolve_precision("fp32") == "fp32"
+
+
+@pytest.mark.parametrize("began", ["bf16", "fp32"])
+def test_a_run_that_goes_on_elsewhere_keeps_its_precision(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], began: str
+) -> None:
+    changes = {"precision": "auto", "max_steps": 6, "optimizer": "muon"}
+    processor(monkeypatch, native=began == "bf16")
+    pretrain(arguments(corpus, tmp_path / "whole", **changes))
+    step = Trainer.train_step
+
+    def stopped(self: Trainer, rows: Any) -> tuple[float, int, float]:
+        if self.progress.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, rows)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="stopped after step 3"):
+        patch.setattr(Trainer, "train_step", stopped)
+        pretrain(arguments(corpus, tmp_path / "moved", **changes))
+    processor(monkeypatch, native=began != "bf16")
+    capsys.readouterr()
+    pretrain(arguments(corpus, tmp_path / "moved", **changes))
+    shown = capsys.readouterr().out
+    other = "fp32" if began == "bf16" else "bf16"
+    assert f"goes on in {began}, in which it began; precision auto is {other} here" in shown
+    assert ("bf16 is emulated on this machine" in shown) == (began == "bf16")
+    assert f"precision {began}" in shown
+    record = read_json(tmp_path / "moved" / "stage.json")
+    assert record["precision"] == record["metrics"]["precision"] == began and record["config"]["precision"] == "auto"
+    assert weights_hash(tmp_path / "moved") == weights_hash(tmp_path / "whole")
+
+
+def test_the_two_precisions_are_two_and_learn_alike(corpus: Path, tmp_path: Path) -> None:
+    for precision in ("fp32", "bf16"):
+        pretrain(arguments(corpus, tmp_path / precision, precision=precision, max_steps=6, log_steps=1))
+    pairs = list(zip(metrics(tmp_path / "fp32"), metrics(tmp_path / "bf16"), strict=True))
+    assert all(one["train_loss"] == pytest.approx(two["train_loss"], rel=0.01) for one, two in pairs)
+    assert all(one["train_loss"] != two["train_loss"] for one, two in pairs)
+    assert weights_hash(tmp_path / "fp32") != weights_hash(tmp_path / "bf16")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_fine_tuning_records_its_precision_too(
+    base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    processor(monkeypatch, native=False)
+    data = write_jsonl(tmp_path / "chats.jsonl", CHATS)
+    run_stage(sft.main, base, data, tmp_path / "run", max_steps=1, precision=precision)
+    record = read_json(tmp_path / "run" / "stage.json")
+    assert record["precision"] == record["metrics"]["precision"] == precision
+    assert capsys.readouterr().out.count("bf16 is emulated on this machine, and slow") == (precision == "bf16")
