@@ -56,7 +56,6 @@ AGAIN = (
     "Can you tell it again with another ending?", "Now give it another ending.",
     "Please tell it again, but end it another way.",
 )
-AGAIN_ENDS = {True: "This time it ends well.", False: "This time it ends badly."}
 BEFORE_NEXT = ("Thank you!", "Nice story.", "One more, please.", "Now another one.", "I liked that.")
 
 # fmt: on
@@ -132,7 +131,7 @@ def _later(rng: random.Random, split: Split, story: Story) -> list[Message]:
 
 def _told_again(rng: random.Random, story: Story) -> str:
     """Returns the story with the other ending, which the first sentence settles, so that it need not be told late."""
-    return f"{AGAIN_ENDS[not story.happy]} {tell(rng, story.request, happy=not story.happy).text}"
+    return f"{world.ENDS[not story.happy]} {tell(rng, story.request, happy=not story.happy).text}"
 
 
 def conversations(split: Split, seed: int) -> Iterator[dict[str, list[Message]]]:
@@ -190,7 +189,7 @@ def _true_and_untrue(rng: random.Random, split: Split) -> dict[str, list[Message
         return {"prompt": [*before, asked], "chosen": [chosen], "rejected": [rejected]}
     story, told = _told(rng, split)
     if rng.random() < 0.3:
-        same = f"{AGAIN_ENDS[story.happy]} {tell(rng, story.request, happy=story.happy).text}"
+        same = f"{world.ENDS[story.happy]} {tell(rng, story.request, happy=story.happy).text}"
         prompt = [*_system(rng), *told, user(rng.choice(AGAIN))]
         return {"prompt": prompt, "chosen": [assistant(_told_again(rng, story))], "rejected": [assistant(same)]}
     question = rng.choice(questions(story))

@@ -423,6 +423,8 @@ ENDINGS = (
 # Words of a helper's failure; a story that ends well holds none of them.
 GLOOM = ("too late", "gone for good", "no use", "nothing could save", "no one else came")
 
+# Said before a story, so that its ending is settled first.
+ENDS = {True: "This story ends well.", False: "This story ends badly."}
 # Ways to ask about a story, and the answers that do not depend on how it ended. No answer begins with a name, as no
 # text does.
 QUESTIONS = {
