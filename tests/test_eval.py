@@ -20,8 +20,9 @@ from hf_scratch import ScratchForCausalLM
 from hf_scratch.bits_per_byte import bits_per_byte, encode
 from training import eval_model, lm_tasks
 from training.answers import Answer, Asking, answer, preference, read_answer, score, variety
+from training.data import world
 from training.data.stories import Story, check, stories
-from training.data.talk import prompts
+from training.data.talk import TURNS, prompts
 from training.intervals import bootstrap_ratio, jackknife, mcnemar, paired_difference, wilson
 from training.lm_tasks import run_tasks
 from training.tasks import story_rows
@@ -175,7 +176,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def evaluate(run: Path, output: Path, *names: str) -> dict:
     models = [f"{name}={run / name / 'model'}" for name in names]
-    small = ["--num_prompts", "5", "--max_new_tokens", "12", "--num_samples", "2"]
+    small = ["--num_prompts", "5", "--num_turns", "2", "--max_new_tokens", "12", "--num_samples", "2"]
     eval_model.main(["--output_dir", str(output), "--data", str(run / "data"), "--models", *models, *small])
     return json.loads((output / "results.json").read_text(), parse_constant=pytest.fail)
 
@@ -190,6 +191,11 @@ def test_evaluation_writes_numbers_report_and_picture(
         assert measured["text"]["low"] < measured["text"]["bits_per_byte"] < measured["text"]["high"]
         assert measured["stories"]["followed"]["n"] == 5
         assert measured["stories"]["parts"].keys() == {"hero", "item", "place", "problem", "complete"}
+        for kind in ("greedy", "sampled"):
+            assert measured["turns"][kind].keys() == {"questions", *TURNS}
+            assert {name: found["n"] for name, found in measured["turns"][kind].items()} == {
+                name: 2 * len(world.QUESTIONS) if name == "questions" else 2 for name in measured["turns"][kind]
+            }
     logged = json.loads((run / "base/metrics.jsonl").read_text().splitlines()[-1])
     assert results["models"]["base"]["text"]["bits_per_byte"] == pytest.approx(logged["val_bpb"], rel=1e-6)
     report = (tmp_path / "eval/report.md").read_text()
@@ -202,7 +208,13 @@ def test_evaluation_writes_numbers_report_and_picture(
     # An interval's documents have the bytes of their tokens, which is a little off for a tokenizer that cuts letters.
     assert pair["bits_per_byte"]["difference"] == pytest.approx(gap[1] - gap[0], rel=1e-6)
     said = [json.loads(line) for line in (tmp_path / "eval/answers.jsonl").read_text().splitlines()]
-    assert len(said) == 2 * 2 * 5 and said[0]["prompt"] == results["samples"][0]["prompt"]
+    assert len(said) == 2 * 2 * (5 + 2 * len(TURNS)) and said[0]["prompt"] == results["samples"][0]["prompt"]
+    questions = [line for line in said if "turn" in line]
+    assert [line["turn"] for line in questions[: 2 * len(TURNS)]] == [kind for kind in TURNS for _ in range(2)]
+    assert all(line["messages"][-1]["role"] == "user" and not line["right"] for line in questions)
+    for title in ("Questions about a story answered exactly", "Honest where no story was asked for, sampled"):
+        assert f"| {title} | 0.0 %" in report
+    assert "| asked: what happened | 0.0 %" in report
     card = ModelCardData(**yaml.safe_load((tmp_path / "eval/card_results.yaml").read_text()), model_name="base")
     assert {result.metric_type for result in card.eval_results} >= {"bits_per_byte", "followed", "happy"}
 

@@ -27,7 +27,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_base(run)
     make_aligned(run)
     models = [f"{name}={run / name / 'model'}" for name in ("pretrain", "sft", "dpo")]
-    small = ["--num_prompts", "4", "--max_new_tokens", "8"]
+    small = ["--num_prompts", "4", "--num_turns", "1", "--max_new_tokens", "8"]
     eval_model.main(["--output_dir", f"{run}/eval", "--data", f"{run}/data", "--models", *models, *small])
     return run
 

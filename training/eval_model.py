@@ -12,7 +12,7 @@ Every model gets the same text and prompts. `results.json` holds the numbers wit
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +35,7 @@ from training.report_page import write_page
 from training.stage import command, hash_input, open_stage, parse_config, read_json, write_json
 from training.text_bits import measure_text, read_shards, read_texts
 
+LONGEST_TRUE_ANSWER = 64  # tokens of the answer to a question, more than any has
 Asked = list[tuple[Request, list[Message]]]
 
 
@@ -207,8 +208,7 @@ def evaluate_model(config: EvalConfig, path: str, asked: Asked, later: list[Turn
             said = answer(model, tokenizer, [messages for _, messages in asked], how, sampled=kind == "sampled")
             found = [(text, check(request, text.text)) for (request, _), text in zip(asked, said, strict=True)]
             setattr(outcomes, kind, found)
-            said = answer(model, tokenizer, [turn.messages for turn in later], how, sampled=kind == "sampled")
-            outcomes.turns[kind] = [(text, turn.is_right(text.text)) for turn, text in zip(later, said, strict=True)]
+            outcomes.turns[kind] = answer_turns(model, tokenizer, later, how, sampled=kind == "sampled")
         greedy, sampled_answers = ([said for said, _ in both] for both in (outcomes.greedy, outcomes.sampled))
         measured["stories"] = score([found for _, found in outcomes.greedy], greedy)
         measured["stories"] |= preference([found for _, found in outcomes.sampled]) | variety(sampled_answers)
@@ -217,6 +217,19 @@ def evaluate_model(config: EvalConfig, path: str, asked: Asked, later: list[Turn
             for kind, found in outcomes.turns.items()
         }
     return measured, outcomes
+
+
+def answer_turns(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, later: list[Turn], how: Asking, *, sampled: bool
+) -> list[tuple[Answer, bool]]:
+    """Return the answer to each turn and whether it is right; one that must be short is not awaited for long."""
+    brief = replace(how, max_new_tokens=min(how.max_new_tokens, LONGEST_TRUE_ANSWER))
+    said: dict[int, Answer] = {}
+    for short, asking in ((True, brief), (False, how)):
+        places = [i for i, turn in enumerate(later) if (turn.answer is not None) == short]
+        found = answer(model, tokenizer, [later[i].messages for i in places], asking, sampled=sampled)
+        said |= dict(zip(places, found, strict=True))
+    return [(said[i], turn.is_right(said[i].text)) for i, turn in enumerate(later)]
 
 
 def name_files(files: Sequence[str]) -> dict[str, Path]:
