@@ -60,7 +60,7 @@ class Check:
 
 
 INTRODUCED, EXAMINED = 0.45, 0.35  # shares of the pretraining texts
-FORETOLD = 0.3  # of the stories, those that say before all else how they end
+FORETOLD = 0.5  # of the stories, those that say before all else how they end
 INTRODUCED_KINDS = ("who", "name", "had", "place", "color")  # of questions that an introduction answers
 
 
@@ -328,7 +328,9 @@ def documents(split: Split, seed: int) -> Iterator[str]:
             said = [one for one in questions(story) if one.kind in INTRODUCED_KINDS and _is_said(one, story, text)]
             yield examine(rng, text, said) if rng.random() < 0.5 else text
         elif kind < INTRODUCED + EXAMINED:
-            yield before + examine(rng, story.text, questions(story))
+            text = examine(rng, story.text, questions(story))
+            other = f"\n{rng.choice(world.AGAIN)} {world.ENDS[not story.happy]}" if rng.random() < 0.5 else ""
+            yield before + text + other
         else:
             yield before + (frame(rng, story) if story.shape != "frame" and rng.random() < 0.6 else story.text)
 

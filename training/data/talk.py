@@ -51,19 +51,15 @@ SYSTEM = (
     "You write little stories in simple words.", "You help children with stories.",
     "You are a storyteller. Use short sentences.",
 )
-AGAIN = (
-    "Tell it again with another ending.", "Tell me the same story with another ending.",
-    "Can you tell it again with another ending?", "Now give it another ending.",
-    "Please tell it again, but end it another way.",
-)
 BEFORE_NEXT = ("Thank you!", "Nice story.", "One more, please.", "Now another one.", "I liked that.")
 
 # fmt: on
 
 # Shares of the conversations that begin with, and of the later turns that are, something else than a story request.
 SMALL_TALK, OPEN = 0.12, 0.1
-# Shares of the preference pairs that are about something else than a story, and, of the others, about facts.
-BESIDES, NEAR_MISSES = 0.2, 1 / 3
+# Shares of the preference pairs that are about something else than a story, and, of the others, about facts, and
+# after another story.
+BESIDES, NEAR_MISSES, AFTER_ANOTHER = 0.2, 1 / 3, 0.2
 
 
 def user(text: str) -> Message:
@@ -122,7 +118,7 @@ def _later(rng: random.Random, split: Split, story: Story) -> list[Message]:
         pairs = rng.sample(questions(story), rng.randint(2, 5))
         return [turn for pair in pairs for turn in (user(rng.choice(pair.asked)), assistant(pair.answer))]
     if kind == "again":
-        return [user(rng.choice(AGAIN)), assistant(_told_again(rng, story))]
+        return [user(rng.choice(world.AGAIN)), assistant(_told_again(rng, story))]
     if kind == "small talk":
         return _small_talk(rng, split)
     _, (asked, told) = _told(rng, split)
@@ -161,11 +157,19 @@ def preferences(split: Split, seed: int) -> Iterator[dict[str, list[Message]]]:
         if rng.random() < BESIDES:
             yield _true_and_untrue(rng, split)
             continue
-        facts, asked, instruction = _ask(rng, split)
+        asked = None
+        if rng.random() < OPEN:
+            facts, instruction = _ask_openly(rng, split)
+        else:
+            facts, asked, instruction = _ask(rng, split)
         chosen, rejected = tell(rng, facts, happy=True), tell(rng, facts, happy=False)
-        if rng.random() < NEAR_MISSES:
+        if asked and rng.random() < NEAR_MISSES:
             rejected = tell(rng, _near_miss(rng, split, facts, asked), happy=True)
-        prompt = [*_system(rng), user(instruction)]
+        prompt = _system(rng)
+        if rng.random() < AFTER_ANOTHER:
+            prompt += _told(rng, split)[1]
+            instruction = f"{rng.choice(BEFORE_NEXT)} {instruction}"
+        prompt.append(user(instruction))
         yield {"prompt": prompt, "chosen": [assistant(chosen.text)], "rejected": [assistant(rejected.text)]}
 
 
@@ -190,7 +194,7 @@ def _true_and_untrue(rng: random.Random, split: Split) -> dict[str, list[Message
     story, told = _told(rng, split)
     if rng.random() < 0.3:
         same = f"{world.ENDS[story.happy]} {tell(rng, story.request, happy=story.happy).text}"
-        prompt = [*_system(rng), *told, user(rng.choice(AGAIN))]
+        prompt = [*_system(rng), *told, user(rng.choice(world.AGAIN))]
         return {"prompt": prompt, "chosen": [assistant(_told_again(rng, story))], "rejected": [assistant(same)]}
     question = rng.choice(questions(story))
     untrue = question
@@ -262,7 +266,7 @@ def _turns_of_a_story(rng: random.Random, split: Split) -> Iterator[Turn]:
     told = [user(instruction), assistant(story.text)]
     question = rng.choice(questions(story))
     yield Turn(question.kind, [*told, user(rng.choice(question.asked))], question.answer)
-    yield Turn("again", [*told, user(rng.choice(AGAIN))], request=facts, happy=not story.happy)
+    yield Turn("again", [*told, user(rng.choice(world.AGAIN))], request=facts, happy=not story.happy)
     _, asked, instruction = _ask(rng, split)
     yield Turn("next", [*told, user(f"{rng.choice(BEFORE_NEXT)} {instruction}")], request=asked)
     facts, instruction = _ask_openly(rng, split)

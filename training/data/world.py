@@ -423,8 +423,12 @@ ENDINGS = (
 # Words of a helper's failure; a story that ends well holds none of them.
 GLOOM = ("too late", "gone for good", "no use", "nothing could save", "no one else came")
 
-# Said before a story, so that its ending is settled first.
+# Said before a story, so that its ending is settled first, and asked for where it is to be the other one.
 ENDS = {True: "This story ends well.", False: "This story ends badly."}
+AGAIN = (
+    "Tell it again with another ending.", "Can you tell it again with another ending?", "Now give it another ending.",
+    "Tell me the same story with another ending.", "Please tell it again, but end it another way.",
+)
 # Ways to ask about a story, and the answers that do not depend on how it ended. No answer begins with a name, as no
 # text does.
 QUESTIONS = {
