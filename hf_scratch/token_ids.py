@@ -25,9 +25,10 @@ def load_encoder(name: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{name} is not a tokenizer's folder, nor a Hub id that can be read ({str(error).splitlines()[0]})."
-        ) from None
+        reason = str(error).splitlines()[0]
+        if reason.startswith("Repo id must"):  # what the Hub's library says of any path
+            raise ValueError(f"there is no folder {name}; check the path, or make the tokenizer first.") from None
+        raise ValueError(f"{name} is not a tokenizer's folder, nor a Hub id that can be read ({reason}).") from None
     if isinstance(tokenizer, PreTrainedTokenizerFast):
         backend = tokenizer.backend_tokenizer
         backend.no_truncation()

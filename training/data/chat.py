@@ -4,7 +4,6 @@ Every row is checked when it is read; `training.data.chat_formats` knows the sha
 """
 
 import itertools
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
@@ -15,6 +14,8 @@ import numpy as np
 
 from training.data import talk
 from training.data.chat_formats import FORMATS, Kind, Row, Unusable, detect, read_row
+from training.data.recipe import type_of
+from training.data.rows import TABLES, read_table
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def load_rows(kinds: Sequence[Kind], data: str, num_train: int, num_eval: int, s
 
     Args:
         kinds: What the stage takes; the columns of the first row decide.
-        data: `stories`, a .jsonl, .json or .parquet file, or the Hub id of a data set (its `train` split).
+        data: `stories`, a .jsonl, .json, .csv or .parquet file, or the Hub id of a data set (its `train` split).
         num_train: Rows to train on; 0 takes all of a file or data set.
         num_eval: Rows to hold out. Stories have a split of their own for it; of a file they are drawn by the seed.
 
@@ -74,65 +75,13 @@ def load_rows(kinds: Sequence[Kind], data: str, num_train: int, num_eval: int, s
 
 def _read(data: str) -> Iterator[tuple[str, Any]]:
     """Yield each row of a file or Hub data set, with a name for it that a user can find."""
-    path = Path(data)
-    kind = path.suffix.lower()
-    if kind in (".jsonl", ".json"):
-        yield from _read_json(path)
-    elif kind == ".parquet":
-        yield from _read_parquet(path)
-    elif path.exists() or kind in (".csv", ".txt"):
-        raise ValueError(f"{data} is not a .jsonl, .json or .parquet file; convert it, one conversation a row.")
+    kind, _ = type_of(data)
+    if kind in TABLES:
+        yield from read_table(data)
+    elif kind or Path(data).exists():
+        raise ValueError(f"{data} is not a .jsonl, .json, .csv or .parquet file; convert it, one conversation a row.")
     else:
         yield from _read_hub(data)
-
-
-def _read_json(path: Path) -> Iterator[tuple[str, Any]]:
-    """Read a list of rows or a row a line, whichever it is: both stand in files of either suffix."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist; check the path given by --data.") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8 (byte {error.object[error.start]:#04x} at position {error.start}); "
-            "convert it, for example with `iconv -t UTF-8`."
-        ) from None
-    is_json = path.suffix.lower() == ".json"
-    if text.strip() and (is_json or text.lstrip().startswith("[")):
-        try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
-            if not error.msg.startswith("Extra data"):
-                raise ValueError(f"{path} is not JSON ({error}).") from None
-            content = None  # a second row follows: lines
-        if isinstance(content, list) and (is_json or all(isinstance(row, dict) for row in content)):
-            yield from ((f"{path}, row {number}", row) for number, row in enumerate(content, start=1))
-            return
-        if is_json and content is not None:
-            raise ValueError(
-                f"{path} holds a {type(content).__name__} and not a list of rows; a .jsonl has one a line."
-            )
-    for number, line in enumerate(text.split("\n"), start=1):  # U+2028 and the like are no ends of lines here
-        if line.strip():
-            try:
-                yield f"{path}, line {number}", json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number} is not JSON ({error.msg}): {line[:60]!r}") from None
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist; check the path given by --data.") from None
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path} is not a Parquet file ({error}).") from None
-    rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
-    for number, row in enumerate(rows, start=1):
-        yield f"{path}, row {number}", row
 
 
 def _read_hub(data: str) -> Iterator[tuple[str, Any]]:
@@ -142,8 +91,8 @@ def _read_hub(data: str) -> Iterator[tuple[str, Any]]:
         dataset = load_dataset(data, split="train")
     except Exception as error:  # each way of not being there has its own exception in the Hub stack
         raise ValueError(
-            f"{data} is neither `stories`, nor a .jsonl, .json or .parquet file, nor a data set with a train split "
-            f"that can be read from the Hub ({str(error).splitlines()[0]})."
+            f"{data} is neither `stories`, nor a .jsonl, .json, .csv or .parquet file, nor a data set with a train "
+            f"split that can be read from the Hub ({str(error).splitlines()[0]})."
         ) from None
     for number, row in enumerate(dataset, start=1):
         yield f"{data}, row {number}", row
