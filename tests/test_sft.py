@@ -148,11 +148,11 @@ def test_pretraining_text_is_mixed_in_whole_and_with_loss_everywhere(
     documents = sft.replayed(config, ["input_ids", "labels"])
     shards = load_shards(tmp_path / "shards", "train")
     stream = shards.tokens.tolist()
-    starts = {tuple(stream[start : start + 20]): start for start in shards.starts}
+    ends = [*shards.starts[1:].tolist(), len(stream) - 1]  # each with the separator of the next
+    whole = {tuple(stream[start : end + 1]) for start, end in zip(shards.starts.tolist(), ends, strict=True)}
     assert len(documents) == len({tuple(row["input_ids"]) for row in documents}) == 20
     for row in documents:
-        start = starts[tuple(row["input_ids"][:20])]
-        assert row["input_ids"] == row["labels"] == stream[start : start + len(row["labels"])]
+        assert row["input_ids"] == row["labels"] and tuple(row["labels"]) in whole
         assert row["input_ids"][-1] == row["input_ids"][0]
 
     train(base, data, tmp_path / "run", max_steps=1, replay=tmp_path / "shards", replay_rows=5)
