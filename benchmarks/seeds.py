@@ -91,11 +91,19 @@ def read_runs(folder: Path) -> Iterator[dict[str, Any]]:
             "seed": int(seed),
             "precision": precision,
             "seconds": {stage: record["seconds"] for stage, record in records.items()},
-            "pretrain": records["pretrain"]["metrics"],
             "machine": records["pretrain"]["machine"],
             "commit": records["pretrain"]["commit"],
-            "models": json.loads(path.read_text())["models"],
+            "models": {name: rates_of(model) for name, model in json.loads(path.read_text())["models"].items()},
         }
+
+
+def rates_of(model: dict[str, Any]) -> dict[str, Any]:
+    """Return bits per byte and every rate of a model's results."""
+    groups = {"stories": model["stories"], "parts": model["stories"]["parts"], **model["turns"]}
+    rates = {
+        group: {name: one["rate"] for name, one in found.items() if "rate" in one} for group, found in groups.items()
+    }
+    return {"bits_per_byte": model["text"]["bits_per_byte"]} | rates
 
 
 def table(found: list[dict[str, Any]]) -> str:
@@ -113,7 +121,7 @@ def table(found: list[dict[str, Any]]) -> str:
         for kind, key, title in RATES:
             cells = []
             for model in ("sft", "dpo"):
-                rates = [100 * rate_of(one["models"][model], kind, key) for one in runs]
+                rates = [100 * one["models"][model][kind][key] for one in runs]
                 cells += [f"{min(rates):.1f} %", f"{statistics.median(rates):.1f} %", f"{max(rates):.1f} %"]
             lines.append(f"| {title} | {' | '.join(cells)} |")
         lines += [
@@ -123,20 +131,15 @@ def table(found: list[dict[str, Any]]) -> str:
         lines += ["| ---: | ---: | ---: | ---: | ---: | ---: |"]
         for one in runs:
             aligned = [one["models"][name] for name in ("sft", "dpo")]
-            bits = ", ".join(f"{model['text']['bits_per_byte']:.4f}" for model in one["models"].values())
+            bits = ", ".join(f"{model['bits_per_byte']:.4f}" for model in one["models"].values())
             columns = [("stories", "followed"), ("stories", "followed_sampled"), ("stories", "happy")]
             cells = [
-                ", ".join(f"{100 * rate_of(model, *column):.1f}" for model in aligned)
-                for column in [*columns, ("greedy", "questions")]
+                ", ".join(f"{100 * model[kind][key]:.1f}" for model in aligned)
+                for kind, key in [*columns, ("greedy", "questions")]
             ]
             lines.append(f"| {one['seed']} | {bits} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
-
-
-def rate_of(model: dict[str, Any], kind: str, key: str) -> float:
-    """Return a rate of a model's results: of its stories, or of its greedy or sampled answers to other turns."""
-    return (model["stories"] if kind == "stories" else model["turns"][kind])[key]["rate"]
 
 
 if __name__ == "__main__":
