@@ -194,7 +194,7 @@ def test_evaluation_writes_numbers_report_and_picture(
         for kind in ("greedy", "sampled"):
             assert measured["turns"][kind].keys() == {"questions", *TURNS}
             assert {name: found["n"] for name, found in measured["turns"][kind].items()} == {
-                name: 2 * len(world.QUESTIONS) if name == "questions" else 2 for name in measured["turns"][kind]
+                name: len(world.QUESTIONS) if name == "questions" else 1 for name in measured["turns"][kind]
             }
     logged = json.loads((run / "base/metrics.jsonl").read_text().splitlines()[-1])
     assert results["models"]["base"]["text"]["bits_per_byte"] == pytest.approx(logged["val_bpb"], rel=1e-6)
@@ -208,13 +208,18 @@ def test_evaluation_writes_numbers_report_and_picture(
     # An interval's documents have the bytes of their tokens, which is a little off for a tokenizer that cuts letters.
     assert pair["bits_per_byte"]["difference"] == pytest.approx(gap[1] - gap[0], rel=1e-6)
     said = [json.loads(line) for line in (tmp_path / "eval/answers.jsonl").read_text().splitlines()]
-    assert len(said) == 2 * 2 * (5 + 2 * len(TURNS)) and said[0]["prompt"] == results["samples"][0]["prompt"]
+    assert len(said) == 2 * 2 * (5 + len(TURNS)) and said[0]["prompt"] == results["samples"][0]["prompt"]
     questions = [line for line in said if "turn" in line]
-    assert [line["turn"] for line in questions[: 2 * len(TURNS)]] == [kind for kind in TURNS for _ in range(2)]
+    assert [line["turn"] for line in questions[: len(TURNS)]] == list(TURNS)
     assert all(line["messages"][-1]["role"] == "user" and not line["right"] for line in questions)
     for title in ("Questions about a story answered exactly", "Honest where no story was asked for, sampled"):
         assert f"| {title} | 0.0 %" in report
     assert "| asked: what happened | 0.0 %" in report
+    assert (
+        "- other: the place is right: " in report
+        and "- other: the question what happened is answered: 0.0 %" in report
+    )
+    assert "- base: " not in report
     card = ModelCardData(**yaml.safe_load((tmp_path / "eval/card_results.yaml").read_text()), model_name="base")
     assert {result.metric_type for result in card.eval_results} >= {"bits_per_byte", "followed", "happy"}
 

@@ -231,9 +231,11 @@ def test_answers_are_in_the_story(story: Story) -> None:
 
 
 def test_turns_are_of_every_kind_and_only_their_true_answer_is_right() -> None:
-    asked = turns("dev", 0, each=6)
-    assert Counter(turn.kind for turn in asked) == dict.fromkeys(talk.TURNS, 6)
-    assert asked == turns("dev", 0, each=6) != turns("dev", 1, each=6)
+    asked = turns("dev", 0, 60)
+    counts = dict.fromkeys(world.QUESTIONS, 6) | {"again": 7, "next": 7, "open": 7, "small talk": 30}
+    assert Counter(turn.kind for turn in asked) == counts and counts.keys() == set(talk.TURNS)
+    assert set(Counter(turn.kind for turn in turns("dev", 0, 2)).values()) == {1}
+    assert asked == turns("dev", 0, 60) != turns("dev", 1, 60)
     for turn, other in zip(asked, asked[1:] + asked[:1], strict=True):
         assert [message["role"] for message in turn.messages] == ["user", "assistant"] * (len(turn.messages) // 2) + [
             "user"

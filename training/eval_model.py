@@ -65,7 +65,7 @@ class EvalConfig:
     task_rows: int = field(default=0, metadata={"help": "Rows of each task; 0 takes all."})
     num_prompts: int = field(default=200, metadata={"help": "Story prompts; 0 asks none."})
     num_turns: int = field(
-        default=50, metadata={"help": "Of each kind of what comes besides: questions, other endings, small talk."}
+        default=200, metadata={"help": "Questions about stories; fewer of what else is asked besides one story."}
     )
     split: Literal["test", "dev"] = field(
         default="test", metadata={"help": "Split of the prompts; dev is for tuning."}

@@ -53,6 +53,7 @@ PART_ROWS = (
     ("problem", "the mishap"),
     ("complete", "a whole story about one hero"),
 )
+ENOUGH = 0.9  # below this rate something is named as missing
 Curves = tuple[tuple[str, str], ...]  # key in metrics.jsonl, label
 LOSSES: Curves = (
     ("train_loss", "training"),
@@ -91,6 +92,8 @@ MEANING = """\
 def write_report(results: dict[str, Any], path: Path) -> None:
     """Write report.md from the content of results.json."""
     sections = ["# Evaluation", results_table(results["models"])]
+    if lacking := missing(results["models"]):
+        sections += ["## What is missing", lacking]
     if paired := paired_table(results):
         sections += ["## What each stage changed", paired]
     if results["curves"]:
@@ -102,6 +105,23 @@ def write_report(results: dict[str, Any], path: Path) -> None:
     if results["samples"]:
         sections += ["## Samples", samples(results["samples"])]
     path.write_text("\n\n".join(section.rstrip() for section in sections) + "\n", encoding="utf-8")
+
+
+def missing(models: dict[str, Any]) -> str:
+    """Return a line for each aligned model that does not carry a kind of fact on, or cannot answer a kind of question.
+
+    The first of several models is the base, which was not taught to follow.
+    """
+    lines = []
+    for name, measured in list(models.items())[len(models) > 1 :]:
+        parts = measured.get("stories", {}).get("parts", {})
+        asked = measured.get("turns", {}).get("greedy", {})
+        found = [(f"{title} is right", parts[key]) for key, title in PART_ROWS if key in parts]
+        found += [(f"the question {title} is answered", asked[key]) for key, title in QUESTION_ROWS if key in asked]
+        found += [(f"{title[0].lower()}{title[1:]}", asked[key]) for key, title in TURN_ROWS[1:] if key in asked]
+        lines += [f"- {name}: {title}: {percent(rate)}" for title, rate in found if rate["rate"] < ENOUGH]
+    advice = "More steps of pretraining, or a higher `copy_strength`, help a small model to carry a kind of fact on."
+    return "\n".join([*lines, "", advice]) if lines else ""
 
 
 def results_table(models: dict[str, Any]) -> str:

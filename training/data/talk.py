@@ -238,18 +238,20 @@ class Turn:
 TURNS = (*world.QUESTIONS, "again", "next", "open", "small talk")
 
 
-def turns(split: Split, seed: int, each: int) -> list[Turn]:
-    """Returns `each` turns of every kind: questions, the other ending, the next story, open requests, small talk.
+def turns(split: Split, seed: int, number: int) -> list[Turn]:
+    """Returns so many questions, an equal number of each kind; half as many turns of small talk; and an eighth as many
+    of each kind that asks for another story: the other ending, the next one, an open request. At least one of each.
 
     A story that is asked about is the true one, told by the generator, so that a turn measures what comes after it.
     """
     rng = random.Random(f"turns/{split}/{seed}")
-    found: dict[str, list[Turn]] = {}
-    while len(found) < len(TURNS) or any(len(of_kind) < each for of_kind in found.values()):
+    wanted = dict.fromkeys(world.QUESTIONS, number // len(world.QUESTIONS))
+    wanted |= dict.fromkeys(("again", "next", "open"), number // 8) | {"small talk": number // 2}
+    found: dict[str, list[Turn]] = {kind: [] for kind in TURNS}
+    while any(len(found[kind]) < max(1, wanted[kind]) for kind in TURNS):
         for turn in _turns_of_a_story(rng, split):
-            of_kind = found.setdefault(turn.kind, [])
-            if len(of_kind) < each:
-                of_kind.append(turn)
+            if len(found[turn.kind]) < max(1, wanted[turn.kind]):
+                found[turn.kind].append(turn)
     return [turn for kind in TURNS for turn in found[kind]]
 
 
