@@ -137,7 +137,6 @@ def _slots(request: Request, helper: str) -> Slots:
         "name": request.name, "kind": request.kind, "a_kind": with_article(request.kind), "about": about(request),
         "he": "he" if boy else "she", "his": "his" if boy else "her",
         "noun": request.item, "full": _thing(request), "a_full": with_article(_thing(request)),
-        "color": request.adjective,
         "place": request.place, "helper": helper, "a_helper": with_article(helper),
         "can": world.ABILITIES[ability][0], "own": world.ABILITIES[world.ABILITY_OF[helper]][0],
     }  # fmt: skip

@@ -430,7 +430,7 @@ AGAIN = (
     "Tell me the same story with another ending.", "Please tell it again, but end it another way.",
 )
 # Ways to ask about a story, and the answers that do not depend on how it ended. No answer begins with a name, as no
-# text does.
+# text does, and a fact comes in the words in which stories tell it: "a red kite", where "the kite was red" must be learnt.
 QUESTIONS = {
     "who": ("Who was the story about?", "Who is the story about?", "Who was it about?"),
     "name": ("What was the name of the {kind}?", "What was the {kind} called?", "What was {his} name?"),
@@ -444,7 +444,7 @@ QUESTIONS = {
     "color": ("What color was the {noun}?", "Which color did the {noun} have?"),
 }
 ANSWERS = {
-    "who": "It was about {a_kind} named {name}.", "name": "The {kind} was named {name}.",
+    "who": "It was about {a_kind} named {name}.", "name": "{his} name was {name}.",
     "had": "{he} had {a_full}.", "where": "It happened near the {place}.", "place": "{he} was near the {place}.",
-    "can": "{a_helper} can {own}.", "color": "The {noun} was {color}.",
+    "can": "{a_helper} can {own}.", "color": "It was {a_full}.",
 }
