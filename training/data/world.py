@@ -430,7 +430,7 @@ AGAIN = (
     "Tell me the same story with another ending.", "Please tell it again, but end it another way.",
 )
 # Ways to ask about a story, and the answers that do not depend on how it ended. No answer begins with a name, as no
-# text does, and a fact comes in the words in which stories tell it: "a red kite", where "the kite was red" must be learnt.
+# text does, and a fact comes in the words in which stories tell it: "a red kite" rather than "the kite was red".
 QUESTIONS = {
     "who": ("Who was the story about?", "Who is the story about?", "Who was it about?"),
     "name": ("What was the name of the {kind}?", "What was the {kind} called?", "What was {his} name?"),
