@@ -46,6 +46,32 @@ def test_utilisation_is_the_share_of_the_peak() -> None:
     assert peak_flops("a toaster") is None
 
 
+@pytest.mark.parametrize(
+    ("device", "peak"),
+    [
+        ("NVIDIA L40", 181e12),
+        ("NVIDIA RTX A1000", None),
+        ("NVIDIA RTX A1000 6GB Laptop GPU", None),
+        ("NVIDIA A100 80GB PCIe", 312e12),
+        ("A100-SXM4-40GB", 312e12),
+        ("NVIDIA A10G", 70e12),
+        ("NVIDIA A10", None),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 NVL", 835.5e12),
+        ("NVIDIA H200 NVL", 835.5e12),
+        ("NVIDIA GH200 480GB", 989.4e12),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA GeForce RTX 4090", 165.2e12),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 4090 D", None),
+        ("NVIDIA GeForce RTX 3090 Ti", None),
+        ("NVIDIA GeForce RTX 30900", None),
+    ],
+)
+def test_a_peak_is_that_of_the_very_chip(device: str, peak: float | None) -> None:
+    assert peak_flops(device) == peak
+
+
 def test_the_largest_micro_batch_fits_and_its_double_does_not() -> None:
     def memory_of(rows: int) -> Memory:
         return Memory(10, 10, 20, activations=7 * rows, loss=3 * rows, evaluation=0, update=0, fragments=0, program=0)

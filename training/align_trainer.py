@@ -17,13 +17,14 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import ProgressCallback, Trainer
 
 from training.hardware import DTYPES, PRECISION_HELP, Precision, on_cpu, resolve_precision
 from training.optimizer import AsOne, build_optimizers
+from training.out_of_memory import is_out_of_memory, random_state, set_random_state
 from training.stage import METRICS, SameRun, Stage, cut_metrics, read_json
 
 CHECKPOINTS = "checkpoints"
@@ -203,13 +204,13 @@ class WholeStep(Trainer):
         Raises:
             ValueError: One row is too much, or another process would wait for this one.
         """
-        rows = self.prepare_rows(inputs.data)
+        rows, rng = self.prepare_rows(inputs.data), random_state()
         while True:
             figures = {name: list(values) for name, values in self._metrics["train"].items()}
             try:
                 return self.step_in_pieces(model, rows)
-            except RuntimeError as error:
-                if not should_reduce_batch_size(error):
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
                     raise
                 self.halve(len(rows))
             # Behind the except clause, where the error no longer holds the tensors of the failed attempt.
@@ -217,6 +218,7 @@ class WholeStep(Trainer):
             self._metrics["train"].update(figures)
             model.zero_grad(set_to_none=True)
             clear_device_cache(garbage_collection=True)
+            set_random_state(rng)
 
     def step_in_pieces(self, model: Any, rows: list[dict[str, Any]]) -> torch.Tensor:
         """Do forward and backward for each piece of the step."""

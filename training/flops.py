@@ -3,23 +3,30 @@
 The plan and the training loop use the same formula, so a plan can be compared with the run.
 """
 
+import re
+
 import torch
 
 from hf_scratch import ScratchConfig, ScratchForCausalLM
 
-# Dense bfloat16 peaks in FLOP/s from NVIDIA's data sheets; the first name that a device's name contains counts.
+# Dense bfloat16 peaks in FLOP/s from NVIDIA's data sheets; the first name that a device's name has as a word counts.
 PEAKS = {
+    "GH200": 989.4e12,
+    "H200 NVL": 835.5e12,
     "H200": 989.4e12,
     "H100 PCIe": 756e12,
     "H100 NVL": 835.5e12,
     "H100": 989.4e12,
     "A100": 312e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
     "A10G": 70e12,
     "RTX 4090": 165.2e12,
     "RTX 3090": 71e12,
 }
+# Behind such a name: another chip of that name, or, for MIG, a slice of one.
+OTHER_CHIPS = re.compile(r"\b(Ti|D|SUPER|Laptop|Mobile|Max-Q|MIG)\b")
 
 
 def count_parameters(config: ScratchConfig) -> tuple[int, int]:
@@ -44,7 +51,9 @@ def flops_per_token(config: ScratchConfig, context: int) -> int:
 
 def peak_flops(device_name: str) -> float | None:
     """Return the dense bfloat16 peak of a GPU in FLOP/s, or None if it is not known."""
-    return next((peak for name, peak in PEAKS.items() if name in device_name), None)
+    if OTHER_CHIPS.search(device_name):
+        return None
+    return next((peak for name, peak in PEAKS.items() if re.search(rf"\b{name}\b", device_name)), None)
 
 
 def utilisation(tokens_per_s: float, flops_a_token: int, num_gpus: int, peak: float) -> float:

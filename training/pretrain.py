@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
 from tqdm.auto import tqdm
 
 from hf_scratch import ScratchForCausalLM
@@ -36,6 +36,7 @@ from training.hardware import DTYPES, join_processes, resolve_precision, settle_
 from training.load import load_tokenizer
 from training.loss import PretrainingLoss
 from training.optimizer import build_optimizers, learning_rate
+from training.out_of_memory import is_out_of_memory, random_state, set_random_state
 from training.pretrain_config import PretrainConfig, build_model
 from training.progress import Interval, Progress
 from training.save import make_pusher, save_model
@@ -287,12 +288,12 @@ class Trainer:
         Raises:
             ValueError: Not even one row fits.
         """
-        rng = torch.get_rng_state()
+        rng = random_state()
         while True:
             try:
                 return work()
             except (RuntimeError, MemoryError) as error:
-                if not (should_reduce_batch_size(error) or isinstance(error, MemoryError)):
+                if not is_out_of_memory(error):
                     raise
             # Outside the except clause, whose traceback would keep the tensors of the failed step alive.
             held = self.progress.micro_batch_rows or len(self.my_rows())
@@ -310,7 +311,7 @@ class Trainer:
             self.progress.micro_batch_rows = held // 2
             self.model.zero_grad(set_to_none=True)
             clear_device_cache(garbage_collection=True)
-            torch.set_rng_state(rng)
+            set_random_state(rng)
             tqdm.write(f"memory ran out with {held} rows at once; going on with {held // 2} of the same batch")
 
     def refuse_step(self, loss: float, grad_norm: float) -> None:
@@ -405,7 +406,7 @@ class Trainer:
             "interval": asdict(self.interval),
             "last": self.last,
             "optimizers": optimizers,
-            "torch_rng": torch.get_rng_state(),
+            "random": random_state(),
         }
         evaluated_now = self.last.get("val_step") == self.progress.step
         saved = save_checkpoint(
@@ -427,7 +428,8 @@ class Trainer:
             self.parallel.load_weights(self.unwrapped, weights)
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 self.parallel.load_optimizer(optimizer, saved)
-            torch.set_rng_state(state["torch_rng"])
+            # Earlier checkpoints have the CPU's alone.
+            set_random_state(state["random"] if "random" in state else {"cpu": state["torch_rng"]})
             self.progress, self.interval = Progress(**state["progress"]), Interval(**state["interval"])
             self.last = state["last"]
             self.accelerator.print(f"goes on from step {self.progress.step}")

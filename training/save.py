@@ -5,9 +5,9 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
-from jinja2 import TemplateError
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_scratch.chat_tokens import answer_end_token
 from hf_scratch.hub import CheckpointPusher
 from training.stage import atomic_folder
 
@@ -88,16 +88,8 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> li
 
 def end_of_answer(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Return the control token that the chat template writes behind an answer, None if it writes none."""
-    if not tokenizer.chat_template:
-        return None
-    answer = "Thirty-three."
-    messages = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": answer}]
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
-    except (TemplateError, TypeError, ValueError):
-        return None  # it takes other conversations than this one
-    behind = tokenizer(text.rpartition(answer)[2], add_special_tokens=False)["input_ids"]
-    return next((token for token in behind if token in tokenizer.added_tokens_decoder), None)
+    token = answer_end_token(tokenizer) if tokenizer.chat_template else None
+    return None if token is None else tokenizer.convert_tokens_to_ids(token)
 
 
 def make_pusher(
