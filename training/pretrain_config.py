@@ -30,7 +30,7 @@ class PretrainConfig:
     tie_word_embeddings: bool = field(default=True, metadata={"help": "Share the embedding with the LM head."})
     rope_theta: float = field(default=10000.0, metadata={"help": "Base of the rotary frequencies."})
     copy_strength: float = field(
-        default=0.02, metadata={"help": "How much attention copies at the start, see initial_weights.py; 0 is none."}
+        default=0.0, metadata={"help": "How much attention copies at the start, see initial_weights.py; 0 is none."}
     )
     attention_dropout: float = field(default=0.0, metadata={"help": "Dropout of attention weights; 0 is none."})
 
