@@ -11,7 +11,6 @@ each figure's worst, median and best seed.
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -79,13 +78,15 @@ def run(arguments: argparse.Namespace, seed: int) -> None:
         line = [sys.executable, "-m", "training.run", str(recipe), "--output_dir", str(folder / "run")]
         subprocess.run(line, check=True, stdout=log, stderr=log, cwd=ROOT, env=os.environ | threads)
     print(f"{arguments.precision}, seed {seed}: {time.time() - started:.0f} s", flush=True)
-    shutil.rmtree(folder / "run" / "data")
+    for shard in (folder / "run" / "data").glob("*.bin"):
+        shard.unlink()
 
 
 def read_runs(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield of each run that has ended its seed, precision, time and results."""
     for path in folder.glob("*/run/eval/results.json"):
-        records = {stage: json.loads((path.parents[1] / stage / "stage.json").read_text()) for stage in STAGES}
+        files = {stage: path.parents[1] / stage / "stage.json" for stage in STAGES}
+        records = {stage: json.loads(file.read_text()) for stage, file in files.items() if file.exists()}
         precision, _, seed = path.parents[2].name.partition("-")
         yield {
             "seed": int(seed),
