@@ -54,6 +54,7 @@ PART_ROWS = (
     ("complete", "a whole story about one hero"),
 )
 ENOUGH = 0.9  # below this rate something is named as missing
+MISSING = "More steps of pretraining, or a higher copy_strength, help a small model to carry a kind of fact on."
 Curves = tuple[tuple[str, str], ...]  # key in metrics.jsonl, label
 LOSSES: Curves = (
     ("train_loss", "training"),
@@ -93,7 +94,7 @@ def write_report(results: dict[str, Any], path: Path) -> None:
     """Write report.md from the content of results.json."""
     sections = ["# Evaluation", results_table(results["models"])]
     if lacking := missing(results["models"]):
-        sections += ["## What is missing", lacking]
+        sections += ["## What is missing", "\n".join(f"- {line}" for line in lacking), MISSING]
     if paired := paired_table(results):
         sections += ["## What each stage changed", paired]
     if results["curves"]:
@@ -107,7 +108,7 @@ def write_report(results: dict[str, Any], path: Path) -> None:
     path.write_text("\n\n".join(section.rstrip() for section in sections) + "\n", encoding="utf-8")
 
 
-def missing(models: dict[str, Any]) -> str:
+def missing(models: dict[str, Any]) -> list[str]:
     """Return a line for each aligned model that does not carry a kind of fact on, or cannot answer a kind of question.
 
     The first of several models is the base, which was not taught to follow.
@@ -119,9 +120,8 @@ def missing(models: dict[str, Any]) -> str:
         found = [(f"{title} is right", parts[key]) for key, title in PART_ROWS if key in parts]
         found += [(f"the question {title} is answered", asked[key]) for key, title in QUESTION_ROWS if key in asked]
         found += [(f"{title[0].lower()}{title[1:]}", asked[key]) for key, title in TURN_ROWS[1:] if key in asked]
-        lines += [f"- {name}: {title}: {percent(rate)}" for title, rate in found if rate["rate"] < ENOUGH]
-    advice = "More steps of pretraining, or a higher `copy_strength`, help a small model to carry a kind of fact on."
-    return "\n".join([*lines, "", advice]) if lines else ""
+        lines += [f"{name}: {title}: {percent(rate)}" for title, rate in found if rate["rate"] < ENOUGH]
+    return lines
 
 
 def results_table(models: dict[str, Any]) -> str:

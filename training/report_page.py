@@ -13,8 +13,10 @@ from typing import Any
 from training.charts import Series, line_chart
 from training.report_markdown import (
     LOSSES,
+    MISSING,
     PAIRED_HEADER,
     REWARDS,
+    missing,
     paired_rows,
     part_rows,
     procedure,
@@ -120,6 +122,9 @@ def results(runs: Sequence[Path], names: Sequence[str]) -> list[str]:
         parts += ["<h3>What the answers got right</h3>", table(["", *models], part_rows(models))]
     for name, found in every.items():
         label = f"{name}: " if len(runs) > 1 else ""
+        if lacking := missing(found["models"]):
+            items = "".join(f"<li>{text(line)}</li>" for line in lacking)
+            parts.append(f"<h3>{text(label)}What is missing</h3><ul>{items}</ul><p class='note'>{text(MISSING)}</p>")
         if rows := paired_rows(found):
             parts += [f"<h3>{text(label)}What each stage changed</h3>", table(PAIRED_HEADER, rows)]
     steps = procedure(next(iter(every.values()))).replace("`", "").splitlines()
