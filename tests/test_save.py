@@ -130,6 +130,23 @@ def test_what_is_aligned_answers_up_to_the_end_of_its_template(gemma_like: Path)
     assert tokenizer.eos_token == END_OF_TURN and set(model.generation_config.eos_token_id) == {0, 321}
 
 
+def test_a_stock_model_learns_the_token_that_pads_and_ends_turns(
+    make_model: Callable[..., ScratchForCausalLM],
+    make_stock_twin: Callable[..., Any],
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+) -> None:
+    make_stock_twin(make_model(pad_token_id=3)).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path)
+    tuned, tokenizer = load_model(str(tmp_path))
+    moved = []
+    for model in (stock, tuned):
+        model.model(torch.tensor([[tokenizer.eos_token_id, 5, 6]])).last_hidden_state.sum().backward()
+        moved.append(bool(model.get_input_embeddings().weight.grad[tokenizer.eos_token_id].abs().max() > 0))
+    assert moved == [False, True]
+
+
 def test_what_old_config_files_say_of_generation_stops_no_save(
     make_model: Callable[..., ScratchForCausalLM], tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:

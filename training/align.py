@@ -182,6 +182,8 @@ def load_model(
             token = getattr(tokenizer, name)
             if token is not None and not isinstance(getattr(config, name, None), list):
                 setattr(config, name, token)
+    # A stock model never learns the row of its padding token, which may end turns too; padding itself has no gradient.
+    model.get_input_embeddings().padding_idx = None
     context = getattr(model.config, "max_position_embeddings", None)
     if context is not None and max_length > context:
         raise ValueError(f"max_length={max_length} is longer than the context of {path}; use at most {context}.")
