@@ -4,6 +4,8 @@ Row k of the run is found from the seed and k, so a resumed run, or one on anoth
 same rows without any state. Every token is seen once an epoch.
 """
 
+import bisect
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -157,7 +159,7 @@ class PackedDocuments:
 
     A document is shown from its separator to the next one, so that its first token and its end are learnt. Positions
     begin again at 0 with each document, which the model takes as the borders of its attention mask; a longer document
-    is cut, and no other. Rows are filled best-fit by decreasing length (Johnson 1973) within groups of documents.
+    is cut, and no other. Which documents share a row is random, but for the one that fills what the others leave.
     """
 
     GROUP = 4096  # documents packed together: enough to fill rows to about 99 %
@@ -230,7 +232,7 @@ def pieces(shards: Shards, context: int) -> np.ndarray:
 
 
 def pack(pieces: np.ndarray, context: int, group: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Put (start, length) pieces into rows of at most `context` tokens, each where it leaves the least room.
+    """Put (start, length) pieces into rows of at most `context` tokens.
 
     Returns:
         The pieces (n, 2) in the order of their rows, and where each row begins among them, (rows + 1,) int64.
@@ -240,15 +242,40 @@ def pack(pieces: np.ndarray, context: int, group: int, seed: int) -> tuple[np.nd
     sizes: list[int] = []
     for begin in range(0, len(order), group):
         chosen = pieces[order[begin : begin + group]]
-        rows: list[list[tuple[int, int]]] = []
-        by_room: dict[int, list[list[tuple[int, int]]]] = {}
-        for start, length in chosen[np.argsort(-chosen[:, 1], kind="stable")].tolist():
-            room = next((room for room in range(length, context + 1) if by_room.get(room)), context)
-            row = by_room[room].pop() if by_room.get(room) else []
-            if not row:
-                rows.append(row)
-            row.append((start, length))
-            by_room.setdefault(room - length, []).append(row)
-        packed.append(np.array([piece for row in rows for piece in row], dtype=np.int64))
+        rows = fill_rows(chosen[:, 1].tolist(), context)
+        packed += [chosen[row] for row in rows]
         sizes += map(len, rows)
     return np.concatenate(packed), np.cumsum([0, *sizes])
+
+
+def fill_rows(lengths: list[int], context: int) -> list[list[int]]:
+    """Return the indices of the lengths in each row.
+
+    A row takes the next of those that are left, until one is left that fills it to the last token: then that one, or,
+    where the next one is too long, the longest that is not. Packing by decreasing length (best fit, Johnson 1973)
+    fills no better, and puts like lengths together: batches of long documents, then batches of short ones.
+    """
+    of_length: dict[int, deque[int]] = {}
+    for i, length in enumerate(lengths):
+        of_length.setdefault(length, deque()).append(i)
+    known = sorted(of_length)  # lengths that are left
+    used = [False] * len(lengths)
+    rows: list[list[int]] = []
+    room = first = 0
+    while known:
+        if known[0] > room:
+            rows.append([])
+            room = context
+        while used[first]:
+            first += 1
+        longest = known[bisect.bisect_right(known, room) - 1]
+        take_next = longest < room and lengths[first] <= room
+        length = lengths[first] if take_next else longest
+        # What is next of all is next of its length.
+        i = of_length[length].popleft() if take_next else of_length[length].pop()
+        if not of_length[length]:
+            known.remove(length)
+        used[i] = True
+        rows[-1].append(i)
+        room -= length
+    return rows
