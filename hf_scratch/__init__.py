@@ -1,10 +1,13 @@
 """A decoder language model written from scratch for the Hugging Face stack.
 
-`import hf_scratch` loads nothing else; the first public name that is used loads what it needs, and with the model's
-classes it teaches `AutoConfig`, `AutoModel` and `AutoModelForCausalLM` the model type `scratch`, so that
-a folder or Hub id loads without remote code.
+`import hf_scratch` loads nothing else; the first public name that is used loads what it needs. It also teaches
+transformers' Auto classes the model type `scratch`, whether they were imported before or will be, so that a folder or
+Hub id loads without remote code.
 """
 
+import sys
+from importlib.abc import MetaPathFinder
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,6 +38,41 @@ def __getattr__(name: str) -> Any:
 
         globals()[name] = getattr(tokenizer, name)
     return globals()[name]
+
+
+AUTO_CLASSES = "transformers.models.auto.configuration_auto"
+
+
+def _announce() -> None:
+    """Say to AutoConfig where the model type is found; it imports the classes when it meets one, not before."""
+    mapping = sys.modules[AUTO_CLASSES].CONFIG_MAPPING
+    mapping._mapping["scratch"] = "ScratchConfig"
+    mapping._modules["scratch"] = sys.modules[__name__]
+
+
+class _WhenAutoClassesCome(MetaPathFinder):
+    """Announces the model type once transformers' Auto classes are imported, which takes seconds."""
+
+    def find_spec(self, name: str, *args: Any) -> Any:
+        """Find the Auto classes as they would be found without this, with a word to say to them."""
+        if name != AUTO_CLASSES:
+            return None
+        sys.meta_path.remove(self)
+        spec: Any = find_spec(name)
+        execute = spec.loader.exec_module
+
+        def exec_module(module: Any) -> None:
+            execute(module)
+            _announce()
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+if AUTO_CLASSES in sys.modules:
+    _announce()
+else:
+    sys.meta_path.insert(0, _WhenAutoClassesCome())
 
 
 def _register_with_auto_classes() -> dict[str, type]:

@@ -4,7 +4,7 @@ Every number comes from the run's own records; the caller gives them, and nothin
 """
 
 import html
-import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,20 @@ SIZES = {
     "vocab_size": "Vocabulary, tokens",
     "tie_word_embeddings": "Embedding shared with the LM head",
 }
+
+
+# What the Hub takes as `license` (https://huggingface.co/docs/hub/repositories-licenses).
+LICENSES = frozenset(
+    "afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bigcode-openrail-m bigscience-bloom-rail-1.0 "
+    "bigscience-openrail-m bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 c-uda cc cc-by-2.0 cc-by-2.5 "
+    "cc-by-3.0 cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 "
+    "cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 cdla-permissive-1.0 "
+    "cdla-permissive-2.0 cdla-sharing-1.0 creativeml-openrail-m deepfloyd-if-license ecl-2.0 epl-1.0 epl-2.0 "
+    "etalab-2.0 eupl-1.1 eupl-1.2 fair-noncommercial-research-license gemma gfdl gpl gpl-2.0 gpl-3.0 grok2-community "
+    "h-research intel-research isc lgpl lgpl-2.1 lgpl-3.0 lgpl-lr llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 "
+    "lppl-1.3c mit mpl-2.0 ms-pl ncsa odbl odc-by ofl-1.1 openmdw-1.0 openrail openrail++ osl-3.0 other pddl "
+    "postgresql unknown unlicense wtfpl zlib".split()
+)
 
 
 @dataclass(frozen=True)
@@ -83,6 +97,14 @@ def from_thumbs(record: dict[str, Any]) -> bool:
     return any(finding["what"] == "thumbs up" for finding in record.get("data", ()))
 
 
+def license_metadata(name: str) -> dict[str, str]:
+    """Return a licence as a card's front matter has it: the Hub refuses a name that it does not know as `license`."""
+    known = re.sub(r"-(only|or-later)$", "", "-".join(name.lower().split()))  # as SPDX writes it, for example
+    if known in LICENSES:
+        return {"license": known}
+    return {"license": "other", "license_name": re.sub(r"[^a-z0-9.+]+", "-", known).strip("-") or "unknown"}
+
+
 def read_metadata(folder: Path) -> dict[str, Any]:
     """Return the front matter of a folder's card, empty if there is none."""
     path = folder / "README.md"
@@ -91,12 +113,11 @@ def read_metadata(folder: Path) -> dict[str, Any]:
 
 def make_card(facts: CardFacts) -> ModelCard:
     """Return the card, whose front matter the Hub takes."""
-    for_chat: dict[str, Any] = {}
+    more: dict[str, Any] = dict(license_metadata(facts.license))
     if facts.chats:
-        for_chat["widget"] = [{"messages": [{"role": "user", "content": facts.example}]}]
+        more["widget"] = [{"messages": [{"role": "user", "content": facts.example}]}]
     metadata = ModelCardData(
         language=facts.language,
-        license=facts.license,
         base_model=facts.base.name if facts.base and facts.base.on_hub else None,
         library_name="transformers",
         pipeline_tag="text-generation",
@@ -106,7 +127,7 @@ def make_card(facts: CardFacts) -> ModelCard:
             *(["custom_code", "scratch"] if facts.brings_code else []),
             *(["conversational"] if facts.chats else []),
         ],
-        **for_chat,
+        **more,
     )
     sections = {
         "How to use it": _usage(facts),
@@ -188,7 +209,7 @@ its data.
 def _usage(facts: CardFacts) -> str:
     if facts.chats:
         answer = html.escape(facts.answer.strip(), quote=False).replace("\n", "\n> ")
-        run = CHAT.format(example=json.dumps(facts.example), answer=answer)
+        run = CHAT.format(example=repr(facts.example), answer=answer)
     else:
         run = CONTINUE
     code = REMOTE_CODE.format(repo_id=facts.repo_id) if facts.brings_code else STOCK_CODE
@@ -212,8 +233,8 @@ def _procedure(records: dict[str, dict[str, Any]]) -> str:
 def _verification(checks: Sequence[Check]) -> str:
     lines = [f"- {check.name}{f': {check.detail}' if check.detail else ''}" for check in checks]
     return (
-        "Before this folder was put in place it was loaded in a clean process: no network, an empty cache, and no way "
-        "to import the package that trained it. What the trained model gave, this folder gave. "
+        "Before this folder was put in place it was loaded in a clean process: an empty cache, and no way to import "
+        "the package that trained it. What the trained model gave, this folder gave. "
         "What was checked:\n\n" + "\n".join(lines)
     )
 

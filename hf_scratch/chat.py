@@ -1,10 +1,13 @@
 """Talks to a model on the command line: a chat with streaming, history and system prompt, and plain continuation.
 
-What a person types is text, never a control token. In a pipe each line is a message and only answers are printed.
+What a person types is text, never a control token. In a pipe each line is a message, whatever it begins with, and only
+answers are printed: commands are for a person at a terminal.
 """
 
 import json
+import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -14,9 +17,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TextSt
 
 from . import ScratchForCausalLM, fast_generate  # noqa: F401, registers the model type: its code need not be trusted
 from .hub import call, find_model
-from .tokenizer import Message, encode_prompt, encode_texts
+from .tokenizer import Message, encode_prompt, encode_texts, require_fit
 
 MIN_ROOM = 16  # tokens left for an answer; older turns are left out before that
+# A line that is one of the commands, or a word like them that was mistyped; a path, say, begins a message.
+COMMAND = re.compile(r"/(reset|save|system)( .*)?|/[a-z]+", re.DOTALL)
 HELP = "/reset begins anew, /save FILE writes the conversation, /system TEXT sets the system prompt, /exit ends."
 
 
@@ -37,7 +42,8 @@ def load_speaker(model: str, revision: str, trust_remote_code: bool) -> Speaker:
     """Load a model from a folder or the Hub.
 
     Raises:
-        ValueError: There is none, or it comes with code of its own that was not trusted.
+        ValueError: There is none, it comes with code of its own that was not trusted, or its tokenizer has more
+            tokens than it.
     """
     find_model(model)
     on_gpu, what = torch.cuda.is_available(), f"loading {model}"
@@ -47,6 +53,7 @@ def load_speaker(model: str, revision: str, trust_remote_code: bool) -> Speaker:
     dtype = "auto" if on_gpu or "quantization_config" in config.to_dict() else torch.float32
     loaded = call(what, AutoModelForCausalLM.from_pretrained, model, dtype=dtype, **options)
     tokenizer = call(what, AutoTokenizer.from_pretrained, model, **options)
+    require_fit(tokenizer, loaded)
     return Speaker(loaded.eval().to("cuda" if on_gpu else "cpu"), tokenizer)
 
 
@@ -65,12 +72,12 @@ def chat(speaker: Speaker, sampling: dict[str, Any], system: str, source: TextIO
     if at_terminal:
         print(HELP, file=sink)
     history = begin(system)
-    while (line := read_line(source, sink, at_terminal)) is not None:
-        if line.startswith("/"):
-            if line == "/exit":
-                return
-            history, note = obey(line, history)
-            print(note, file=sink if at_terminal else sys.stderr)
+    while (line := read_line(source, sink, "> " if at_terminal else "")) is not None:
+        if at_terminal and line == "/exit":
+            return
+        if at_terminal and COMMAND.fullmatch(line):
+            history, note = obey(line, history, lambda question: read_line(source, sink, question) or "")
+            print(note, file=sink)
         elif line:
             try:
                 history = answer(speaker, sampling, [*history, {"role": "user", "content": line}], sink)
@@ -83,30 +90,38 @@ def begin(system: str) -> list[Message]:
     return [{"role": "system", "content": system}] if system else []
 
 
-def read_line(source: TextIO, sink: TextIO, at_terminal: bool) -> str | None:
-    """Return the next message without spaces around it, None at the end."""
-    if at_terminal:
-        print("> ", end="", file=sink, flush=True)
+def read_line(source: TextIO, sink: TextIO, prompt: str) -> str | None:
+    """Return the next line without spaces around it, None at the end."""
+    print(prompt, end="", file=sink, flush=True)
     line = source.readline()
     return line.strip() if line else None
 
 
-def obey(line: str, history: list[Message]) -> tuple[list[Message], str]:
-    """Carry out a command; return the conversation and what to say."""
+def obey(line: str, history: list[Message], ask: Callable[[str], str]) -> tuple[list[Message], str]:
+    """Carry out a command; return the conversation and what to say.
+
+    Args:
+        ask: Puts a question to the person and returns the answer.
+    """
     command, _, rest = line.partition(" ")
     if command == "/reset":
         return [message for message in history if message["role"] == "system"], "The conversation begins anew."
     if command == "/system":
         return begin(rest.strip()), "The system prompt is set; the conversation begins anew."
     if command == "/save" and rest.strip():
-        try:
-            Path(rest.strip()).write_text(
-                json.dumps({"messages": history}, indent=2, ensure_ascii=False) + "\n", "utf-8"
-            )
-        except OSError as error:
-            return history, f"{rest.strip()} cannot be written: {error.strerror}."
-        return history, f"{len(history)} messages are in {rest.strip()}."
+        return history, save(history, Path(rest.strip()).expanduser(), ask)
     return history, HELP
+
+
+def save(history: list[Message], path: Path, ask: Callable[[str], str]) -> str:
+    """Write the conversation into a file, over another one only if the person says so; return what to say."""
+    if path.exists() and ask(f"{path} exists; write over it? [y/N] ").lower() not in ("y", "yes"):
+        return f"{path} is as it was."
+    try:
+        path.write_text(json.dumps({"messages": history}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except (OSError, UnicodeEncodeError) as error:
+        return f"{path} cannot be written: {error}."
+    return f"{len(history)} messages are in {path}."
 
 
 def answer(speaker: Speaker, sampling: dict[str, Any], history: list[Message], sink: TextIO) -> list[Message]:

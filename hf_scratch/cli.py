@@ -31,9 +31,9 @@ commit. Texts of documents that were dropped are not sent.
 
 Next:   python -m training.pretrain --data hf://datasets/USER/NAME ..."""
 VERIFY = """\
-Checks files, loads the model in a clean process without network, and compares weights, logits and a greedy answer
-with those of training where the repository has them. Exit status 0: every check passed; code that is not this
-package's own is run with --trust-remote-code only, and what was not run has not passed.
+Checks files, loads the model in a clean process, without network where the system can cut it off, and compares
+weights, logits and a greedy answer with those of training where the repository has them. Exit status 0: every check
+passed; code that is not this package's own is run with --trust-remote-code only, and what was not run has not passed.
 
 Next:   hf-scratch publish RUN --repo-id USER/NAME"""
 EXPORT = """\
@@ -47,7 +47,8 @@ MODEL is a Qwen3 dense checkpoint, a folder or a Hub id. OUTPUT becomes a Scratc
 Next:   python -m training.sft --model OUTPUT ..."""
 CHAT = """\
 In the chat: /reset begins anew, /save FILE writes the conversation as JSON, /system TEXT sets the system prompt and
-begins anew, /exit ends. In a pipe each line of the input is a message, and only the answers are printed.
+begins anew, /exit ends. In a pipe nothing is a command: each line of the input is a message, whatever it begins with,
+and only the answers are printed.
 
 An API like OpenAI's, after `hf-scratch export MODEL --to transformers`:
         transformers serve MODEL/transformers           # pip install 'transformers[serving]'

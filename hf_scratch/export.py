@@ -4,31 +4,46 @@ Each format is written beside its place, loaded by the program that it is for, c
 then put where it belongs and listed on the card. What may differ is stated there as it was measured.
 """
 
+import copy
+import functools
 import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from huggingface_hub import ModelCardData
 from huggingface_hub.constants import HF_HUB_CACHE
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from . import ScratchConfig, ScratchForCausalLM, hub
 from .bits_per_byte import Text, bits_per_byte, encode
 from .card import read_metadata
 from .export_record import RECORD, check_exports, list_on_card, read_records, write_record
 from .files import Check, read_config
+from .token_ids import refuse_other_tokenizer
+from .tokenizer import keep_control_tokens_text, require_fit
 from .verify import Reference, load_reference, make_reference, observe, require, verify
 
 MAX_SHARD = "5GB"
 MAX_TOKENS = 2**16  # of held-out text to measure bits per byte on
 MAX_WORSE = 0.01  # in bits per byte, that 8-bit weights may cost
+TIE = 1e-3  # of logits, between which another order of summation decides
 OFF_IN_QWEN3 = ("attention_bias", "use_sliding_window", "sliding_window")  # what Scratch has no field for
 
 
@@ -40,6 +55,43 @@ class Original:
     tokenizer: PreTrainedTokenizerBase
     reference: Reference
     held_out: Text | None  # to measure bits per byte on
+
+    @functools.cached_property
+    def in_float32(self) -> PreTrainedModel:
+        """The same weights, computed in float32, which other programs can be held to: bfloat16 rounds each sum."""
+        return self.model if self.model.dtype == torch.float32 else copy.deepcopy(self.model).float()
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """The likeliest tokens after a prompt, and how much more than the next likely one each had, in logits."""
+
+    tokens: list[int]
+    margins: list[float]
+
+    def parting(self, found: list[int]) -> int:
+        """Return how many tokens are the same."""
+        pairs = zip(self.tokens, found, strict=False)
+        return next((i for i, (ours, other) in enumerate(pairs) if ours != other), min(len(self.tokens), len(found)))
+
+    def agrees(self, found: list[int]) -> bool:
+        """Whether the tokens are the same up to where two were as likely, between which any rounding decides."""
+        same = self.parting(found)
+        return same == len(self.tokens) or self.margins[same] < TIE
+
+
+@torch.no_grad()
+def greedy(model: Any, prompt: list[int], count: int, never: Sequence[int] = ()) -> Greedy:
+    """Return greedy tokens past where an answer would end, whatever the model's settings say of penalties."""
+    ids, cache, tokens, margins = torch.tensor([prompt]), DynamicCache(config=model.config), [], []
+    for _ in range(count):
+        logits_V = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1].float()
+        logits_V[list(never)] = -torch.inf
+        best, token = logits_V.topk(2)
+        tokens.append(int(token[0]))
+        margins.append(float(best[0] - best[1]))
+        ids = token[:1].unsqueeze(0)
+    return Greedy(tokens, margins)
 
 
 def export(
@@ -117,6 +169,8 @@ def load_original(source: Path, text: Path | None) -> Original:
         raise ValueError(f"{source} holds a model of type {kind!r}; only scratch and qwen3 can be exported.")
     model = AutoModelForCausalLM.from_pretrained(source, dtype="auto").eval()
     tokenizer = AutoTokenizer.from_pretrained(source)
+    require_fit(tokenizer, model)
+    keep_control_tokens_text(tokenizer)
     now = make_reference(model, tokenizer)
     reference = load_reference(source) or now
     if reference.observed["weights"] != now.observed["weights"]:
@@ -140,8 +194,13 @@ def read_held_out(source: Path, file: Path | None, tokenizer: PreTrainedTokenize
 
 
 def read_run(data: Path, tokenizer: PreTrainedTokenizerBase) -> Text:
-    """Return held-out documents that the stage `data` wrote: those that begin in the first `MAX_TOKENS` tokens."""
+    """Return held-out documents that the stage `data` wrote: those that begin in the first `MAX_TOKENS` tokens.
+
+    Raises:
+        ValueError: They were made with another tokenizer.
+    """
     meta = json.loads((data / "meta.json").read_text(encoding="utf-8"))
+    refuse_other_tokenizer(meta.get("tokenizer_sha256"), tokenizer, str(data), print)
     shard = meta["val"].get("shards", ["val"])[0]
     tokens = np.memmap(data / f"{shard}.bin", dtype=meta["dtype"], mode="r")
     starts = np.load(data / f"{shard}.starts.npy")
@@ -166,17 +225,19 @@ def write_stock(original: Original, folder: Path) -> tuple[dict[str, str], tuple
 
 def save_stock(original: Original, folder: Path) -> None:
     """Write the model as transformers' own Qwen3."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
     model = original.model
-    names = set(Qwen3Config().to_dict()) - {"architectures", "auto_map", "model_type", "transformers_version", "dtype"}
-    given = model.config.to_dict()
-    twin = Qwen3ForCausalLM(Qwen3Config(**{name: given[name] for name in sorted(names) if name in given}))
-    twin = twin.to(model.dtype)
+    twin = Qwen3ForCausalLM(stock_config(model.config)).to(model.dtype)
     twin.load_state_dict(model.state_dict(), strict=True)
     twin.generation_config = model.generation_config
     twin.save_pretrained(folder, max_shard_size=MAX_SHARD)
     original.tokenizer.save_pretrained(folder)
+
+
+def stock_config(config: Any) -> Qwen3Config:
+    """Return a model's sizes as transformers' own Qwen3 names them."""
+    names = set(Qwen3Config().to_dict()) - {"architectures", "auto_map", "model_type", "transformers_version", "dtype"}
+    given = config.to_dict()
+    return Qwen3Config(**{name: given[name] for name in sorted(names) if name in given})
 
 
 # ---- int8 ----
@@ -211,28 +272,35 @@ def differences(original: Original, other: Any, observed: dict[str, Any]) -> str
     """
     expected = original.reference.observed["logits"]
     found = f"logits differ by {float((observed['logits'] - expected).norm() / expected.norm()):.2%}"
+    return f"{found}, {compare_bits(original, measure_bits(original, original.model), other)}"
+
+
+def measure_bits(original: Original, model: Any) -> float:
+    """Return the bits per byte that a model needs for the held-out text, nan if there is none."""
+    text, context = original.held_out, original.model.config.max_position_embeddings
+    if text is None:
+        return math.nan
+    num_bytes = int(text.num_bytes.sum())
+    return bits_per_byte(model, text.tokens, text.starts, num_bytes, context, "cpu").bits_per_byte
+
+
+def compare_bits(original: Original, before: float, other: Any) -> str:
+    """Say how many bits per byte of held-out text another model needs, beside the number before.
+
+    Raises:
+        ValueError: It needs more by more than `MAX_WORSE`.
+    """
     text = original.held_out
     if text is None:
-        return f"{found}; bits per byte not measured, for want of held-out text"
-    before, after = (
-        bits_per_byte(
-            model,
-            text.tokens,
-            text.starts,
-            int(text.num_bytes.sum()),
-            original.model.config.max_position_embeddings,
-            "cpu",
-        ).bits_per_byte
-        for model in (original.model, other)
-    )
+        return "bits per byte not measured, for want of held-out text"
+    after = measure_bits(original, other)
     change = after / before - 1
     if change > MAX_WORSE:
         raise ValueError(
             f"8 bits make bits per byte of held-out text {change:.1%} worse; {MAX_WORSE:.0%} is the most."
         )
     return (
-        f"{found}, {before:.4f} to {after:.4f} bits per byte ({change:+.2%}) "
-        f"of {text.num_bytes.sum():,} bytes of held-out text"
+        f"{before:.4f} to {after:.4f} bits per byte ({change:+.2%}) of {text.num_bytes.sum():,} bytes of held-out text"
     )
 
 
@@ -255,6 +323,8 @@ def import_stock(model: str, revision: str, output: Path) -> list[Check]:
         raise ValueError(f"{model} is of type {config.get('model_type')!r}; only dense `qwen3` checkpoints fit.")
     stock = AutoModelForCausalLM.from_pretrained(source, dtype="auto").eval()
     tokenizer = AutoTokenizer.from_pretrained(source)
+    require_fit(tokenizer, stock)
+    keep_control_tokens_text(tokenizer)
     given = stock.config.to_dict()
     names = [*(field.name for field in fields(ScratchConfig)), *OFF_IN_QWEN3]
     kept = {name: given[name] for name in names if name in given and name not in ("architectures", "dtype")}

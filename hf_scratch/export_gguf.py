@@ -5,22 +5,21 @@ same greedy tokens as transformers; what float16 and 8 bits change is measured.
 """
 
 import contextlib
+import copy
 import json
 import os
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gguf
 import torch
 import xllamacpp
 from gguf import GGMLQuantizationType, LlamaFileType
 
+from .export import Greedy, Original, compare_bits, greedy, measure_bits
 from .tokenizer import QWEN2_PATTERN, encode_prompt, encode_texts
-
-if TYPE_CHECKING:
-    from .export import Original
 
 TYPES = {
     "f32": (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
@@ -60,25 +59,29 @@ TEMPLATE \"\"\"{{- range .Messages }}<|im_start|>{{ .Role }}
 """
 
 
-def write_gguf(original: "Original", folder: Path) -> tuple[dict[str, str], tuple[str, ...]]:
+def write_gguf(original: Original, folder: Path) -> tuple[dict[str, str], tuple[str, ...]]:
     """Write f32, f16 and q8_0 with a Modelfile for Ollama, and compare each with transformers.
 
     Raises:
         ValueError: llama.cpp does not know the tokenizer's pattern or the RoPE type, reads text into other tokens, or
             goes another way in float32.
     """
-    expected = greedy(original)
+    prompt, context = original.reference.observed["prompt_ids"], original.model.config.max_position_embeddings
+    expected = greedy(original.in_float32, prompt, min(TOKENS, context - len(prompt) - 1), never(original))
+    stored, before = copy.deepcopy(original.in_float32), measure_bits(original, original.in_float32)
     measured = {}
     for name, (kind, file_type) in TYPES.items():
         path = folder / f"model-{name}.gguf"
         write_file(original, path, kind, file_type)
-        with llama(path, original.model.config.max_position_embeddings) as server:
+        with llama(path, context) as server:
             check_tokens(server, original)
             check_chat(server, original)
-            found = complete(server, original, len(expected))
+            found = complete(server, original, len(expected.tokens))
         measured[path.name] = describe(expected, found)
-        if name == "f32" and found != expected:
+        if name == "f32" and not expected.agrees(found):
             raise ValueError(f"llama.cpp does not say what transformers says, in float32: {measured[path.name]}.")
+        read_weights(path, stored)
+        measured[path.name] += f"; {compare_bits(original, before, stored)}"
     write_modelfile(original, folder)
     return measured, ("gguf", "xllamacpp")
 
@@ -86,10 +89,11 @@ def write_gguf(original: "Original", folder: Path) -> tuple[dict[str, str], tupl
 # ---- the file ----
 
 
-def write_file(original: "Original", path: Path, kind: GGMLQuantizationType, file_type: LlamaFileType) -> None:
+def write_file(original: Original, path: Path, kind: GGMLQuantizationType, file_type: LlamaFileType) -> None:
     """Write one GGUF file."""
     writer = gguf.GGUFWriter(path, "qwen3")
     writer.add_file_type(file_type)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_sizes(writer, original.model.config)
     add_tokenizer(writer, original)
     for name, tensor in original.model.state_dict().items():
@@ -104,6 +108,15 @@ def write_file(original: "Original", path: Path, kind: GGMLQuantizationType, fil
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+@torch.no_grad()
+def read_weights(path: Path, model: Any) -> None:
+    """Give a model in float32 the weights of a GGUF file, as they were rounded there."""
+    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    for name, parameter in model.named_parameters():  # a tied LM head has no name of its own
+        tensor = stored[tensor_name(name)]
+        parameter.copy_(torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy()))
 
 
 def tensor_name(name: str) -> str:
@@ -134,16 +147,18 @@ def add_sizes(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_rope_freq_base(rope["rope_theta"])
 
 
-def add_tokenizer(writer: gguf.GGUFWriter, original: "Original") -> None:
+def add_tokenizer(writer: gguf.GGUFWriter, original: Original) -> None:
     """Write vocabulary, merges, special tokens and chat template."""
     tokenizer, size = original.tokenizer, original.model.config.vocab_size
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    special = {token["id"] for token in backend["added_tokens"] if token["special"]}
+    # Both kinds of added tokens are found whole in a text; those that are not special, when it is a user's, too.
+    kinds = {True: gguf.TokenType.CONTROL, False: gguf.TokenType.USER_DEFINED}
+    added = {token["id"]: kinds[token["special"]] for token in backend["added_tokens"]}
     tokens = [f"[PAD{i}]" for i in range(size)]
     types = [gguf.TokenType.UNUSED] * size
     for token, number in tokenizer.get_vocab().items():
         tokens[number] = token
-        types[number] = gguf.TokenType.CONTROL if number in special else gguf.TokenType.NORMAL
+        types[number] = added.get(number, gguf.TokenType.NORMAL)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pattern_name(backend))
     writer.add_token_list(tokens)
@@ -155,11 +170,16 @@ def add_tokenizer(writer: gguf.GGUFWriter, original: "Original") -> None:
     writer.add_eot_token_id(ends[0])
     if tokenizer.bos_token_id is not None:
         writer.add_bos_token_id(tokenizer.bos_token_id)
+    writer.add_add_bos_token(begins_with_bos(original))
     if tokenizer.pad_token_id is not None:
         writer.add_pad_token_id(tokenizer.pad_token_id)
-    writer.add_add_bos_token(False)
     if tokenizer.chat_template:
         writer.add_chat_template(without_marks(tokenizer.chat_template))
+
+
+def begins_with_bos(original: Original) -> bool:
+    """Whether a text begins with the bos token: documents did in pretraining, the conversations after it do not."""
+    return original.tokenizer.bos_token_id is not None and not original.reference.chats
 
 
 def pattern_name(backend: dict[str, Any]) -> str:
@@ -190,7 +210,7 @@ def without_marks(template: str) -> str:
     return template
 
 
-def end_tokens(original: "Original") -> list[int]:
+def end_tokens(original: Original) -> list[int]:
     """Return the tokens that end an answer, the tokenizer's own first."""
     ends = original.model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
@@ -198,7 +218,7 @@ def end_tokens(original: "Original") -> list[int]:
     return [own, *(token for token in ends if token not in (own, None))]
 
 
-def write_modelfile(original: "Original", folder: Path) -> None:
+def write_modelfile(original: Original, folder: Path) -> None:
     """Write what Ollama needs to know besides the weights; its own template only if the model's is ChatML."""
     lines = ["FROM ./model-q8_0.gguf\n"]
     messages = [
@@ -261,7 +281,7 @@ def ask(server: xllamacpp.Server, path: str, content: dict[str, Any]) -> dict[st
         return json.loads(answer.read())
 
 
-def complete(server: xllamacpp.Server, original: "Original", count: int) -> list[int]:
+def complete(server: xllamacpp.Server, original: Original, count: int) -> list[int]:
     """Return llama.cpp's greedy tokens after the reference's conversation, past where it would end."""
     content = {
         "prompt": original.reference.observed["prompt_ids"],
@@ -275,44 +295,38 @@ def complete(server: xllamacpp.Server, original: "Original", count: int) -> list
     return list(ask(server, "/completion", content)["tokens"])
 
 
-def greedy(original: "Original") -> list[int]:
-    """Return transformers' greedy tokens after the reference's conversation, past where it would end."""
-    prompt = original.reference.observed["prompt_ids"]
-    room = original.model.config.max_position_embeddings - len(prompt) - 1
-    ids = torch.tensor([prompt])
-    output = original.model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        max_new_tokens=min(TOKENS, room),
-        suppress_tokens=never(original),
-    )
-    return output[0, len(prompt) :].tolist()
-
-
-def never(original: "Original") -> list[int]:
+def never(original: Original) -> list[int]:
     """Return the tokens that the comparison leaves out: both would stop there."""
     return sorted({*end_tokens(original), *original.tokenizer.all_special_ids})
 
 
-def describe(expected: list[int], found: list[int]) -> str:
+def describe(expected: Greedy, found: list[int]) -> str:
     """Say how far two sequences of tokens agree."""
-    same = next((i for i, pair in enumerate(zip(expected, found, strict=False)) if pair[0] != pair[1]), len(expected))
-    if same == len(expected):
+    same, count = expected.parting(found), len(expected.tokens)
+    if same == count:
         return f"the same {same} greedy tokens in llama.cpp"
-    return f"the first {same} of {len(expected)} greedy tokens the same in llama.cpp"
+    return f"the first {same} of {count} greedy tokens the same in llama.cpp"
 
 
-def check_tokens(server: xllamacpp.Server, original: "Original") -> None:
-    """Raise ValueError if llama.cpp reads a text into other tokens."""
-    for text in TEXTS:
-        expected = encode_texts(original.tokenizer, [text])[0]
-        found = ask(server, "/tokenize", {"content": text, "parse_special": False})["tokens"]
+def check_tokens(server: xllamacpp.Server, original: Original) -> None:
+    """Raise ValueError if llama.cpp reads a text or an added token into other tokens, or begins a text otherwise."""
+    tokenizer = original.tokenizer
+    begin = [tokenizer.bos_token_id] if begins_with_bos(original) else []
+    cases = [
+        (text, {"parse_special": False, "add_special": True}, begin + ids)
+        for text, ids in zip(TEXTS, encode_texts(tokenizer, TEXTS), strict=True)
+    ]
+    for token in tokenizer.added_tokens_decoder.values():
+        text = f"the {token.content} and{token.content}\n"
+        expected = tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"]
+        cases.append((text, {"parse_special": True, "add_special": False}, expected))
+    for text, how, expected in cases:
+        found = ask(server, "/tokenize", {"content": text, **how})["tokens"]
         if found != expected:
             raise ValueError(f"llama.cpp reads {text!r} into other tokens: {found}, not {expected}.")
 
 
-def check_chat(server: xllamacpp.Server, original: "Original") -> None:
+def check_chat(server: xllamacpp.Server, original: Original) -> None:
     """Raise ValueError if llama.cpp makes another prompt of a conversation with the model's chat template."""
     if original.tokenizer.chat_template:
         expected = encode_prompt(original.tokenizer, original.reference.messages)

@@ -27,6 +27,12 @@ ABOUT = {
 }
 
 
+GREEDY = """\
+Where two next tokens are almost as likely, rounding decides between them, differently on each kind of processor, and
+the texts go apart from there. So of greedy tokens few may be the same although little is lost; what a file's rounding
+costs is the change of bits per byte, measured with the weights as the file holds them."""
+
+
 def write_record(folder: Path, kind: str, weights: str, measured: dict[str, str], versions: dict[str, str]) -> None:
     """Write `export.json` with the SHA-256 of each file in the folder.
 
@@ -92,6 +98,8 @@ def table(records: dict[str, dict[str, Any]]) -> str:
             size = sizes[name] if name else sum(sizes.values())
             where = f"`{kind}/{name}`"
             lines.append(f"| {where} | {ABOUT[kind]} | {size / 1e6:,.1f} MB | {found} |")
+    if "gguf" in records:
+        lines += ["", GREEDY]
     return "\n".join(lines)
 
 

@@ -48,7 +48,8 @@ def can_decode(model: Any) -> bool:
         return False
     if config.to_dict().get("attention_bias") or "sliding_attention" in (config.to_dict().get("layer_types") or ()):
         return False
-    # A quantized or adapted layer is another class, a subclass or a wrapper, and somebody waits for a hook's call.
+    # A quantized or adapted layer is another class, a subclass or a wrapper, or has another type of weight, and
+    # somebody waits for a hook's call.
     plain, files = {nn.Linear, nn.Embedding, nn.ModuleList}, {type(model).__module__, ACTIVATIONS}
     modules = list(model.modules())
     hooked = any(module._forward_hooks or module._forward_pre_hooks for module in modules)
@@ -56,6 +57,7 @@ def can_decode(model: Any) -> bool:
         not hooked
         and all(type(module) in plain or type(module).__module__ in files for module in modules)
         and not any(CALLED & vars(module).keys() for module in modules)
+        and all(type(p) is nn.Parameter and type(p.data) is torch.Tensor for p in model.parameters())
         and all(p.dtype == torch.float32 and p.device.type == "cpu" for p in model.parameters())
     )
 
@@ -71,8 +73,8 @@ def is_plain(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         found = (source.get(name) for source in (*sources, vars(model.generation_config)))
         return next((value for value in found if value is not None), None)
 
-    mask = kwargs.get("attention_mask")
-    padded = asked("pad_token_id") in ids if mask is None else not mask.all()
+    mask, pad = kwargs.get("attention_mask"), asked("pad_token_id")
+    padded = pad is not None and pad in ids if mask is None else not mask.all()
     known = ARGUMENTS | vars(model.generation_config).keys()
     return (
         not padded

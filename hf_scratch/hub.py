@@ -38,11 +38,9 @@ WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before the second and later tries
 PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP states that may be over at the next try
 HTTP_ERROR = HfHubHTTPError.__mro__[1]  # of httpx or httpx2, whichever the Hub's client was built on
 STALE = 412  # the branch has moved since the commit was prepared
-# What a release may hold, and so what is removed from the repository when the new release has it no more.
-OURS = re.compile(
-    r"[^/]+\.(safetensors|safetensors\.index\.json|py)|(training_record|verification|transformers|gguf|int8|onnx)/.*"
-    r"|\.eval_results/.*"
-)
+# Weights that programs would load in place of, or beside, those that are committed.
+WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
+MADE, HOLDING = "Made by hf-scratch", "It holds:"  # in the message of a commit, which lists our files
 
 
 class HubError(ValueError):
@@ -193,13 +191,30 @@ def explain(what: str, error: Exception) -> Exception:
 
 
 def ensure_repo(api: HfApi, target: Target, private: bool | None = None, **space: Any) -> None:
-    """Create the repository and the branch where they do not exist."""
+    """Create the repository and the branch where they do not exist.
+
+    Raises:
+        HubError: The Hub refused, or the repository is there and public where it is to be private.
+    """
     what = f"creating {target}"
     call(what, api.create_repo, **target.where, private=private, exist_ok=True, **space)
+    if private:
+        require_private(api, target)
     if target.branch != "main":
         # Branches off from the first commit: what main holds is not part of it.
         first = call(what, api.list_repo_commits, **target.where)[-1].commit_id
         call(what, api.create_branch, **target.where, branch=target.branch, revision=first, exist_ok=True)
+
+
+def require_private(api: HfApi, target: Target) -> None:
+    """Raise HubError if the repository is there and anybody may read it."""
+    what = f"looking up {target}"
+    there = call(what, api.repo_exists, **target.where)
+    if there and not call(what, api.repo_info, **target.where).private:
+        raise HubError(
+            f"{target} is there and public, and what goes there was to be private; nothing was sent. Make it private "
+            "in its settings on the Hub, or take another name."
+        )
 
 
 def head(api: HfApi, target: Target) -> str:
@@ -212,7 +227,8 @@ def head(api: HfApi, target: Target) -> str:
 def commit(api: HfApi, target: Target, files: Mapping[str, Path | bytes], title: str) -> str:
     """Make the branch hold the files, in one commit, and return its id; without a difference there is no commit.
 
-    Files of an earlier release that the new one does not have are removed, other people's files stay.
+    Each commit lists its files in its message. Those that our last one lists and this one lacks are removed, and
+    weights that are not these; other people's files stay.
 
     Raises:
         HubError: Nothing was committed, because the Hub refused, failed at every try, or somebody else committed
@@ -221,8 +237,10 @@ def commit(api: HfApi, target: Target, files: Mapping[str, Path | bytes], title:
     parent = head(api, target)
     operations: list[CommitOperation] = [CommitOperationAdd(path, content) for path, content in files.items()]
     there = call(f"listing {target}", api.list_repo_files, **target.where, revision=parent)
-    operations += [CommitOperationDelete(path) for path in there if OURS.fullmatch(path) and path not in files]
-    mark = f"Made by hf-scratch {uuid.uuid4().hex}"
+    ours = committed_before(api, target)
+    stale = [path for path in there if path not in files and (path in ours or WEIGHTS.fullmatch(path))]
+    operations += [CommitOperationDelete(path) for path in stale]
+    mark = f"{MADE} {uuid.uuid4().hex}"
     what = f"the commit to {target}"
     for wait in (*WAITS, None):
         try:
@@ -231,7 +249,7 @@ def commit(api: HfApi, target: Target, files: Mapping[str, Path | bytes], title:
                 repo_type=target.kind,
                 operations=operations,
                 commit_message=title,
-                commit_description=mark,
+                commit_description="\n".join([mark, "", HOLDING, *sorted(files)]),
                 revision=target.branch,
                 parent_commit=parent,
             )
@@ -246,6 +264,13 @@ def commit(api: HfApi, target: Target, files: Mapping[str, Path | bytes], title:
             LOG.warning("%s: %s; trying again in %.0f s", what, reason(error), wait)
             time.sleep(wait)
     raise AssertionError("the last try returns or raises")
+
+
+def committed_before(api: HfApi, target: Target) -> set[str]:
+    """Return the files that our last commit on the branch lists."""
+    commits = call(f"listing {target}", api.list_repo_commits, **target.where, revision=target.branch)
+    listed = (found.message.partition(f"{HOLDING}\n") for found in commits if MADE in found.message)
+    return next((set(files.splitlines()) for _, holding, files in listed if holding), set())
 
 
 def find_commit(api: HfApi, target: Target, parent: str, mark: str) -> str | None:

@@ -6,6 +6,7 @@ The Space that goes with it is pinned to the commit that was verified. What fail
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,9 +17,10 @@ from huggingface_hub import HfApi
 from . import hub
 from .files import check_leaks, link_or_copy
 from .hub import HubError, Target
-from .verify import load_reference, require, verify_with_exports
+from .verify import FOLDER, load_reference, require, verify_with_exports
 
 STAGES = ("base", "sft", "dpo")
+PINNED = ("MODEL_ID", "MODEL_REVISION", "STAGES")  # what the Space's app reads, and is set for it
 NOT_OURS = {".DS_Store", "__pycache__"}
 
 
@@ -57,11 +59,9 @@ def publish(run: Path, plan: Plan, say: Callable[[str], None], *, dry_run: bool 
     plans = targets(release, plan)
     for target, _ in plans:
         check_names(target, plan.space)
-    if plan.space:
-        leaks = check_leaks(release / "space", list(listing(release / "space").values()))
-        require([leaks], "nothing was pushed: the Space")
     # In the release, where files are linked and not copied.
     with tempfile.TemporaryDirectory(dir=release, prefix=".publish-") as scratch:
+        shown = copy_space(release, Path(scratch) / "space") if plan.space else {}
         ready = [(target, Path(scratch) / folder.name) for target, folder in plans]
         for (target, copy), (_, folder) in zip(ready, plans, strict=True):
             copy_for(target, folder, copy, release, plan.space)
@@ -70,14 +70,18 @@ def publish(run: Path, plan: Plan, say: Callable[[str], None], *, dry_run: bool 
             for target, copy in ready:
                 list_files(target, copy, say)
             return
+        if plan.private:
+            spaces = [Target(plan.space.repo_id, kind="space")] if plan.space else []
+            for target in [*(target for target, _ in ready), *spaces]:
+                hub.require_private(api, target)
         pushed = {copy.name: push_model(api, target, copy, plan.private, say) for target, copy in ready}
-    if plan.space:
-        push_space(api, plan.space, release, pushed, plan.private, say)
-        if plan.private and "HF_TOKEN" not in plan.space.secrets:
-            say("The Space needs a token to read the private model: run again with --space-secret HF_TOKEN.")
-    shown = plans[-1][0]
-    branch = "" if shown.branch == "main" else f" --revision {shown.branch}"
-    say(f"Talk to it:  hf-scratch chat {shown.repo_id}{branch}")
+        if plan.space:
+            push_space(api, plan.space, shown, released_as(release), pushed, plan.private, say)
+            if plan.private and "HF_TOKEN" not in plan.space.secrets:
+                say("The Space needs a token to read the private model: run again with --space-secret HF_TOKEN.")
+    last = plans[-1][0]
+    branch = "" if last.branch == "main" else f" --revision {last.branch}"
+    say(f"Talk to it:  hf-scratch chat {last.repo_id}{branch}")
 
 
 def find_release(run: Path) -> Path:
@@ -96,20 +100,28 @@ def targets(release: Path, plan: Plan) -> list[tuple[Target, Path]]:
 
     Stages go to branches of their own beside the release, or, where the id has `{stage}` in it, to repositories.
     """
-    own = "{stage}" in plan.repo_id
+    own, stages = "{stage}" in plan.repo_id, " ".join(plan.stages)
     found = []
     for stage in plan.stages:
         if stage not in STAGES:
             raise ValueError(f"--stages {stage!r} is not one of {', '.join(STAGES)}.")
         folder = release / "stages" / stage
         if not (folder / "config.json").is_file():
-            stages = " ".join(plan.stages)
+            raise ValueError(f"{folder} does not exist; {make_again(release, stages)}.")
+        if load_reference(folder) is None:
             raise ValueError(
-                f"{folder} does not exist; make it with `python -m training.release` and --stages {stages}."
+                f"{folder} was copied only, for the Space, without what its model said when it was trained; "
+                f"{make_again(release, stages)}."
             )
         target = Target(plan.repo_id.replace("{stage}", stage), branch="main" if own else stage)
         found.append((target, folder))
     return found if own else [*found, (Target(plan.repo_id, branch=plan.branch), release / "model")]
+
+
+def make_again(release: Path, stages: str) -> str:
+    """Say how a release is made whose stages are fit to be published."""
+    where = f"--run {release.parent} --output_dir {release}"
+    return f"make it with `python -m training.release {where} --stages {stages}`"
 
 
 def check_names(target: Target, space: Space | None) -> None:
@@ -158,7 +170,10 @@ def require_good(folder: Path, say: Callable[[str], None]) -> None:
         ValueError: A check failed; nothing was pushed.
     """
     if load_reference(folder) is None:
-        raise ValueError("the release does not say what its model said when it was trained; make the release again.")
+        raise ValueError(
+            f"{folder.name} of the release does not say what its model said when it was trained (no {FOLDER}/); "
+            "remove the release's stage.json and make it again with `python -m training.release`."
+        )
     checks = verify_with_exports(folder)
     require(checks, "nothing was pushed: the release")
     say(f"{len(checks)} checks passed in a clean process.")
@@ -209,23 +224,39 @@ def sizes(folder: Path) -> dict[str, int]:
 # ---- the Space ----
 
 
+def copy_space(release: Path, folder: Path) -> dict[str, Path]:
+    """Copy the Space's files and return them by their path in the repository; what goes up is what was looked at here.
+
+    Raises:
+        ValueError: A secret or a path of this machine is in them, or the app cannot be pinned to a commit.
+    """
+    files = {name: folder / name for name in listing(release / "space")}
+    for name, copy in files.items():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(release / "space" / name, copy)
+    require([check_leaks(release / "space", list(files.values()))], "nothing was pushed: the Space")
+    pin(files["app.py"].read_text(encoding="utf-8"), dict.fromkeys(PINNED, ""))
+    return files
+
+
 def push_space(
-    api: HfApi, space: Space, release: Path, pushed: dict[str, str], private: bool | None, say: Callable[[str], None]
-) -> None:
+    api: HfApi, space: Space, copied: dict[str, Path], released: str, pushed: dict[str, str],
+    private: bool | None, say: Callable[[str], None],
+) -> None:  # fmt: skip
     """Create or update the Space, whose app loads what was pushed at these very commits.
 
     Args:
+        released: The Hub id that the Space's files name, to be replaced.
         pushed: ID@COMMIT of each model by the name of its folder; the last one is shown, the others are compared.
     """
     target = Target(space.repo_id, kind="space")
     *others, (_, shown) = pushed.items()
     model_id, _, commit = shown.partition("@")
     stages = " ".join(f"{name}={place}" for name, place in others)
-    files: dict[str, Path | bytes] = dict(listing(release / "space"))
-    card = (release / "space" / "README.md").read_text(encoding="utf-8")
-    files["README.md"] = card.replace(released_as(release), model_id).encode()
-    app = (release / "space" / "app.py").read_text(encoding="utf-8")
-    files["app.py"] = pin(app, {"MODEL_ID": model_id, "MODEL_REVISION": commit, "STAGES": stages}).encode()
+    files: dict[str, Path | bytes] = dict(copied)
+    files["README.md"] = copied["README.md"].read_text(encoding="utf-8").replace(released, model_id).encode()
+    app = copied["app.py"].read_text(encoding="utf-8")
+    files["app.py"] = pin(app, dict(zip(PINNED, (model_id, commit, stages), strict=True))).encode()
     hub.ensure_repo(api, target, private, space_sdk="gradio")
     for name in space.secrets:
         hub.call(f"setting a secret of {target}", api.add_space_secret, space.repo_id, name, os.environ[name])

@@ -44,7 +44,7 @@ def publish_data(
     # Beside the data, where files are linked and not copied.
     with tempfile.TemporaryDirectory(dir=data.absolute().parent, prefix=".publish-") as scratch:
         folder = Path(scratch) / "shards"
-        build_folder(data, folder)
+        build_folder(data, folder, say)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         if not (found := check_leaks(folder, files)).passed:
             raise ValueError(
@@ -72,15 +72,15 @@ def find_data(run: Path) -> Path:
     )
 
 
-def build_folder(data: Path, folder: Path) -> None:
+def build_folder(data: Path, folder: Path, say: Callable[[str], None] = print) -> None:
     """Write what is published of a folder of shards.
 
     Raises:
-        ValueError: Shards of another size than their records say, or no tokenizer that fits them.
+        ValueError: Shards of another size than their records say, or not the tokenizer that made them.
     """
     meta = read_json(data / "meta.json")
     folder.mkdir(parents=True)
-    save_tokenizer(data, meta, folder / "tokenizer")
+    save_tokenizer(data, meta, folder / "tokenizer", say)
     shards = meta["train"].get("shards", ["train"])  # text as it is makes a single one
     published = {"val": "val"} | {name: f"train-{number:05d}" for number, name in enumerate(shards)}
     for name, new_name in published.items():
@@ -97,9 +97,11 @@ def build_folder(data: Path, folder: Path) -> None:
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def save_tokenizer(data: Path, meta: dict[str, Any], folder: Path) -> None:
+def save_tokenizer(data: Path, meta: dict[str, Any], folder: Path, say: Callable[[str], None]) -> None:
     """Save the tokenizer that the shards were made with, by the stage's record, or the one of the same run."""
     from transformers import AutoTokenizer
+
+    from .token_ids import refuse_other_tokenizer
 
     name, beside = read_json(data / "stage.json")["inputs"]["tokenizer"]["path"], data.parent / "tokenizer"
     if not Path(name).is_dir() and beside.is_dir():  # the run was moved here
@@ -114,6 +116,7 @@ def save_tokenizer(data: Path, meta: dict[str, Any], folder: Path) -> None:
         raise ValueError(
             f"{name} has {len(tokenizer)} tokens, the shards were made with {meta['vocab_size']}; prepare them again."
         )
+    refuse_other_tokenizer(meta.get("tokenizer_sha256"), tokenizer, str(data), say)
     tokenizer.save_pretrained(folder)
 
 
@@ -125,7 +128,8 @@ def facts_of(data: Path, name: str, meta: dict[str, Any]) -> dict[str, Any]:
     """
     path = data / f"{name}.json"
     # Text as it is makes one shard, whose facts are in meta.json.
-    facts = read_json(path) if path.is_file() else {key: meta[key] for key in ("dtype", "vocab_size")} | meta[name]
+    of_all = {key: meta[key] for key in ("dtype", "vocab_size", "tokenizer_sha256") if key in meta}
+    facts = read_json(path) if path.is_file() else of_all | meta[name]
     size = (data / f"{name}.bin").stat().st_size
     if size != facts["tokens"] * ITEM_BYTES[meta["dtype"]]:
         raise ValueError(

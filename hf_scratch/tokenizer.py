@@ -1,16 +1,22 @@
 """Byte-level BPE on one's own text, and the only two ways by which text becomes token ids: plain and chat.
 
 Control tokens come from the chat template and the training code alone: whatever a document, a user or a model writes
-is encoded as ordinary text, `<|im_end|>` included. Any Unicode string decodes to itself.
+is encoded as ordinary text, `<|im_end|>` included; `chat_tokens` says what an answer's own tokens are. Any Unicode
+string decodes to itself.
 """
 
+import json
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from .chat_tokens import ChatEncoder, encode_chats
+from .clean_process import control_tokens, tokens_without_row
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
@@ -25,7 +31,7 @@ QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-Message = dict[str, str]
+Message = dict[str, Any]  # role and content, and what else a template takes
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, *, show_progress: bool = True) -> PreTrainedTokenizerFast:
@@ -94,6 +100,16 @@ def separator_of(tokenizer: PreTrainedTokenizerBase) -> int:
     return separator
 
 
+def require_fit(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Raise ValueError if the tokenizer can give an id that the model has no embedding for."""
+    if extra := tokens_without_row(tokenizer, model):
+        raise ValueError(
+            f"the tokenizer has {len(extra):,} tokens that the model has no row for, {extra[0]!r} for one; take the "
+            f"model's own tokenizer, or save the model after `model.resize_token_embeddings({len(tokenizer)})` and "
+            "train it on them."
+        )
+
+
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Encode texts as plain text: a control token's spelling inside them becomes ordinary tokens.
 
@@ -103,56 +119,73 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
     if not texts:
         return []
     _refuse_surrogates(texts)
+    if tokenizer.is_fast:
+        backend = _text_backend(tokenizer, tuple(tokenizer.added_tokens_encoder))
+        return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
     return tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, return_attention_mask=False)[
         "input_ids"
     ]
 
 
+def text_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """Return a copy of a fast tokenizer's backend to which every control token is special, and so may be kept text.
+
+    It never cuts or pads, whatever the tokenizer's file says; `encode_special_tokens`, which is set, is not saved.
+    """
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    control = set(control_tokens(tokenizer))
+    for token in content["added_tokens"]:
+        token["special"] = token["content"] in control
+    backend = Tokenizer.from_str(json.dumps(content | {"truncation": None, "padding": None}))
+    backend.encode_special_tokens = True
+    return backend
+
+
+@lru_cache(maxsize=2)
+def _text_backend(tokenizer: PreTrainedTokenizerBase, added: tuple[str, ...]) -> Tokenizer:
+    """Keep the copies of the tokenizers in use; another token that is added makes another copy."""
+    return text_backend(tokenizer)
+
+
+def keep_control_tokens_text(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Let `sanitize_control_tokens=True` keep every control token in a message text, saved and loaded too.
+
+    By itself it knows those that are special or that the chat template spells. Returns the others, which it is told.
+    """
+    told = {*(tokenizer.chat_control_tokens or ()), *control_tokens(tokenizer)} - set(tokenizer.all_special_tokens)
+    tokenizer.chat_control_tokens = sorted(told) or None
+    return sorted(told)
+
+
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
     """Encode a conversation up to the place where the assistant's next answer begins."""
-    return _apply_template(tokenizer, messages, add_generation_prompt=True)
+    _refuse_surrogates([str(message.get("content")) for message in messages])
+    encoder = ChatEncoder(tokenizer)
+    try:
+        return encoder.encode(encoder.render(messages, add_generation_prompt=True))
+    except TemplateError as error:
+        raise ValueError(f"the chat template refuses this conversation: {error}.") from None
 
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
     """Encode a conversation and mark what the assistant says.
 
-    `apply_chat_template` cannot give a mask and keep control tokens out of the content at once, so the spans are found
-    by rendering: an answer is what a turn adds to the prompt before it, up to its last end token.
+    An answer is what a turn adds to the prompt before it, up to the token that ends it.
 
     Returns:
         Token ids, and a mask of the same length: 1 for the tokens of answers and the token that ends each.
 
     Raises:
-        ValueError: The template refuses the conversation; or it renders a conversation differently once another turn
-            follows, so that no span can be told; or it ends an answer without a special token.
+        ValueError: The template refuses the conversation; or it renders an answer differently once another turn
+            follows, so that one sequence cannot hold all; or it ends an answer without a token of its own.
     """
     if messages and messages[0].get("role") == "assistant":
         raise ValueError("a conversation begins with a system or user message, this one with an answer to nothing.")
-    ids = _apply_template(tokenizer, messages)
-    mask = [0] * len(ids)
-    for turn, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = encode_prompt(tokenizer, messages[:turn])
-        after = _apply_template(tokenizer, messages[: turn + 1])
-        # An answer that begins with a line break joins the one before it: its first token is the prompt's last.
-        start = len(before) if after[: len(before)] == before else len(before) - 1
-        if ids[: len(after)] != after or after[:start] != before[:start]:
-            raise ValueError(
-                f"the chat template changes earlier text when turn {turn + 1} is added; "
-                "the assistant's tokens cannot be told from the rest. Use a template that only appends."
-            )
-        end = len(after) - after[::-1].index(_end_of_turn(tokenizer, after[len(before) :]))
-        mask[start:end] = [1] * (end - start)
-    return ids, mask
-
-
-def _apply_template(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **kwargs: Any) -> list[int]:
     _refuse_surrogates([str(message.get("content")) for message in messages])
-    try:
-        return tokenizer.apply_chat_template(list(messages), sanitize_control_tokens=True, **kwargs)["input_ids"]
-    except TemplateError as error:
-        raise ValueError(f"the chat template refuses this conversation: {error}.") from None
+    (sequences,) = encode_chats(tokenizer, [messages])
+    if len(sequences) > 1:
+        raise ValueError("the chat template changes earlier text when a turn is added; encode each answer for itself.")
+    return sequences[0]
 
 
 def _refuse_surrogates(texts: Sequence[str]) -> None:
@@ -164,12 +197,3 @@ def _refuse_surrogates(texts: Sequence[str]) -> None:
                 f"text {number} holds {text[error.start]!r} at character {error.start}, which is half of a surrogate "
                 "pair; replace it, for example with text.encode('utf-8', 'replace').decode()."
             ) from None
-
-
-def _end_of_turn(tokenizer: PreTrainedTokenizerBase, answer: list[int]) -> int:
-    """The last special token of an answer; content cannot hold one."""
-    special = set(tokenizer.all_special_ids)
-    found = [token for token in answer if token in special]
-    if not found:
-        raise ValueError("the chat template ends an answer without a special token; the model would never stop.")
-    return found[-1]

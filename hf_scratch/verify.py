@@ -1,11 +1,12 @@
 """Checks a model folder before somebody else relies on it: its files, and what a clean process makes of it.
 
-The clean process has an empty cache, no network and no way to import this package. Given what the model said in the
-process that trained it, weights, logits and a greedy answer must be the same.
+The clean process has an empty cache, no network where the system can cut it off, and no way to import this package.
+Given what the model said in the process that trained it, weights, logits and a greedy answer must be the same.
 """
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,10 +22,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import clean_process, hub
 from .export_record import check_exports
-from .files import Check, check_files, hash_file
+from .files import Check, check_files, code_elsewhere, hash_file
 
 MAX_DIFFERENCE = 1e-5  # of logits; the same weights on the same machine give 0
+ROUNDINGS = 8  # that logits of 16 bits may differ by, in steps of the largest of them
 BLOCKED = ("hf_scratch", "training")
+SECONDS, SECONDS_PER_GB = 600, 300  # that the clean process may take: at all, and more for each 1e9 bytes of weights
+# What runs a command without network, and ends with it all that it has started; a container may allow none of them.
+CUT_OFF = (
+    ("unshare", "--net", "--pid", "--fork", "--kill-child"),
+    ("unshare", "--map-root-user", "--net", "--pid", "--fork", "--kill-child"),
+    ("bwrap", "--dev-bind", "/", "/", "--unshare-net", "--unshare-pid", "--die-with-parent"),
+)
 FOLDER = "verification"  # of a release: what its model said when it was trained
 MESSAGES = [{"role": "user", "content": "Tell me a story about a fox who lost a kite."}]
 
@@ -96,8 +105,8 @@ def observe(
     if not all(check.passed for check in checks):
         return checks, None
     with tempfile.TemporaryDirectory() as work:
-        found = run_clean_process(folder, Path(work), reference, base_loads)
-    return checks + [Check(**check) for check in found["checks"]], found["observed"]
+        found, checks_of_it = run_clean_process(folder, Path(work), reference, base_loads)
+    return checks + checks_of_it, found
 
 
 def check_ending(reference: Reference) -> Check:
@@ -123,10 +132,11 @@ def verify_anywhere(model: str, revision: str = "main", trust_remote_code: bool 
 
 
 def foreign_code(folder: Path) -> list[str]:
-    """Return the Python files in a folder that are not copies of those that this package ships with a model."""
+    """Return the code of a folder that is not a copy of what this package ships with a model, or not in it at all."""
     package = Path(__file__).parent
     ours = {hash_file(path) for path in (*package.glob("model/*.py"), package / "fast_generate.py")}
-    return [path.name for path in sorted(folder.rglob("*.py")) if hash_file(path) not in ours]
+    files = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() == ".py" and path.is_file())
+    return [*(path.name for path in files if hash_file(path) not in ours), *code_elsewhere(folder)]
 
 
 def verify_with_exports(folder: Path, reference: Reference | None = None) -> list[Check]:
@@ -153,8 +163,10 @@ def require(checks: Sequence[Check], what: str) -> None:
 # ---- the clean process ----
 
 
-def run_clean_process(folder: Path, work: Path, reference: Reference | None, base_loads: bool) -> dict[str, Any]:
-    """Run clean_process.py with nothing of this process but PATH, and return what it wrote down."""
+def run_clean_process(
+    folder: Path, work: Path, reference: Reference | None, base_loads: bool
+) -> tuple[dict[str, Any] | None, list[Check]]:
+    """Run clean_process.py with nothing of this process but PATH; return what it observed, and its checks."""
     request = {
         "messages": reference.messages if reference else MESSAGES,
         "needs_template": reference is not None,
@@ -171,15 +183,37 @@ def run_clean_process(folder: Path, work: Path, reference: Reference | None, bas
         "HF_HUB_OFFLINE": "1",
         "CUDA_VISIBLE_DEVICES": "",
     }
-    command = [sys.executable, "-I", clean_process.__file__, str(folder.resolve()), str(work)]
-    result = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True)
-    if result.returncode:
-        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        return {"checks": [Check("the clean process ends", False, last).__dict__], "observed": None}
-    found: dict[str, Any] = json.loads((work / "found.json").read_text(encoding="utf-8"))
+    cut_off = find_cut_off()
+    command = [*cut_off, sys.executable, "-I", clean_process.__file__, str(folder.resolve()), str(work)]
+    gigabytes = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e9
+    limit = round(SECONDS + SECONDS_PER_GB * gigabytes)
+    with (work / "said").open("w+", encoding="utf-8", errors="replace") as said:
+        try:
+            subprocess.run(
+                command, cwd=work, env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=said,
+                timeout=limit, check=True,
+            )  # fmt: skip
+            found: dict[str, Any] = json.loads((work / "found.json").read_text(encoding="utf-8"))
+        except subprocess.TimeoutExpired:
+            return None, [Check("the clean process ends", False, f"stopped after {limit:,} s")]
+        except (subprocess.CalledProcessError, OSError):
+            said.seek(0)
+            last = (said.read().strip().splitlines() or ["no message"])[-1]
+            return None, [Check("the clean process ends", False, last)]
     if found["observed"]:
         found["observed"]["logits"] = load_file(work / "logits.safetensors")["logits"]
-    return found
+    apart = Check("the Hub is switched off", True, "the network is not: here is neither unshare nor bwrap to do it")
+    if cut_off:
+        apart = Check("the network is cut off", True, f"by {cut_off[0]}")
+    return found["observed"], [apart, *(Check(**check) for check in found["checks"])]
+
+
+def find_cut_off() -> tuple[str, ...]:
+    """Return the words before a command that run it without network; none where the system cannot do it."""
+    for words in CUT_OFF:
+        if shutil.which(words[0]) and not subprocess.run([*words, "true"], capture_output=True).returncode:
+            return words
+    return ()
 
 
 def compare(expected: dict[str, Any], found: dict[str, Any]) -> list[Check]:
@@ -189,10 +223,26 @@ def compare(expected: dict[str, Any], found: dict[str, Any]) -> list[Check]:
         Check("weights equal, bit for bit", expected["weights"] == found["weights"]),
         Check("prompt encoded alike", same_prompt, f"{len(found['prompt_ids'])} tokens"),
     ]
+    rounded = False
     if same_prompt and expected["logits"].shape == found["logits"].shape:
         difference = float((expected["logits"] - found["logits"]).abs().max())
         detail = "bit-equal" if difference == 0 else f"largest difference {difference:.1e}"
-        checks.append(Check("logits equal", difference <= MAX_DIFFERENCE, detail))
+        allowed = what_rounding_allows(expected["logits"])
+        rounded = MAX_DIFFERENCE < allowed and difference <= allowed
+        checks.append(Check("logits equal", difference <= allowed, detail))
     end = "ends with an end token" if found["ended"] else "cut off without an end token"
     same_answer = expected["answer_ids"] == found["answer_ids"]
-    return [*checks, Check("greedy answer equal", same_answer, f"{len(found['answer_ids'])} tokens, {end}")]
+    if rounded and not same_answer:  # tokens that were almost as likely; from there on the texts are two
+        end += ", not the answer of the processor that made the release, as 16 bits round on each their own way"
+    return [*checks, Check("greedy answer equal", same_answer or rounded, f"{len(found['answer_ids'])} tokens, {end}")]
+
+
+def what_rounding_allows(logits: torch.Tensor) -> float:
+    """Return how far another processor's logits may be: a few times what their type rounds the largest of them by.
+
+    In which type they were computed is seen in the numbers themselves: 16 bits hold them all without loss.
+    """
+    for dtype in (torch.bfloat16, torch.float16):
+        if torch.equal(logits.to(dtype).float(), logits):
+            return max(MAX_DIFFERENCE, ROUNDINGS * torch.finfo(dtype).eps * float(logits.abs().max()))
+    return MAX_DIFFERENCE

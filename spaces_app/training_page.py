@@ -38,6 +38,13 @@ RATES = {
     "happy": "Preferred ending, sampled",
     "happy_of_followed": "Preferred ending of those that followed",
 }
+TURNS = {
+    "questions": "Questions about a story answered",
+    "again": "Told again with the other ending",
+    "next": "The next story followed",
+    "open": "Open request followed",
+    "small talk": "Honest where no story was asked for",
+}
 SETTINGS = (
     "learning_rate", "schedule", "optimizer", "batch_rows", "batch_size", "prompts_per_step", "num_generations",
     "epochs", "beta", "tune", "seed",
@@ -90,6 +97,10 @@ def results_table(results: dict[str, Any]) -> str:
     rows = [["Bits per byte, held-out text", *bits]] if any(bits) else []
     for key, title in RATES.items():
         cells = [interval(found.get("stories", {}).get(key)) for found in models.values()]
+        if any(cells):
+            rows.append([title, *cells])
+    for key, title in TURNS.items():
+        cells = [interval(found.get("turns", {}).get("greedy", {}).get(key)) for found in models.values()]
         if any(cells):
             rows.append([title, *cells])
     return table(["", *models], rows, "Results, with 95 % intervals")

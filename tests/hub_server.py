@@ -22,6 +22,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
+from hf_scratch.card import LICENSES
+
 MAX_REGULAR = 10_000_000  # bytes; git takes no more in a commit
 LFS_SUFFIXES = (".safetensors", ".gguf", ".onnx", ".png", ".bin", ".data")
 WRITER, READER = "hf_" + "w" * 34, "hf_" + "r" * 34
@@ -296,6 +298,8 @@ class Handler(BaseHTTPRequestHandler):
             for key, kind in kinds.items()
             if not isinstance(data.get(key, kind()), kind)
         ]
+        for name in (data[key] for key in ("license",) if key in data):
+            wrong += [] if name in LICENSES else [f'"license" must be one of the Hub\'s licences, not {name!r}']
         for item in data.get("model-index", []):
             for result in item["results"]:
                 if missing := {"task", "dataset", "metrics"} - result.keys():

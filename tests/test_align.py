@@ -96,11 +96,25 @@ def test_our_tokens_get_our_template(base: str) -> None:
     [
         ({"max_length": 129}, "max_length=129 is longer than the context of .*; use at most 128"),
         ({"model": "nobody/nothing"}, "nobody/nothing is not a model's folder, nor a Hub id"),
+        ({"model": "runs/no/model"}, "there is no folder runs/no/model; check the path, or make the model first"),
+        ({"model": "/nowhere/model"}, "there is no folder /nowhere/model; check the path"),
     ],
 )
 def test_a_model_that_does_not_fit_is_refused(base: str, settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_model(settings.pop("model", base), **settings)
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo"])
+def test_rows_are_as_long_as_the_model_takes(
+    name: str, base: str, data: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["--model", base, "--data", data[name], "--batch_size", "4", "--max_steps", "1"]
+    STAGES[name].main([*line, "--output_dir", str(tmp_path / "run")])
+    assert read_json(tmp_path / "run" / "stage.json")["config"]["max_length"] == 128
+    capsys.readouterr()
+    STAGES[name].main([*line, "--inspect"])
+    assert "rows longer than max_length=128 " in capsys.readouterr().out
 
 
 def test_a_model_without_chat_tokens_needs_a_template(base: str) -> None:
@@ -206,6 +220,8 @@ def test_a_stock_model_is_trained_as_ours(
             num_hidden_layers=1,
             num_attention_heads=2,
             max_position_embeddings=64,
+            bos_token_id=0,
+            eos_token_id=0,
         )
     )
     llama.save_pretrained(tmp_path / "llama")
@@ -252,6 +268,8 @@ def test_lora_trains_an_adapter_and_merges_it(name: str, base: str, data: dict[s
         torch.testing.assert_close(adapted(ids).logits, merged(ids).logits, rtol=1e-5, atol=1e-5)
         assert not torch.allclose(untrained(ids).logits, merged(ids).logits, atol=1e-2)
     assert torch.equal(untrained.get_input_embeddings().weight, merged.get_input_embeddings().weight)
+    # Wherever it is loaded from, the base is found.
+    assert read_json(tmp_path / "run" / "adapter" / "adapter_config.json")["base_model_name_or_path"] == base
 
 
 @pytest.mark.slow

@@ -20,12 +20,43 @@ def last(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}
 
 
-CONVERSATIONS = [
+SYSTEM = {"role": "system", "content": "s"}
+PARTS = {"role": "user", "content": [{"type": "text", "text": "Who has "}, {"type": "text", "text": "the kite?"}]}
+
+CONVERSATIONS: list[tuple[str, Row, Row]] = [
     ("messages", {"messages": turns(ASKED, SAID)}, {"messages": turns(ASKED, SAID)}),
     ("ShareGPT", {"conversations": SHARE}, {"messages": turns(ASKED, SAID)}),
     ("Alpaca", {"instruction": ASKED, "input": "", "output": SAID}, {"messages": turns(ASKED, SAID)}),
     ("Alpaca", {"instruction": "Say it.", "input": "A", "output": "B"}, {"messages": turns("Say it.\n\nA", "B")}),
     ("Alpaca", {"instruction": ASKED, "output": SAID}, {"messages": turns(ASKED, SAID)}),
+    ("ShareGPT", {"conversations": turns(ASKED, SAID)}, {"messages": turns(ASKED, SAID)}),
+    ("ShareGPT", {"conversations": SHARE, "system": "s"}, {"messages": [SYSTEM, *turns(ASKED, SAID)]}),
+    ("messages", {"messages": turns(ASKED, SAID), "system": "s"}, {"messages": [SYSTEM, *turns(ASKED, SAID)]}),
+    ("messages", {"messages": [SYSTEM, *turns(ASKED)], "system": "s"}, {"messages": [SYSTEM, *turns(ASKED)]}),
+    ("messages", {"messages": [PARTS, last(SAID)]}, {"messages": turns(ASKED, SAID)}),
+    (
+        "messages",
+        {"messages": [*turns("a"), last("b") | {"weight": 0}, *turns(ASKED), last(SAID) | {"weight": 1}]},
+        {"messages": [*turns("a"), last("b") | {"weight": 0}, *turns(ASKED, SAID)]},
+    ),
+    (
+        "messages",
+        {"messages": [*turns(ASKED), last(SAID) | {"reasoning_content": "hm"}]},
+        {"messages": [*turns(ASKED), last(SAID) | {"reasoning_content": "hm"}]},
+    ),
+    (
+        "Alpaca",
+        {"instruction": "Say it.", "context": "A", "response": "B", "system": "s"},
+        {"messages": [SYSTEM, *turns("Say it.\n\nA", "B")]},
+    ),
+    *(
+        (
+            "prompt and completion",
+            {asked: ASKED, answered: SAID, "system_prompt": "s"},
+            {"messages": [SYSTEM, *turns(ASKED, SAID)], "last_answer_only": True},
+        )
+        for asked, answered in (("question", "response"), ("question", "answer"), ("prompt", "response"))
+    ),
     (
         "prompt and completion",
         {"prompt": ASKED, "completion": SAID},
@@ -68,13 +99,46 @@ PREFERENCES: list[tuple[str, Row, Row]] = [
         {"chosen": turns(ASKED, SAID), "rejected": turns(ASKED, SAID)},
         pair(ASKED, SAID, SAID) | {"later_turns": 0},
     ),
+    *(
+        (
+            "prompt, chosen and rejected",
+            asked | {"system": "s", "chosen": SAID, "rejected": UNSAID},
+            pair(ASKED, SAID, UNSAID) | {"prompt": [SYSTEM, *turns(ASKED)]},
+        )
+        for asked in ({"question": ASKED}, {"prompt": ASKED}, {"instruction": ASKED, "input": ""})
+    ),
+    (
+        "prompt, chosen and rejected",
+        {"instruction": "Say it.", "input": "A", "chosen": SAID, "rejected": UNSAID},
+        pair("Say it.\n\nA", SAID, UNSAID),
+    ),
+    (
+        "prompt, chosen and rejected",
+        {"conversations": SHARE[:1], "chosen": SHARE[1], "rejected": {"from": "gpt", "value": UNSAID}},
+        pair(ASKED, SAID, UNSAID),
+    ),
+    (
+        "prompt, chosen and rejected",
+        {"prompt": ASKED, "system": "s", "chosen": turns(ASKED, SAID), "rejected": turns(ASKED, UNSAID)},
+        pair(ASKED, SAID, UNSAID) | {"prompt": [SYSTEM, *turns(ASKED)]},
+    ),
+    (
+        "chosen and rejected chats",
+        {"system": "s", "chosen": turns(ASKED, SAID), "rejected": turns(ASKED, UNSAID)},
+        pair(ASKED, SAID, UNSAID) | {"prompt": [SYSTEM, *turns(ASKED)], "later_turns": 0},
+    ),
 ]
 THUMBS = [
     (
         "prompt, completion and thumb",
         {"prompt": ASKED, "completion": SAID, "label": True},
         {"prompt": turns(ASKED), "completion": [last(SAID)], "label": True},
-    )
+    ),
+    (
+        "prompt, completion and thumb",
+        {"question": ASKED, "response": SAID, "label": True, "system": "s"},
+        {"prompt": [SYSTEM, *turns(ASKED)], "completion": [last(SAID)], "label": True},
+    ),
 ]
 KINDS: dict[str, list[Kind]] = {"conversations": ["conversations"], "preferences": ["preferences", "thumbs"]}
 
@@ -118,8 +182,67 @@ def test_a_json_list_is_read_as_rows(tmp_path: Path) -> None:
         ("preferences", {"chosen": "b", "rejected": "c"}, r"its chosen is text that does not begin with '.n.nHuman:'"),
         ("preferences", {"chosen": turns("a", "b"), "rejected": turns("c", "d")}, "part at turn 1, where user and"),
         ("preferences", {"prompt": "a", "completion": "b", "label": "good"}, "its label is 'good' and not true"),
+        ("conversations", {"messages": turns("a", "b"), "system": 3}, "its system is 3 and not text"),
+        ("conversations", {"messages": [*turns("a"), last("b") | {"weight": 0.5}]}, "the weight 0.5; only 0 and 1"),
+        ("conversations", {"messages": [{"role": "user", "content": 7}]}, "without role and content"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_named(tmp_path: Path, kind: str, row: Row, message: str) -> None:
     with pytest.raises(ValueError, match=f"line 1: .*{message}"):
         read(KINDS[kind], tmp_path, row)
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "reason"),
+    [
+        ("conversations", {"conversations": SHARE[::-1]}, "the assistant begins"),
+        ("conversations", {"conversations": [*SHARE, {"from": "tool", "value": "3"}]}, "a tool speaks or is called"),
+        ("conversations", {"messages": [*turns("a"), {"role": "tool", "content": "3"}]}, "a tool speaks or is called"),
+        (
+            "conversations",
+            {"messages": [*turns("a"), last("b") | {"tool_calls": [{"function": {"name": "add"}}]}]},
+            "a tool speaks or is called",
+        ),
+        ("conversations", {"messages": [{"role": "user", "content": None}, last("b")]}, "a message without content"),
+        ("conversations", {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "a part that is no text"),
+        ("conversations", {"messages": turns("a", "\ud83d")}, "half of a surrogate pair"),
+        ("conversations", {"messages": [SYSTEM, *turns("a", "b")], "system": "t"}, "two system messages"),
+        ("preferences", {"prompt": [last("b")], "chosen": "a", "rejected": "c"}, "the assistant begins"),
+        (
+            "preferences",
+            {"chosen": turns("a", "b"), "rejected": turns("c", "d")},
+            "chosen and rejected differ before the answer",
+        ),
+    ],
+)  # fmt: skip
+def test_a_row_that_cannot_be_trained_on_is_left_out_and_counted(
+    tmp_path: Path, kind: str, row: Row, reason: str
+) -> None:
+    good: Row = {"messages": turns("a", "b")} | {"conversations": SHARE, "prompt": "a", "chosen": "b", "rejected": "c"}
+    good = {column: good[column] for column in row if column in good}
+    if "chosen" in row and "prompt" not in row:
+        good = {"chosen": turns("a", "b"), "rejected": turns("a", "c")}
+    found = read(KINDS[kind], tmp_path, good, row, good, row)
+    assert len(found.train) == 2 and found.left_out == {reason: 2}
+    with pytest.raises(ValueError, match="none of the 1 rows can be trained on: .*line 1: "):
+        read(KINDS[kind], tmp_path, row)
+
+
+def test_what_nobody_looks_at_is_named(tmp_path: Path) -> None:
+    message = {"role": "user", "content": "a", "name": "Tom", "tool_calls": None}
+    row = {"messages": [message, last("b")], "id": 3, "tools": [], "history": [["x", "y"]], "system": "s"}
+    assert read(KINDS["conversations"], tmp_path, row).unused == {"id", "history", "messages: name"}
+    alpaca = {"instruction": "a", "input": "b", "output": "c", "text": "abc"}
+    assert read(KINDS["conversations"], tmp_path, alpaca).unused == {"text"}
+    assert read(KINDS["preferences"], tmp_path, pair("a", "b", "c") | {"input": "d"}).unused == {"input"}
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "A.JSON", "A.JSONL"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_list_and_lines_are_read_whatever_the_file_is_called(tmp_path: Path, name: str, mark: str) -> None:
+    rows = [{"messages": turns(f"a\u2028{i}", "b")} for i in range(3)]
+    lines = "\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n"
+    for text in (json.dumps(rows), json.dumps(rows, indent=2, ensure_ascii=False), lines):
+        (tmp_path / name).write_text(mark + text, encoding="utf-8")
+        found = load_rows(["conversations"], str(tmp_path / name), 0, 0, seed=0).train
+        assert sorted(found, key=str) == rows

@@ -17,7 +17,7 @@ from tiny_release import save_release
 from transformers import PreTrainedTokenizerBase
 
 from hf_scratch import cli, fast_generate
-from hf_scratch.chat import Speaker, answer, chat, continue_text, fit, load_speaker
+from hf_scratch.chat import HELP, Speaker, answer, chat, continue_text, fit, load_speaker
 from hf_scratch.export_record import write_record
 from hf_scratch.verify import Reference, foreign_code, save_reference, verify_anywhere
 
@@ -42,6 +42,25 @@ def talk(speaker: Speaker, *lines: str, system: str = "", **how: Any) -> list[st
     sink = io.StringIO()
     chat(speaker, GREEDY | how, system, io.StringIO("\n".join(lines)), sink)
     return sink.getvalue().splitlines()
+
+
+class Terminal(io.StringIO):
+    """What a person types."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def type_in(speaker: Speaker, *lines: str, system: str = "") -> str:
+    """Return what a person at a terminal sees of a conversation."""
+    sink = io.StringIO()
+    chat(speaker, GREEDY, system, Terminal("\n".join(lines)), sink)
+    return sink.getvalue()
+
+
+def answers_in(shown: str) -> list[str]:
+    """Return what was answered, of what a person sees."""
+    return [line.removeprefix("> ") for line in shown.splitlines() if line.startswith("> ") and line != "> "]
 
 
 # ---- help and mistakes ----
@@ -127,12 +146,47 @@ def test_a_pipe_gives_an_answer_a_line(speaker: Speaker) -> None:
 
 def test_reset_forgets_and_save_writes(speaker: Speaker, tmp_path: Path) -> None:
     path = tmp_path / "talk.json"
-    first, again = talk(speaker, "Hello", "/reset", "Hello", f"/save {path}", system="Be kind.")
-    assert first == again
+    notes = ("The conversation begins anew.", f"3 messages are in {path}.")
+    shown = answers_in(type_in(speaker, "Hello", "/reset", "Hello", f"/save {path}", system="Be kind."))
+    first, again = (line for line in shown if line not in notes)
+    assert first == again and set(notes) < set(shown)
     saved = json.loads(path.read_text())["messages"]
     assert [message["role"] for message in saved] == ["system", "user", "assistant"] and saved[-1]["content"] == again
     assert talk(speaker, "Hello") != [first]  # without the system prompt
-    assert talk(speaker, "/system Be kind.", "Hello", "/exit", "Hello") == [first]
+    assert answers_in(type_in(speaker, "/system Be kind.", "Hello", "/exit", "Hello"))[1:] == [first]
+
+
+def test_saving_over_a_file_needs_a_yes(speaker: Speaker, tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    for said in ("n", "", "/reset", "yes please"):
+        path.write_text("mine")
+        shown = type_in(speaker, f"/save {path}", said)
+        assert path.read_text() == "mine" and f"{path} exists; write over it? [y/N] {path} is as it was." in shown
+    type_in(speaker, f"/save {path}")  # the input ends before the answer
+    assert path.read_text() == "mine"
+    assert f"0 messages are in {path}" in type_in(speaker, f"/save {path}", "y")
+    assert json.loads(path.read_text()) == {"messages": []}
+    assert "cannot be written" in type_in(speaker, f"/save {tmp_path}", "y")
+
+
+def test_in_a_pipe_nothing_is_a_command(speaker: Speaker, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    lines = [f"/save {victim}", "/system Obey me.", "/exit", "/reset", "/usr/bin holds what?"]
+    history: list[Any] = []
+    expected = []
+    for line in lines:
+        history = answer(speaker, GREEDY, [*history, {"role": "user", "content": line}], io.StringIO())
+        expected.append(history[-1]["content"])
+    sink = io.StringIO()
+    chat(speaker, GREEDY, "", io.StringIO("\n".join(lines)), sink)
+    assert sink.getvalue() == "".join(text + "\n" for text in expected) and not victim.exists()
+
+
+def test_at_a_terminal_a_mistyped_command_gets_help_and_a_path_an_answer(speaker: Speaker) -> None:
+    for mistyped in ("/rest", "/save", "/help"):
+        assert type_in(speaker, mistyped).count(HELP) == 2  # at the beginning, too
+    asked = "/usr/bin holds what?"
+    assert talk(speaker, asked)[0] in type_in(speaker, asked)
 
 
 def test_what_is_typed_never_becomes_a_control_token(speaker: Speaker) -> None:

@@ -118,6 +118,16 @@ def test_bad_files_are_named(tmp_path: Path, name: str, content: bytes, message:
     assert name in str(error.value)
 
 
+def test_files_and_rows_without_text_are_left_out_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, text in {"a.txt": "one", "b.txt": "", "c.md": " \n\n", "d.txt": "two"}.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "e.jsonl").write_text('{"text": "three"}\n{"text": ""}\n{"text": "four"}\n')
+    train, val = both(DocumentSource(files=[str(tmp_path / "*")], val_fraction=0.5))
+    assert sorted(train + val) == ["four", "one", "three", "two"]
+    said = capsys.readouterr().out
+    assert said.count("left out") == 1 and all(name in said for name in ("b.txt", "c.md", "e.jsonl, line 2"))
+
+
 def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="matches no file; check the path"):
         train_tokenizer(["--output_dir", str(tmp_path / "t"), "--files", str(tmp_path / "none.txt")])

@@ -111,6 +111,32 @@ def test_the_table_is_in_the_record(base: str, tmp_path: Path) -> None:
     }
 
 
+def test_what_is_left_out_and_not_used_is_told(base: str, tmp_path: Path) -> None:
+    thought = {"role": "assistant", "content": "fox", "reasoning_content": "hm"}
+    rows = [
+        *({"id": i, **row} for i, row in enumerate(CHATS)),
+        {"messages": turns("a", "b")[::-1]},
+        {"messages": [*turns("a"), {"role": "system", "content": "our template refuses this"}, *turns("b", "c")]},
+        {"messages": [*turns("d"), thought | {"name": "Tom"}]},
+    ]
+    run_stage(sft.main, base, write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "run", max_steps=1)
+    found = {line["what"]: line for line in read_json(tmp_path / "run" / "stage.json")["data"]}
+    assert found["rows left out: the assistant begins"]["found"] == "1 of 11"
+    assert found["rows that the chat template refuses"]["found"] == "1 of 10"
+    assert found["rows with reasoning_content"]["found"] == "1 of 10"
+    assert found["not used"]["found"] == "id, messages: name"
+
+
+def test_pairs_that_the_template_refuses_are_counted(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
+    refused = pair("a", "b", "c")
+    refused["prompt"] = [*turns("a"), {"role": "system", "content": "late"}, *turns("b")]
+    assert check(tiny_tokenizer, "preferences", [refused, *PAIRS])["rows that the chat template refuses"].found == (
+        "1 of 9"
+    )
+    with pytest.raises(ValueError, match="the model's chat template refuses a conversation of this data: a system"):
+        check(tiny_tokenizer, "preferences", [refused])
+
+
 def test_held_out_rows_without_an_answer_are_told(base: str, tmp_path: Path) -> None:
     rows = [{"messages": turns(str(i))} for i in range(2)]
     with pytest.raises(SystemExit, match="sft: none of the 1 conversations has an answer"):

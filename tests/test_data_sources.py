@@ -19,7 +19,7 @@ from datatrove.data import Document
 from transformers import PreTrainedTokenizerBase
 from warcio.warcwriter import WARCWriter
 
-from training.data.formats import name_license, strip_wikitext
+from training.data.formats import strip_wikitext
 from training.data.readers import Bad, read_unit
 from training.data.recipe import list_units, read_sources, read_steps
 
@@ -259,12 +259,6 @@ def test_source_trees_honour_licences(tmp_path: Path) -> None:
     assert ("license", "vendor/c.py") in bad and ("other_language", "src/b.rs") in bad and len(bad) == 5
 
 
-def test_licences_are_told_apart() -> None:
-    assert name_license("Apache License\n Version 2.0, January 2004") == "apache-2.0"
-    assert name_license("PYTHON SOFTWARE FOUNDATION LICENSE VERSION 2") == "psf-2.0"
-    assert name_license("All rights reserved.") == "other"
-
-
 # ---- the recipe ----
 
 
@@ -276,6 +270,7 @@ def test_licences_are_told_apart() -> None:
         ({"name": "a", "files": "x", "stories": 3}, r"it has \['files', 'stories'\]"),
         ({"name": "a", "file": "x"}, "'file' is not known; did you mean 'files'"),
         ({"name": "a", "files": "x", "type": "gutenbreg"}, "did you mean 'gutenberg'"),
+        ({"name": "a", "files": "x", "languages": ["pyhton"]}, "'pyhton'; did you mean 'python'"),
         ({"name": "a", "files": "x", "weight": -1}, "weight -1; it must be a number above 0"),
     ],
 )

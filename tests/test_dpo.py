@@ -92,6 +92,41 @@ def test_every_way_to_the_reference_gives_the_same_steps(base: str, data: str, t
     assert steps["lora", "auto"] == pytest.approx(steps["lora", "copy"], rel=1e-4, abs=1e-6)
 
 
+def test_the_kl_is_that_of_all_positions_at_once() -> None:
+    torch.manual_seed(0)
+    logits, reference = torch.randn(2, 3 * dpo.KL_POSITIONS + 5, 40)
+    expected = torch.nn.functional.kl_div(
+        reference.log_softmax(-1), logits.log_softmax(-1), log_target=True, reduction="sum"
+    )
+    torch.testing.assert_close(dpo.sum_of_kl(logits, reference), expected)
+
+
+def test_the_kl_takes_logits_of_answers_alone(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [pair("a long question " * 5, "fox", f"no one {i}") for i in range(8)]
+    shapes = []
+    real = dpo.sum_of_kl
+    monkeypatch.setattr(dpo, "sum_of_kl", lambda *logits: shapes.append(tuple(logits[0].shape)) or real(*logits))
+    lines = train(base, write_jsonl(tmp_path / "a.jsonl", rows), tmp_path / "run", max_steps=2, learning_rate=0.01)
+    assert lines[0]["kl"] == pytest.approx(0, abs=1e-5) and lines[-1]["kl"] > 0
+    assert len(shapes) == 2 * 2 * dpo.KL_PAIRS and max(positions for positions, _ in shapes) < 12
+
+
+def test_rounding_of_bfloat16_is_no_other_reference() -> None:
+    # Log-probabilities that were written down with other padding: measured on a model of 6 layers in bfloat16.
+    measured = {
+        "rewards/chosen": -0.0028,
+        "rewards/rejected": -0.0044,
+        "logps/chosen": -779.4,
+        "logps/rejected": -801.0,
+    }
+    dpo.check_first_loss(measured, beta=0.1, rounding=torch.finfo(torch.bfloat16).eps)
+    with pytest.raises(ValueError, match="reference is another model"):
+        dpo.check_first_loss(measured, beta=0.1)
+    for reward in (2.0, -2.0, math.nan):  # 20 nats an answer
+        with pytest.raises(ValueError, match="reference is another model"):
+            dpo.check_first_loss(measured | {"rewards/rejected": reward}, 0.1, torch.finfo(torch.bfloat16).eps)
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # TRL's, as in the stage
 def test_a_reference_that_is_not_the_model_stops_the_run_before_a_step(base: str, data: str, tmp_path: Path) -> None:
     config = dpo.DpoConfig(model=base, data=data, output_dir=str(tmp_path / "run"), max_length=96, batch_size=8)

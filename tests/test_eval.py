@@ -20,7 +20,9 @@ from hf_scratch import ScratchForCausalLM
 from hf_scratch.bits_per_byte import bits_per_byte, encode
 from training import eval_model, lm_tasks
 from training.answers import Answer, Asking, answer, preference, read_answer, score, variety
-from training.data.stories import Story, check, prompts, stories
+from training.data import world
+from training.data.stories import Story, check, stories
+from training.data.talk import TURNS, prompts
 from training.intervals import bootstrap_ratio, jackknife, mcnemar, paired_difference, wilson
 from training.lm_tasks import run_tasks
 from training.tasks import story_rows
@@ -174,7 +176,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def evaluate(run: Path, output: Path, *names: str) -> dict:
     models = [f"{name}={run / name / 'model'}" for name in names]
-    small = ["--num_prompts", "5", "--max_new_tokens", "12", "--num_samples", "2"]
+    small = ["--num_prompts", "5", "--num_turns", "2", "--max_new_tokens", "12", "--num_samples", "2"]
     eval_model.main(["--output_dir", str(output), "--data", str(run / "data"), "--models", *models, *small])
     return json.loads((output / "results.json").read_text(), parse_constant=pytest.fail)
 
@@ -189,6 +191,11 @@ def test_evaluation_writes_numbers_report_and_picture(
         assert measured["text"]["low"] < measured["text"]["bits_per_byte"] < measured["text"]["high"]
         assert measured["stories"]["followed"]["n"] == 5
         assert measured["stories"]["parts"].keys() == {"hero", "item", "place", "problem", "complete"}
+        for kind in ("greedy", "sampled"):
+            assert measured["turns"][kind].keys() == {"questions", *TURNS}
+            assert {name: found["n"] for name, found in measured["turns"][kind].items()} == {
+                name: len(world.QUESTIONS) if name == "questions" else 1 for name in measured["turns"][kind]
+            }
     logged = json.loads((run / "base/metrics.jsonl").read_text().splitlines()[-1])
     assert results["models"]["base"]["text"]["bits_per_byte"] == pytest.approx(logged["val_bpb"], rel=1e-6)
     report = (tmp_path / "eval/report.md").read_text()
@@ -201,7 +208,18 @@ def test_evaluation_writes_numbers_report_and_picture(
     # An interval's documents have the bytes of their tokens, which is a little off for a tokenizer that cuts letters.
     assert pair["bits_per_byte"]["difference"] == pytest.approx(gap[1] - gap[0], rel=1e-6)
     said = [json.loads(line) for line in (tmp_path / "eval/answers.jsonl").read_text().splitlines()]
-    assert len(said) == 2 * 2 * 5 and said[0]["prompt"] == results["samples"][0]["prompt"]
+    assert len(said) == 2 * 2 * (5 + len(TURNS)) and said[0]["prompt"] == results["samples"][0]["prompt"]
+    questions = [line for line in said if "turn" in line]
+    assert [line["turn"] for line in questions[: len(TURNS)]] == list(TURNS)
+    assert all(line["messages"][-1]["role"] == "user" and not line["right"] for line in questions)
+    for title in ("Questions about a story answered exactly", "Honest where no story was asked for, sampled"):
+        assert f"| {title} | 0.0 %" in report
+    assert "| asked: what happened | 0.0 %" in report
+    assert (
+        "- other: the place is right: " in report
+        and "- other: the question what happened is answered: 0.0 %" in report
+    )
+    assert "- base: " not in report
     card = ModelCardData(**yaml.safe_load((tmp_path / "eval/card_results.yaml").read_text()), model_name="base")
     assert {result.metric_type for result in card.eval_results} >= {"bits_per_byte", "followed", "happy"}
 
@@ -322,7 +340,7 @@ def test_answers_do_not_depend_on_the_batch(run: Path) -> None:
     model, tokenizer = ScratchForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     for parameter in model.parameters():  # away from the start, where all logits are about alike
         torch.nn.init.normal_(parameter, std=0.3)
-    asked = list(itertools.islice(prompts("dev", 0), 4))
+    asked = [messages for _, messages in itertools.islice(prompts("dev", 0), 4)]
     alone, together = (answer(model, tokenizer, asked, asking(batch_size=size), sampled=False) for size in (1, 4))
     assert alone == together
     assert len({said.text for said in alone}) > 1
@@ -337,13 +355,13 @@ def test_texts_of_one_file_name_are_told_apart_by_their_folders() -> None:
 def test_sampled_answers_vary_and_come_again_with_their_seed(run: Path) -> None:
     folder = run / "base/model"
     model, tokenizer = ScratchForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
-    asked = list(itertools.islice(prompts("dev", 0), 1)) * 4
+    asked = [messages for _, messages in itertools.islice(prompts("dev", 0), 1)] * 4
     first, again, other = (answer(model, tokenizer, asked, asking(seed=seed), sampled=True) for seed in (0, 0, 1))
     assert first == again != other and len({said.text for said in first}) > 1
 
 
 def asking(batch_size: int = 256, seed: int = 0) -> Asking:
-    return Asking(temperature=0.7, max_new_tokens=16, batch_size=batch_size, seed=seed)
+    return Asking(temperature=0.7, top_k=0, max_new_tokens=16, batch_size=batch_size, seed=seed)
 
 
 def test_an_answer_is_what_comes_before_the_end_token(run: Path) -> None:
@@ -371,6 +389,20 @@ def test_an_answer_is_what_comes_before_the_end_token(run: Path) -> None:
 def test_wrong_models_are_named(models: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=message):
         eval_model.main(["--output_dir", f"{tmp_path}/eval", "--data", "data", "--models", *models])
+
+
+def test_a_model_of_the_hub_may_have_no_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = tmp_path / "models--gpt2" / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text('{"model_type": "gpt2"}')
+    (tmp_path / "models--gpt2" / "refs").mkdir()
+    (tmp_path / "models--gpt2" / "refs" / "main").write_text("0123")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert eval_model.parse_models(["gpt2=gpt2", "a=b/c"]) == {"gpt2": "gpt2", "a": "b/c"}
+    (tmp_path / "gpt2").mkdir()  # a folder of that name is what is meant
+    with pytest.raises(ValueError, match="gpt2 holds no model"):
+        eval_model.parse_models(["gpt2=gpt2"])
 
 
 def test_shards_of_another_tokenizer_are_refused(run: Path, tmp_path: Path) -> None:

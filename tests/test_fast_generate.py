@@ -2,11 +2,12 @@
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig, GenerationMixin
+from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, TorchAoConfig
 from transformers.generation.streamers import BaseStreamer
 
 from hf_scratch import ScratchForCausalLM
@@ -115,6 +116,43 @@ def test_a_model_it_does_not_compute_is_left_to_the_stock_loop(make_model: Calla
     adapted = make_model()
     adapted.model.layers[0].mlp.up_proj.__class__ = type("QuantizedLinear", (torch.nn.Linear,), {})
     assert not can_decode(adapted)
+
+
+class Wrapped(torch.Tensor):
+    """A weight that is no plain tensor, as quantized and distributed ones are."""
+
+
+@pytest.mark.parametrize("weight", ["model.layers.1.mlp.up_proj", "model.norm", "lm_head"])
+def test_weights_that_are_no_plain_tensors_are_left_to_the_stock_loop(
+    make_model: Callable[..., ScratchForCausalLM], weight: str
+) -> None:
+    model = make_model(tie_word_embeddings=False)
+    module = model.get_submodule(weight)
+    module.weight = torch.nn.Parameter(module.weight.detach().as_subclass(Wrapped))
+    assert not can_decode(model)
+    found = generate(PROMPT, model=model, max_new_tokens=8, do_sample=False)
+    assert found[0].tolist() == stock(make_model(tie_word_embeddings=False), max_new_tokens=8, do_sample=False)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("kind", ["Int8WeightOnlyConfig", "Int4WeightOnlyConfig"])
+def test_a_model_in_few_bits_answers(
+    make_model: Callable[..., ScratchForCausalLM], tmp_path: Path, kind: str, context: Callable[[], Any]
+) -> None:
+    quantization = pytest.importorskip("torchao.quantization")
+    make_model(hidden_size=64, intermediate_size=64, head_dim=16).save_pretrained(tmp_path)
+    config = TorchAoConfig(getattr(quantization, kind)())
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config)
+    with context():
+        expected = stock(model, max_new_tokens=8, do_sample=False)
+        assert generate(PROMPT, model=model, max_new_tokens=8, do_sample=False)[0].tolist() == expected
+
+
+def test_a_model_without_a_pad_token_needs_no_mask(make_model: Callable[..., ScratchForCausalLM]) -> None:
+    model = make_model(pad_token_id=None)
+    assert fast(model, max_new_tokens=8, do_sample=False) == stock(model, max_new_tokens=8, do_sample=False)
+    found = fast(make_model(), max_new_tokens=8, do_sample=False, pad_token_id=None)
+    assert found == stock(make_model(), max_new_tokens=8, do_sample=False, pad_token_id=None)
 
 
 @pytest.mark.parametrize("way", ["wrapped", "loaded", "prompt"])

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from hf_scratch import ScratchConfig, ScratchForCausalLM
 from training import grpo, sft, train_tokenizer
-from training.data import stories
+from training.data import stories, talk
 from training.run import steps as plan_steps
 from training.save import save_model
 
@@ -40,7 +40,7 @@ def test_every_place_of_the_run_has_its_prompt() -> None:
     config = grpo.GrpoConfig(output_dir="runs/x", model="m", max_steps=3, prompts_per_step=2)
     rows = grpo.asked(config)
     assert len(rows) == 6 and rows[0]["prompt"][0]["role"] == "user"
-    assert stories.Request(**json.loads(rows[0]["request"])) == next(stories.prompts("train", 0))[0]
+    assert stories.Request(**json.loads(rows[0]["request"])) == next(talk.prompts("train", 0))[0]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def endings(count: int) -> list[dict[str, Any]]:
         story = next(told)
         sentence = story.text.rpartition(". ")[2]
         sentences[stories.check(story.request, sentence).happy].append(sentence)
-    asked = itertools.islice(stories.prompts("train", 1), count)
+    asked = itertools.islice(talk.prompts("train", 1), count)
     return [
         {"messages": [*messages, {"role": "assistant", "content": sentences[i % 2 == 0][0]}]}
         for i, (_, messages) in enumerate(asked)

@@ -64,10 +64,27 @@ def test_one_commit_and_none_when_nothing_changed(hub: HubServer, push: Callable
 
 
 def test_what_a_new_release_lacks_goes_and_what_others_added_stays(hub: HubServer, push: Callable[..., str]) -> None:
-    old = "{'notes.md': b'by hand', 'old.py': b'', 'gguf/old.gguf': b'GGUF', 'training_record/sft/stage.json': b'{}'}"
-    push(f"ensure_repo(api, target); push(**{old}); push('second', **{{'new.py': b'pass'}})")
-    assert set(hub.files("user/name")) == {".gitattributes", "notes.md", "new.py", "config.json", "model.safetensors"}
-    assert titles(hub) == ["initial commit", "first", "second"]
+    old = "{'old.py': b'', 'LICENSE': b'', 'gguf/old.gguf': b'GGUF', 'training_record/sft/stage.json': b'{}'}"
+    push(f"ensure_repo(api, target); push(**{old})")
+    repo = hub.repos["model", "user/name"]
+    names = ("notes.md", "handler.py", "adapter_model.safetensors", ".eval_results/gsm8k.yaml", "gguf/their.gguf")
+    theirs = dict.fromkeys(names, b"theirs")
+    hub.commit(repo, "main", "by hand", "", repo.find("main").files | theirs)
+    push("push('second', **{'new.py': b'pass'})")
+    ours = {".gitattributes", "new.py", "config.json", "model.safetensors"}
+    assert set(hub.files("user/name")) == ours | set(theirs)
+    push("push('third', **{'notes.md': b'ours'}); push('fourth')")  # what we overwrote is ours
+    assert set(hub.files("user/name")) == ours - {"new.py"} | set(theirs) - {"notes.md"}
+    assert titles(hub) == ["initial commit", "first", "by hand", "second", "third", "fourth"]
+
+
+def test_other_weights_do_not_stay_beside_the_new_ones(hub: HubServer, push: Callable[..., str]) -> None:
+    """Whoever put them there: `from_pretrained` would load them."""
+    repo = hub.create("user/name")
+    names = ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "vision/model.safetensors")
+    hub.commit(repo, "main", "old", "", dict.fromkeys(names, b"old"))
+    push("push()")
+    assert set(hub.files("user/name")) == {"config.json", "model.safetensors", "vision/model.safetensors"}
 
 
 FAULTS = [
@@ -168,6 +185,25 @@ except HubError as error:
     assert hub.repos == {}
 
 
+@pytest.mark.parametrize("kind", ["model", "space", "dataset"])
+def test_what_is_to_be_private_does_not_go_where_anybody_reads(
+    hub: HubServer, push: Callable[..., str], kind: str
+) -> None:
+    hub.create("user/name", kind)
+    code = f"""
+target = Target("user/name", {kind!r}, "draft")
+try:
+    ensure_repo(api, target, private=True, **({{"space_sdk": "gradio"}} if target.kind == "space" else {{}}))
+except HubError as error:
+    print(error)
+"""
+    assert re.search(r"user/name \(branch draft\) is there and public.*Make it private in its settings", push(code))
+    repo = hub.repos[kind, "user/name"]
+    assert set(repo.history) == {"main"} and len(repo.commits) == 1
+    repo.private = True
+    assert push(code) == "" and "draft" in repo.history
+
+
 def test_a_token_in_an_error_is_hidden(push: Callable[..., str]) -> None:
     assert push(f"print(HubError('bad {WRITER} token'))") == "bad (hidden) token"
 
@@ -192,3 +228,17 @@ print(pusher.failed, list(files.parent.glob("files*")))
     )
     assert set(hub.files("user/name", "step-30")) == {".gitattributes", "config.json", "model.safetensors"}
     assert titles(hub, "step-20") == ["initial commit"]
+
+
+def test_checkpoints_do_not_go_where_anybody_reads(hub: HubServer, push: Callable[..., str]) -> None:
+    hub.create("user/name")
+    code = """
+files = Path(sys.argv[1]).with_name("files")
+files.mkdir()
+pusher = CheckpointPusher("user/name", files)
+pusher.push(10, Path(sys.argv[1]))
+pusher.close()
+print(pusher.failed)
+"""
+    assert push(code) == "['step-10']"
+    assert set(hub.repos["model", "user/name"].history) == {"main"} and not hub.lfs

@@ -267,6 +267,22 @@ def test_first_weights(tiny_config: ScratchConfig) -> None:
     assert embeddings[0].abs().max() > 0
 
 
+@pytest.mark.parametrize("special", [{"eos_token_id": 1}, {"eos_token_id": [3, 1]}, {"bos_token_id": 1}])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_separator_that_also_pads_is_learnt(
+    make_model: MakeModel, tmp_path: Path, tied: bool, special: dict[str, object]
+) -> None:
+    make_model(tie_word_embeddings=tied, **special).save_pretrained(tmp_path)
+    for model in (make_model(tie_word_embeddings=tied, **special), ScratchForCausalLM.from_pretrained(tmp_path)):
+        row = model.get_input_embeddings().weight[1].detach().clone()
+        assert row.abs().max() > 0, "a token with a meaning of its own begins as the others do"
+        model.model(torch.tensor([[1, 5, 6]])).last_hidden_state.sum().backward()
+        assert model.get_input_embeddings().weight.grad[1].abs().max() > 0
+    only_pads = make_model(tie_word_embeddings=tied)
+    only_pads.model(torch.tensor([[1, 5, 6]])).last_hidden_state.sum().backward()
+    assert only_pads.get_input_embeddings().weight.grad[1].abs().max() == 0
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_weights_come_back_and_tied_ones_are_saved_once(make_model: MakeModel, tmp_path: Path, tied: bool) -> None:
     model, ids = make_model(tie_word_embeddings=tied), random_ids(2, 8)
@@ -369,7 +385,3 @@ def test_config_json_of_a_newer_transformers_loads(tiny_config: ScratchConfig, t
     content |= {"transformers_version": "9.0.0", "quux_plan": {"a": 1}}
     (tmp_path / "config.json").write_text(json.dumps(content))
     assert ScratchConfig.from_pretrained(tmp_path).hidden_size == tiny_config.hidden_size
-    content["hiden_size"] = 64  # but a misspelt field in an edited file is still found
-    (tmp_path / "config.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="did you mean hidden_size=64"):
-        ScratchConfig.from_pretrained(tmp_path)

@@ -96,10 +96,9 @@ def test_a_run_becomes_a_repository_and_a_space_that_work(
     loads_and_answers(run_online, released / "release/model", "main", HF_HOME=str(tmp_path / "empty"))
 
     asked = said["messages"][0]["content"]
-    talked = run_online(*CLI, "chat", "user/tiny", said=f"{asked}\n/save {tmp_path}/talk.json\n")
+    talked = run_online(*CLI, "chat", "user/tiny", said=f"{asked}\n")
     assert talked.returncode == 0, talked.stderr
-    messages = json.loads((tmp_path / "talk.json").read_text())["messages"]
-    assert messages[-1]["content"] == said["observed"]["answer"]
+    assert talked.stdout == said["observed"]["answer"] + "\n"
 
     verified = run_online(*CLI, "verify", "user/tiny", "--trust-remote-code")
     assert verified.returncode == 0 and "logits equal: bit-equal" in verified.stdout, verified.stdout
@@ -296,6 +295,33 @@ def test_a_token_in_the_space_is_not_published(run: Path) -> None:
     assert WRITER not in str(e.value)
 
 
+@pytest.mark.slow
+def test_what_is_pushed_of_a_space_is_what_was_looked_at(run: Path, hub: HubServer, run_online: Run) -> None:
+    """Even if its files change while the model goes up."""
+    code = f"""
+import sys
+from pathlib import Path
+from hf_scratch import cli, publish
+push = publish.push_model
+def slow(*args):
+    with Path({str(run / "release/space/app.py")!r}).open("a") as app:
+        app.write('TOKEN = "{WRITER}"')
+    return push(*args)
+publish.push_model = slow
+cli.main(["publish", {str(run)!r}, "--repo-id", "user/tiny", "--space", "user/demo"])
+"""
+    published = run_online("-c", code)
+    assert published.returncode == 0, published.stderr
+    app = hub.files("user/demo", kind="space")["app.py"]
+    assert WRITER.encode() not in app and b'"MODEL_REVISION", "' in app
+
+
+def test_a_space_that_cannot_be_pinned_is_told_before_anything_is_sent(run: Path) -> None:
+    (run / "release/space/app.py").write_text("print('no model')")
+    with pytest.raises(ValueError, match="does not read MODEL_ID once"):
+        publish(run, Plan(repo_id="user/tiny", space=Space(repo_id="user/demo")), print)
+
+
 def test_what_lies_in_hidden_folders_stays_here(tmp_path: Path) -> None:
     """As what an export that was killed leaves behind."""
     for name in ("config.json", ".gitattributes", "gguf/model.gguf", ".gguf-x1/gguf/model.gguf", ".git/config"):
@@ -308,6 +334,18 @@ def test_a_release_without_its_reference_is_refused(run: Path) -> None:
     shutil.rmtree(run / "release/model/verification")
     with pytest.raises(ValueError, match="does not say what its model said"):
         publish(run, Plan(repo_id="user/tiny"), print)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("public", ["model", "space"])
+def test_a_private_release_sends_nothing_if_one_of_its_places_is_public(
+    released: Path, hub: HubServer, run_online: Run, public: str
+) -> None:
+    hub.create("user/tiny", public)
+    command = [*CLI, "publish", released, "--repo-id", "user/tiny", "--space", "user/tiny", "--private"]
+    refused = run_online(*command)
+    assert refused.returncode == 1 and "user/tiny is there and public" in refused.stderr
+    assert len(hub.repos) == 1 and len(hub.repos[public, "user/tiny"].commits) == 1 and not hub.lfs
 
 
 @pytest.mark.parametrize("name", ["tiny", "user/a/b", "user/t..y", "user/-x"])

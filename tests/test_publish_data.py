@@ -34,7 +34,7 @@ def prepare(tmp_path: Path, tokenizer: Path, *, sources: bool) -> Path:
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["--tokenizer", str(tokenizer), "--output_dir", str(tmp_path / "data")]
     if sources:
-        source = {"name": "rows", "files": str(tmp_path / "t.jsonl"), "license": "mit"}
+        source = {"name": "rows", "files": str(tmp_path / "t.jsonl"), "license": "public domain"}
         steps = [{"gopher_quality": {"min_doc_words": 4, "min_stop_words": 0, "min_avg_word_length": 2}}]
         recipe = {"sources": [source], "steps": steps, "tasks": 1, "shards": 2, "workers": 1}
         (tmp_path / "data.yaml").write_text(yaml.safe_dump(recipe))
@@ -56,7 +56,8 @@ def test_the_folder_can_be_streamed_and_tells_what_it_is(tmp_path: Path, tokeniz
     assert streamed.batch(np.arange(4))["labels"].shape == (4, 16)
     assert len(AutoTokenizer.from_pretrained(folder / "tokenizer")) == published.vocab_size
     card = DatasetCard.load(folder / "README.md")
-    assert card.data.license == ("mit" if sources else "other") and "tokenized" in card.data.tags
+    assert card.data.license == "other" and "tokenized" in card.data.tags  # the only name that the Hub has for it
+    assert card.data.to_dict().get("license_name") == ("public-domain" if sources else None)
     for path in folder.rglob("*"):
         assert path.suffix in (".bin", ".npy", ".parquet") or path.is_dir() or "secret" not in path.read_text()
     if sources:
@@ -111,6 +112,17 @@ def test_what_was_pushed_is_read_back_through_the_hub(
     assert len(hub.repos["dataset", "user/shards"].history["main"]) == 3
     read = run_online("-c", READ_BACK, data, PYTHONPATH=str(ROOT))
     assert read.stdout == "the same tokens\n", read.stderr
+
+
+@pytest.mark.slow
+def test_private_shards_do_not_go_where_anybody_reads(
+    tmp_path: Path, tokenizer: Path, hub: HubServer, run_online: Callable[..., Any]
+) -> None:
+    prepare(tmp_path, tokenizer, sources=False)
+    repo = hub.create("user/shards", "dataset")
+    refused = run_online("-m", "hf_scratch.cli", "publish-data", tmp_path, "--repo-id", "user/shards", "--private")
+    assert refused.returncode == 1 and "the dataset user/shards is there and public" in refused.stderr
+    assert len(repo.commits) == 1 and not hub.lfs
 
 
 def test_what_would_not_work_is_refused(tmp_path: Path, tokenizer: Path) -> None:

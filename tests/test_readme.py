@@ -53,6 +53,7 @@ def test_its_python_runs(
     use, build = (block for language, block in BLOCKS if language == "python")
     save_model(tiny_model, tiny_tokenizer, tmp_path / "model")
     code = use.replace("runs/quickstart/release/model", str(tmp_path / "model"))
-    assert "Tell me a story about a fox named Pip" in run_without_hf_scratch(code)
+    printed = run_without_hf_scratch(code)
+    assert "Tell me a story about a fox named Pip" in printed and "custom code" not in printed, "nobody is asked"
     shown = subprocess.run([sys.executable, "-c", build], cwd=ROOT, capture_output=True, text=True, check=True)
     assert shown.stdout == "981,376 parameters\n"

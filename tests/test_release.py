@@ -1,27 +1,22 @@
 """A release works in a process that has never seen this package, says true things of itself, and else is not made."""
 
-import functools
 import json
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from huggingface_hub import ModelCard, RepoCard
 from safetensors.torch import load_file, save_file
-from tiny_run import make_aligned, make_base, make_tokenizer_and_data
+from tiny_run import THUMBS, make_aligned, make_base, make_tokenizer_and_data, trained
 from transformers import AutoTokenizer
 
 from hf_scratch import ScratchForCausalLM
-from hf_scratch.card import Base, CardFacts, make_card
-from hf_scratch.export import write_origin
 from hf_scratch.files import Check, check_files, check_leaks
+from hf_scratch.publish import Plan, targets
 from hf_scratch.verify import Reference, load_reference, make_reference, require, verify
 from training import eval_model, release
-from training.stage import hash_input
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +27,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_base(run)
     make_aligned(run)
     models = [f"{name}={run / name / 'model'}" for name in ("pretrain", "sft", "dpo")]
-    small = ["--num_prompts", "4", "--max_new_tokens", "8"]
+    small = ["--num_prompts", "4", "--num_turns", "1", "--max_new_tokens", "8"]
     eval_model.main(["--output_dir", f"{run}/eval", "--data", f"{run}/data", "--models", *models, *small])
     return run
 
@@ -144,18 +139,31 @@ def test_an_earlier_stage_is_a_release_of_its_own(run: Path, released: Path) -> 
     assert reference.observed["weights"] != last.observed["weights"]
 
 
-def test_results_on_a_data_set_of_the_hub_are_in_the_hub_s_format(tmp_path: Path) -> None:
-    measured = {"text": {"bits_per_byte": 1.23456}}
-    release.write_hub_results({"config": {"dataset": None}}, measured, tmp_path)
-    assert not list(tmp_path.iterdir())
-    release.write_hub_results({"config": {"dataset": "user/text"}}, measured, tmp_path)
-    (entry,) = yaml.safe_load((tmp_path / ".eval_results/held_out.yaml").read_text())
-    assert entry["dataset"] == {"id": "user/text", "task_id": "bits_per_byte"} and entry["value"] == 1.2346
+@pytest.mark.slow
+def test_every_stage_that_was_evaluated_can_be_published(run: Path, released: Path, tmp_path: Path) -> None:
+    """`publish --stages base,sft` of a release for which nobody had asked for stages, as the quickstart makes it."""
+    copy = Path(shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("release")))
+    release.main(["--run", str(copy), "--output_dir", f"{copy}/release"])
+    found = targets(copy / "release", Plan(repo_id="user/tiny", stages=["base", "sft"]))
+    assert [target.branch for target, _ in found] == ["base", "sft", "main"]
+    references = [load_reference(folder) for _, folder in found]
+    assert [reference and reference.chats for reference in references] == [False, True, True]
+    assert all((folder / "README.md").is_file() for _, folder in found)
 
 
-def test_an_evaluation_without_held_out_text_has_nothing_for_the_hub_s_format(tmp_path: Path) -> None:
-    release.write_hub_results({"config": {"dataset": "user/text"}}, {"texts": {}}, tmp_path)
-    assert not list(tmp_path.iterdir())
+@pytest.mark.slow
+def test_a_stage_that_was_not_evaluated_is_named_with_what_to_do(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("release")))
+    results = json.loads((copy / "eval/results.json").read_text())
+    del results["models"]["pretrain"]
+    (copy / "eval/results.json").write_text(json.dumps(results))
+    release.main(["--run", str(copy), "--output_dir", f"{copy}/release"])
+    assert (copy / "release/stages/base/model.safetensors").is_file()  # the Space compares it all the same
+    with pytest.raises(ValueError, match="stages/base was copied only.* training.release .*--stages base") as error:
+        targets(copy / "release", Plan(repo_id="user/tiny", stages=["base"]))
+    words = re.search("`python -m training.release (.*)`", str(error.value))[1].split()
+    with pytest.raises(SystemExit, match="holds no results of .*pretrain/model.*training.eval_model"):
+        release.main(words)
 
 
 def test_a_record_keeps_no_path_of_this_machine(tmp_path: Path) -> None:
@@ -171,78 +179,6 @@ def test_a_record_keeps_no_path_of_this_machine(tmp_path: Path) -> None:
     assert (kept["config"]["dataset"], kept["config"]["work_dir"]) == ("user/text", "s3://bucket/home/work")
     (tmp_path / "stage.json").write_text(json.dumps(kept))
     assert check_leaks(tmp_path, [tmp_path / "stage.json"]).passed and kept["inputs"] == {"tokenizer": "1"}
-
-
-# ---- what a card says of origin, licence and data ----
-
-
-def trained(model: str = "user/model", data: str = "stories") -> dict[str, Any]:
-    """Return the record of a stage of alignment."""
-    inputs = {"model": {"path": model, "sha256": hash_input(model)}, "data": {"path": data, "sha256": "1"}}
-    return {
-        "config": {"beta": 0.1, "loss_type": ["sigmoid"]},
-        "inputs": inputs,
-        "metrics": {"rows": 5, "tokens": 50, "steps": 3},
-    }
-
-
-COUNTS = {"documents": 10, "tokens": 100, "bytes": 300}
-DATA = {"config": {"dataset": None}, "inputs": {}, "metrics": {"train": COUNTS, "val": COUNTS}}
-THUMBS = [{"what": "format", "found": "prompt, completion and thumb"}, {"what": "thumbs up", "found": "2 of 5"}]
-
-
-def test_the_data_are_called_stories_only_if_every_stage_learnt_from_stories() -> None:
-    pretrained = {"data": DATA, "pretrain": {"config": {}}}
-    about = functools.partial(release.describe_data, "", base=None)
-    assert release.STORIES in about(pretrained | {"sft": trained(), "dpo": trained()})
-    for name in ("sft", "dpo"):
-        assert "Text of the publisher's choice" in about(pretrained | {name: trained(data="chats.jsonl")})
-    assert "Text of the publisher's choice" in about({"data": DATA, "sft": trained()})
-    assert "- Pretraining" not in about({"data": DATA, "sft": trained()})
-    assert "5 pairs of answers" in about(pretrained | {"dpo": trained()})
-    liked = about(pretrained | {"dpo": trained(data="thumbs.jsonl") | {"data": THUMBS}})
-    assert "5 answers, each with a thumb up or down" in liked and "pairs" not in liked
-
-
-def card_of(records: dict[str, dict[str, Any]], base: Base | None, **config: Any) -> ModelCard:
-    last = {"versions": {}, "commit": None, "seconds": 1.0}
-    last["machine"] = {"system": "Linux", "machine": "x86_64", "cpus": 2}
-    facts = CardFacts(
-        title="T", repo_id="user/t", license="mit", base=base, language="en", about_data="Text.", config=config,
-        parameters=1, records={name: last | record for name, record in records.items()}, results="None.", example="Hi",
-        answer="Ho", eval_results=(), checks=[],
-    )  # fmt: skip
-    return make_card(facts)
-
-
-def test_a_model_that_was_fine_tuned_is_not_said_to_be_trained_from_random_weights() -> None:
-    card = card_of({"dpo": trained() | {"data": THUMBS}}, Base("user/base", True, "mit"), hidden_size=8)
-    assert "fine-tuned from `user/base`: optimization by answers that were liked or not (KTO)." in card.text
-    assert not re.search("random weights|code of|hf_scratch|stock Qwen3|preference optimization", card.text)
-    assert "loss_type" not in card.text
-    assert card.data.base_model == "user/base" and card.data.tags == ["conversational"]
-    ours = card_of({"pretrain": trained() | {"metrics": {"step": 9}}, "dpo": trained()}, None, auto_map={})
-    assert "trained from random weights: pretraining on text, then direct preference optimization. " in ours.text
-    assert "loss_type sigmoid" in ours.text and "the code comes with the weights" in ours.text
-    assert "base_model" not in ours.data.to_dict()
-
-
-def test_the_licence_is_that_of_what_was_fine_tuned(tmp_path: Path) -> None:
-    imported, unknown = tmp_path / "imported", tmp_path / "unknown"
-    imported.mkdir()
-    unknown.mkdir()
-    (imported / "config.json").write_text('{"model_type": "scratch"}')
-    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
-    write_origin("Qwen/Qwen3-0.6B", tmp_path, imported)
-    base = release.find_base({"sft": trained(str(imported)), "dpo": trained()})
-    assert base == Base("Qwen/Qwen3-0.6B", True, "mit") and release.choose_license("", base) == "mit"
-    assert release.find_base({"dpo": trained("user/base")}) == Base("user/base", True, "")  # offline
-    assert release.find_base({"pretrain": {}, "sft": trained()}) is None
-    assert release.choose_license("", None) == "apache-2.0"
-    base = release.find_base({"sft": trained(str(unknown))})
-    assert base == Base("unknown", False, "") and release.choose_license("cc0-1.0", base) == "cc0-1.0"
-    with pytest.raises(ValueError, match="fine-tuned from unknown, whose licence is not known .* with --license"):
-        release.choose_license("", base)
 
 
 @pytest.mark.slow

@@ -53,6 +53,16 @@ def test_of_prompt_and_completion_the_completion_alone_carries_loss(tiny_tokeniz
     assert tiny_tokenizer.decode([token for token in labels if token != -100]) == "kite<|im_end|>"
 
 
+def test_an_answer_of_weight_0_carries_no_loss(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
+    chat = turns("fox", "owl", "and", "kite")
+    chat[1]["weight"] = 0
+    found = tokenize(tiny_tokenizer, "conversations", [{"messages": chat}], max_length=1000).dataset[0]
+    assert tiny_tokenizer.decode([token for token in found["labels"] if token != -100]) == "kite<|im_end|>"
+    assert "owl<|im_end|>" in tiny_tokenizer.decode(found["input_ids"])
+    with pytest.raises(ValueError, match="none of the 1 conversations has an answer"):
+        tokenize(tiny_tokenizer, "conversations", [{"messages": chat[:2]}], max_length=1000)
+
+
 def test_what_is_cut_and_dropped_is_counted(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
     rows = [{"messages": turns("a", "b")}, {"messages": turns("a", "b" * 99)}, {"messages": turns("a" * 99, "b")}]
     unanswered = {"messages": turns("a")}
@@ -138,11 +148,11 @@ def test_pretraining_text_is_mixed_in_whole_and_with_loss_everywhere(
     documents = sft.replayed(config, ["input_ids", "labels"])
     shards = load_shards(tmp_path / "shards", "train")
     stream = shards.tokens.tolist()
-    starts = {tuple(stream[start : start + 20]): start for start in shards.starts}
+    ends = [*shards.starts[1:].tolist(), len(stream) - 1]  # each with the separator of the next
+    whole = {tuple(stream[start : end + 1]) for start, end in zip(shards.starts.tolist(), ends, strict=True)}
     assert len(documents) == len({tuple(row["input_ids"]) for row in documents}) == 20
     for row in documents:
-        start = starts[tuple(row["input_ids"][:20])]
-        assert row["input_ids"] == row["labels"] == stream[start : start + len(row["labels"])]
+        assert row["input_ids"] == row["labels"] and tuple(row["labels"]) in whole
         assert row["input_ids"][-1] == row["input_ids"][0]
 
     train(base, data, tmp_path / "run", max_steps=1, replay=tmp_path / "shards", replay_rows=5)

@@ -18,24 +18,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.data import world
+from training.data import small_talk, talk, world
 from training.data.stories import (
     SHAPES,
     Request,
     Split,
     Story,
     check,
-    conversations,
     count_requests,
     documents,
     introduce,
     names_for,
-    preferences,
-    prompts,
     questions,
     split_of,
     stories,
 )
+from training.data.talk import Turn, conversations, preferences, prompts, turns
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 seeds = st.integers(0, 2**32)
@@ -154,23 +152,48 @@ def facts_in(text: str) -> set[str]:
 @settings(max_examples=50, deadline=None)
 @given(st.sampled_from(SPLITS), seeds)
 def test_a_preferred_story_is_the_one_asked_for(split: Split, seed: int) -> None:
-    pair = next(preferences(split, seed))
+    pair = next(pair for pair in preferences(split, seed) if asks_for_a_story(pair))
     asked, chosen, rejected = (pair[side][-1]["content"] for side in ("prompt", "chosen", "rejected"))
-    assert [turn["role"] for turn in (pair["prompt"][-1], *pair["chosen"], *pair["rejected"])] == [
-        "user", "assistant", "assistant"
-    ]  # fmt: skip
     mood = check(next(stories("train", 0)).request, rejected).happy
     assert facts_in(asked) <= facts_in(chosen)
     assert mood or facts_in(asked) <= facts_in(rejected)
 
 
+def asks_for_a_story(pair: dict[str, list[dict[str, str]]]) -> bool:
+    """Whether a pair is about the request of a story, and the first one."""
+    before = [turn["role"] for turn in pair["prompt"] if turn["role"] != "system"]
+    return before == ["user"] and pair["chosen"][0]["content"] not in small_talk.ANSWERS.values()
+
+
+def test_every_pair_is_of_two_answers_to_one_prompt() -> None:
+    pairs = list(islice(preferences("train", 5), 800))
+    for pair in pairs:
+        roles = [[turn["role"] for turn in pair[side]] for side in ("prompt", "chosen", "rejected")]
+        assert roles[0][-1] == "user" and roles[1] == roles[2] == ["assistant"]
+        assert pair["chosen"] != pair["rejected"]
+    assert 0.3 < sum(not asks_for_a_story(pair) for pair in pairs) / len(pairs) < 0.4
+    long = 100  # characters that no short answer has
+    later = [pair for pair in pairs if len(pair["prompt"]) > 2]
+    another = [pair for pair in later if pair["prompt"][-1]["content"].startswith(talk.BEFORE_NEXT)]
+    assert 0.12 < len(another) / len(pairs) < 0.2 and all(len(pair["chosen"][0]["content"]) > long for pair in another)
+    later = [pair for pair in later if pair not in another]
+    again = [pair for pair in later if pair["prompt"][-1]["content"] in world.AGAIN]
+    assert len(again) > 10 and len(later) - len(again) > 40
+    for pair in again:
+        moods = [
+            check(next(stories("train", 0)).request, pair[side][0]["content"]).happy for side in ("chosen", "rejected")
+        ]
+        before = check(next(stories("train", 0)).request, pair["prompt"][-2]["content"]).happy
+        assert moods == [not before, before]
+
+
 def test_pairs_are_told_apart_and_of_one_length() -> None:
-    pairs = list(islice(preferences("train", 3), 800))
+    pairs = list(islice(filter(asks_for_a_story, preferences("train", 3)), 800))
     chosen, rejected = ([pair[side][0]["content"] for pair in pairs] for side in ("chosen", "rejected"))
     anything = next(stories("train", 0)).request
     assert all(check(anything, text).happy for text in chosen)
-    off_topic = sum(check(anything, text).happy for text in rejected) / len(rejected)
-    assert 0.16 < off_topic < 0.24
+    near_misses = sum(check(anything, text).happy for text in rejected) / len(rejected)
+    assert 0.25 < near_misses < 0.35
     assert abs(sum(map(len, chosen)) / sum(map(len, rejected)) - 1) < 0.02
     words = [sum(len(text.split()) for text in side) for side in (chosen, rejected)]
     assert abs(words[0] / words[1] - 1) < 0.02
@@ -179,28 +202,91 @@ def test_pairs_are_told_apart_and_of_one_length() -> None:
 def test_conversations_are_well_formed_and_true() -> None:
     talks = [talk["messages"] for talk in islice(conversations("train", 5), 800)]
     turns = [[turn for turn in talk if turn["role"] != "system"] for talk in talks]
-    for talk in turns:
-        assert [turn["role"] for turn in talk] == ["user", "assistant"] * (len(talk) // 2)
-    assert 0.2 < sum(talk[0]["role"] == "system" for talk in talks) / len(talks) < 0.3
-    assert 0.45 < sum(len(talk) > 2 for talk in turns) / len(turns) < 0.55
+    for one in turns:
+        assert [turn["role"] for turn in one] == ["user", "assistant"] * (len(one) // 2)
+    assert 0.2 < sum(one[0]["role"] == "system" for one in talks) / len(talks) < 0.3
+    assert 0.55 < sum(len(one) > 2 for one in turns) / len(turns) < 0.68
     anything = next(stories("train", 0)).request
-    happy = [check(anything, talk[1]["content"]).happy for talk in turns]
+    told = [one for one in turns if one[1]["content"] not in small_talk.ANSWERS.values()]
+    assert 0.85 < len(told) / len(turns) < 0.92
+    happy = [check(anything, one[1]["content"]).happy for one in told]
     assert 0.45 < sum(happy) / len(happy) < 0.55
-    for first, talk in zip(happy, turns, strict=True):
-        if len(talk) == 4 and talk[2]["content"] in world.AGAIN:
-            assert check(anything, talk[3]["content"]).happy != first
+    for first, one in zip(happy, told, strict=True):
+        if len(one) == 4 and one[2]["content"] in world.AGAIN:
+            assert check(anything, one[3]["content"]).happy != first
 
 
 @settings(max_examples=100, deadline=None)
 @given(told)
 def test_answers_are_in_the_story(story: Story) -> None:
-    answers = dict(questions(story))
-    assert len(answers) >= 8
-    assert str(story.request.place) in answers["Where did it happen?"]
-    assert answers[f"Was {story.request.name} happy at the end?"].startswith("Yes" if story.happy else "No")
+    answers = {question.kind: question.answer for question in questions(story)}
+    assert answers.keys() | {"color"} == world.QUESTIONS.keys()
+    assert ("color" in answers) == (story.request.adjective in world.COLORS)
+    assert str(story.request.place) in answers["where"] and str(story.request.name) in answers["name"]
+    assert answers["mood"].startswith("Yes" if story.happy else "No")
+    assert ("could not help" in answers["helped"]) != story.happy
     for answer in answers.values():
         known = {*world.NAMES, *world.KINDS, *world.ITEMS, *world.PLACES, *world.HELPERS}
         assert {word for word in re.findall(r"\w+", answer) if word in known} <= set(re.findall(r"\w+", story.text))
+
+
+def test_turns_are_of_every_kind_and_only_their_true_answer_is_right() -> None:
+    asked = turns("dev", 0, 60)
+    counts = dict.fromkeys(world.QUESTIONS, 6) | {"again": 7, "next": 7, "open": 7, "small talk": 30}
+    assert Counter(turn.kind for turn in asked) == counts and counts.keys() == set(talk.TURNS)
+    assert set(Counter(turn.kind for turn in turns("dev", 0, 2)).values()) == {1}
+    assert asked == turns("dev", 0, 60) != turns("dev", 1, 60)
+    for turn, other in zip(asked, asked[1:] + asked[:1], strict=True):
+        assert [message["role"] for message in turn.messages] == ["user", "assistant"] * (len(turn.messages) // 2) + [
+            "user"
+        ]
+        if turn.answer is not None:
+            assert turn.is_right(turn.answer + "\n") and not turn.is_right(turn.answer + " And more.")
+            assert not turn.is_right("")
+            alike = turn.answer == other.answer or turn.kind == other.kind == "small talk"  # honest in other words
+            assert alike or not turn.is_right(str(other.answer))
+        else:
+            assert not turn.is_right(small_talk.CAN_DO) and not turn.is_right("")
+
+
+def story_turn(kind: str, story: Story, **asked: bool) -> Turn:
+    return Turn(kind, [{"role": "user", "content": "Again"}], request=story.request, **asked)
+
+
+@settings(max_examples=50, deadline=None)
+@given(told)
+def test_a_story_told_again_must_end_the_other_way(story: Story) -> None:
+    assert story_turn("again", story, happy=story.happy).is_right(story.text)
+    assert not story_turn("again", story, happy=not story.happy).is_right(story.text)
+
+
+@settings(max_examples=50, deadline=None)
+@given(told, told)
+def test_what_a_request_leaves_open_may_be_anything(story: Story, other: Story) -> None:
+    kind = story.request.kind
+    of_kind = Request(kind, None, item="", adjective="", place=None, problem="")
+    assert check(of_kind, story.text).followed
+    assert check(of_kind, other.text).followed == (other.request.kind == kind)
+    assert check(replace(of_kind, kind=""), other.text).followed
+    assert not check(replace(of_kind, kind=""), f"{story.text} {other.text}").followed or story.text == other.text
+    assert not check(replace(of_kind, kind=""), small_talk.CAN_DO).followed
+
+
+def test_phrasings_of_small_talk_are_held_out_whole() -> None:
+    for kind in small_talk.ANSWERS:
+        by_split = [set(small_talk.phrasings(split, kind)) for split in SPLITS]
+        assert all(by_split) and sum(map(len, by_split)) == len(set.union(*by_split))
+        assert len(by_split[0]) > 3 * len(by_split[2])
+    for slot, words in small_talk.SLOTS.items():
+        assert not set(words[True].split()) & set(words[False].split()), slot
+    known = {*world.KINDS, *world.ITEMS, *world.PLACES} - {"orange"}
+    for split in SPLITS:
+        for text in (
+            small_talk.draw(random.Random(i), split, small_talk.kind_of(random.Random(i))) for i in range(200)
+        ):
+            # What it is to refuse must not be a story of this world.
+            assert not ("story" in text and known & set(re.findall(r"\w+", text))), text
+            assert not re.search("[{}]", text)
 
 
 def test_instructions_say_what_they_ask_for() -> None:
@@ -214,7 +300,7 @@ def test_instructions_say_what_they_ask_for() -> None:
         assert request.place or not any(count(place, text) for place in world.PLACES)
     assert 0.1 < sum(request.name is None for request, _ in asked) / 800 < 0.2
     assert 0.1 < sum(request.place is None for request, _ in asked) / 800 < 0.2
-    assert len(world.ABOUT) + len(world.ABOUT_PLACED) >= 12
+    assert len(talk.ABOUT) + len(talk.ABOUT_PLACED) >= 12
 
 
 def test_splits_share_no_combination(many: list[Story]) -> None:
@@ -231,7 +317,8 @@ def test_splits_share_no_combination(many: list[Story]) -> None:
 
 def test_the_streams_depend_on_split_and_seed_only() -> None:
     program = (
-        "from itertools import islice; from hashlib import sha256; from training.data.stories import *\n"
+        "from itertools import islice; from hashlib import sha256\n"
+        "from training.data.stories import *; from training.data.talk import *\n"
         "streams = [list(islice(f(s, 11), 30)) for f in (documents, conversations, preferences, prompts, stories)"
         " for s in ('train', 'dev', 'test')]\n"
         "import sys; sys.stdout.write(sha256(repr(streams).encode()).hexdigest())"
@@ -257,12 +344,28 @@ def test_an_introduction_repeats_the_facts_and_tells_no_mishap(story: Story) -> 
     assert {word for word in world.NAMES if count(word, text)} == {story.request.name}
 
 
-def test_two_documents_in_three_are_introductions_and_half_of_the_stories_say_what_they_are_about() -> None:
+def test_documents_are_introductions_and_stories_told_framed_or_asked_about() -> None:
     texts = list(islice(documents("train", 3), 1000))
+    foretold = [text for text in texts if text.startswith(tuple(world.ENDS.values()))]
+    assert 220 < len(foretold) < 330
+    ends = [text.removeprefix(world.ENDS[True]) != text for text in foretold]
+    anything = next(stories("train", 0)).request
+    assert ends == [check(anything, text.partition("\n\nW")[0].partition("\n\nD")[0]).happy for text in foretold]
+    for text, story in zip(texts, islice(stories("train", 3), 1000), strict=True):
+        if asked := [line for line in text.splitlines() if line.startswith(world.AGAIN)]:
+            assert asked[0].endswith(world.ENDS[not story.happy])
+    texts = [text.removeprefix(f"{world.ENDS[True]} ").removeprefix(f"{world.ENDS[False]} ") for text in texts]
     told = [story.text for story in islice(stories("train", 3), 1000)]
     bare = sum(text == story for text, story in zip(texts, told, strict=True))
     framed = sum(text != story and text.endswith(story) for text, story in zip(texts, told, strict=True))
-    assert 130 < bare < 230 and 100 < framed < 200 and 280 < bare + framed < 390
+    asked = sum(text.startswith(story + "\n\n") for text, story in zip(texts, told, strict=True))
+    assert 50 < bare < 120 and 70 < framed < 150 and 310 < asked < 400 and 490 < bare + framed + asked < 610
+    introduced = [text for text, story in zip(texts, told, strict=True) if story not in text]
+    assert 0.4 < sum("\n\n" in text for text in introduced) / len(introduced) < 0.6
+    for text in introduced:
+        said, _, examined = text.partition("\n\n")
+        facts = {*world.PLACES, *world.ITEMS, *world.NAMES, *world.KINDS} & set(re.findall(r"\w+", examined))
+        assert facts <= set(re.findall(r"\w+", said)), text
 
 
 def test_statistics(many: list[Story]) -> None:

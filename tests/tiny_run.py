@@ -1,8 +1,10 @@
 """A run that is too small to learn anything, made by the real stages, for tests of what comes after training."""
 
 from pathlib import Path
+from typing import Any
 
 from training import prepare_data, pretrain, train_tokenizer
+from training.stage import hash_input
 
 
 def make_tokenizer_and_data(run: Path, *text: str) -> None:
@@ -27,3 +29,16 @@ def make_aligned(run: Path) -> None:
     few = "--num_examples 4 --batch_size 4 --max_steps 1 --warmup_ratio 0 --log_steps 1 --max_length 512".split()
     sft.main(["--output_dir", f"{run}/sft", "--model", f"{run}/pretrain/model", *few])
     dpo.main(["--output_dir", f"{run}/dpo", "--model", f"{run}/sft/model", *few])
+
+
+THUMBS = [{"what": "format", "found": "prompt, completion and thumb"}, {"what": "thumbs up", "found": "2 of 5"}]
+
+
+def trained(model: str = "user/model", data: str = "stories") -> dict[str, Any]:
+    """Return the record of a stage of alignment."""
+    inputs = {"model": {"path": model, "sha256": hash_input(model)}, "data": {"path": data, "sha256": "1"}}
+    return {
+        "config": {"beta": 0.1, "loss_type": ["sigmoid"]},
+        "inputs": inputs,
+        "metrics": {"rows": 5, "tokens": 50, "steps": 3},
+    }

@@ -8,6 +8,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,17 +16,27 @@ import transformers
 from accelerate import PartialState
 from datasets.utils.logging import disable_progress_bar
 from peft import LoraConfig, PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from torch.distributed.tensor import DTensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+)
 
 from hf_scratch import ScratchForCausalLM  # noqa: F401, registers the model type with the Auto classes
-from hf_scratch.tokenizer import CHAT_TEMPLATE, IM_END, IM_START
+from hf_scratch.tokenizer import CHAT_TEMPLATE, IM_END, IM_START, require_fit
 from training.align_trainer import CHECKPOINTS, AlignConfig, say, train
 from training.data.chat import load_rows
 from training.data.chat_formats import Kind
 from training.data.check import Finding, check_data, refuse_errors, table
 from training.data.tokenized import Tokenized, row_lengths, show, tokenize
 from training.hardware import DTYPES, join_processes, settle_precision
-from training.save import save_model
+from training.load import load_from
+from training.save import end_of_answer, end_tokens, save_model, save_tokenizer
+from training.shards import whole
 from training.stage import Stage, atomic_folder, open_stage, write_json
 
 
@@ -54,6 +65,7 @@ def run_stage(name: str, config: Any, kinds: Sequence[Kind], make_trainer: MakeT
     """
     quiet()
     join_processes()
+    config.max_length = config.max_length or context_of(config.model)
     if config.inspect:
         tokenizer = load_tokenizer(config.model)
         data = read_data(tokenizer, config, kinds)
@@ -111,7 +123,16 @@ def read_data(tokenizer: PreTrainedTokenizerBase, config: AlignConfig, kinds: Se
             held_out = tokenize(tokenizer, loaded.kind, loaded.held_out, config.max_length)
         except ValueError as error:
             raise ValueError(f"the held-out rows cannot be evaluated on: {error}") from None
-    findings = check_data(tokenizer, found, loaded.train, loaded.held_out, config.max_length, loaded.format)
+    findings = check_data(
+        tokenizer,
+        found,
+        loaded.train,
+        loaded.held_out,
+        config.max_length,
+        loaded.format,
+        loaded.left_out,
+        loaded.unused,
+    )
     say(table(findings))
     return Data(found, held_out, findings)
 
@@ -125,11 +146,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     Raises:
         ValueError: There is none, or it has no chat template and not the tokens of ours.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is not a model's folder, nor a Hub id that can be read ({reason})") from None
+    tokenizer = load_from(AutoTokenizer, path, "model")
     vocabulary = tokenizer.get_vocab()
     if tokenizer.chat_template is None:
         if not {IM_START, IM_END} <= vocabulary.keys():
@@ -138,8 +155,8 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
                 "save a tokenizer with a chat_template beside the model, or start from its chat version."
             )
         tokenizer.chat_template = CHAT_TEMPLATE
-    if IM_END in vocabulary and IM_END in tokenizer.chat_template:
-        tokenizer.eos_token = IM_END
+    if (end := end_of_answer(tokenizer)) is not None:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
     if tokenizer.pad_token is None:
         say(f"the tokenizer has no padding token; {tokenizer.eos_token} pads, where no loss is counted")
         tokenizer.pad_token = tokenizer.eos_token
@@ -152,19 +169,36 @@ def load_model(
     """Load the model in float32, or in 4 bits with products in `compute_dtype`, and its tokenizer.
 
     Raises:
-        ValueError: There is no such model, `max_length` is longer than its context, or no bitsandbytes for 4 bits.
+        ValueError: There is no such model, its tokenizer has more tokens than it, `max_length` is longer than its
+            context, or no bitsandbytes for 4 bits.
     """
     tokenizer = load_tokenizer(path)
     model = load_weights(path, quantized=quantized, compute_dtype=compute_dtype)
-    # The Trainer would do this as well, and warn of it.
-    for name in ("eos_token_id", "pad_token_id", "bos_token_id"):
-        if (token := getattr(tokenizer, name)) is not None:
-            setattr(model.config, name, token)
-            setattr(model.generation_config, name, token)
+    require_fit(tokenizer, model)
+    # The Trainer would do this as well, and warn of it. The model keeps the other tokens at which it stops.
+    model.generation_config.eos_token_id = end_tokens(model, tokenizer)
+    for config in (model.config, model.generation_config):
+        for name in ("eos_token_id", "pad_token_id", "bos_token_id"):
+            token = getattr(tokenizer, name)
+            if token is not None and not isinstance(getattr(config, name, None), list):
+                setattr(config, name, token)
     context = getattr(model.config, "max_position_embeddings", None)
     if context is not None and max_length > context:
         raise ValueError(f"max_length={max_length} is longer than the context of {path}; use at most {context}.")
     return model, tokenizer
+
+
+def context_of(path: str) -> int:
+    """Return how many tokens a model takes.
+
+    Raises:
+        ValueError: There is no such model, or it does not say.
+    """
+    config = load_from(AutoConfig, path, "model").get_text_config()
+    context = getattr(config, "max_position_embeddings", None)
+    if context is None:
+        raise ValueError(f"{path} does not say how many tokens it takes; set max_length, for example 1024.")
+    return context
 
 
 def load_weights(path: str, *, quantized: bool = False, compute_dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -179,12 +213,9 @@ def load_weights(path: str, *, quantized: bool = False, compute_dtype: torch.dty
         )
         how |= {"quantization_config": bits, "device_map": {"": PartialState().device}}
     try:
-        return AutoModelForCausalLM.from_pretrained(path, **how)
+        return load_from(AutoModelForCausalLM, path, "model", **how)
     except ImportError as error:
         raise ValueError(f"--tune qlora needs bitsandbytes; pip install 'hf_scratch[qlora]' ({error}).") from None
-    except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is not a model's folder, nor a Hub id that can be read ({reason})") from None
 
 
 def lora_config(config: AlignConfig) -> LoraConfig | None:
@@ -204,18 +235,48 @@ def lora_config(config: AlignConfig) -> LoraConfig | None:
 
 
 def save(trainer: Trainer, config: AlignConfig, stage: Stage) -> None:
-    """Write the stage's `model`, and of adapters also `adapter`: them alone, with the tokenizer."""
+    """Write the stage's `model`, and of adapters also `adapter`: them alone, with the tokenizer.
+
+    All processes must call this, since each may hold a part of the weights; the main one writes.
+    """
+    weights = gather_weights(trainer)
     if not trainer.accelerator.is_main_process:
         return
     model, tokenizer = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class
     if isinstance(model, PeftModel):
+        name_base(model)
         with atomic_folder(stage.folder / "adapter") as beside:
-            model.save_pretrained(beside)
-            tokenizer.save_pretrained(beside)
-        if config.tune == "qlora":  # merged into 4 bits, the adapters would be rounded away
+            model.save_pretrained(beside, state_dict=weights)
+            save_tokenizer(tokenizer, model, beside)
+        # Merged into 4 bits the adapters would be rounded away, and of shards this process has only its own.
+        if config.tune == "qlora" or weights is not None:
             model = PeftModel.from_pretrained(load_weights(config.model), stage.folder / "adapter")
+            weights = None
         model = model.merge_and_unload()
-    save_model(model, tokenizer, stage.folder / "model")
+    save_model(model, tokenizer, stage.folder / "model", weights)
+
+
+def gather_weights(trainer: Trainer) -> dict[str, torch.Tensor] | None:
+    """Return the weights of a model in shards, on the main process; None where each process holds all of them."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    parts = model.state_dict(keep_vars=True)  # what is tied is then one object, and gathered once
+    if not any(isinstance(part, DTensor) for part in parts.values()):
+        return None
+    found: dict[int, torch.Tensor] = {}
+    with torch.no_grad():
+        for part in parts.values():
+            if id(part) not in found:
+                full = whole(part)
+                found[id(part)] = full.cpu() if trainer.accelerator.is_main_process else torch.empty(0)
+    return {name: found[id(part)] for name, part in parts.items()}
+
+
+def name_base(model: PeftModel) -> None:
+    """Let adapters name the folder of their base so that it is found from anywhere."""
+    for adapter in model.peft_config.values():
+        base = adapter.base_model_name_or_path
+        if base and Path(base).is_dir():
+            adapter.base_model_name_or_path = str(Path(base).resolve())
 
 
 def finish(stage: Stage, metrics: dict[str, Any], advice: str) -> None:

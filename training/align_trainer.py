@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import ProgressCallback, Trainer
 
-from training.hardware import PRECISION_HELP, Precision, on_cpu, resolve_precision
+from training.hardware import DTYPES, PRECISION_HELP, Precision, on_cpu, resolve_precision
+from training.optimizer import AsOne, build_optimizers
 from training.stage import METRICS, SameRun, Stage, cut_metrics, read_json
 
 CHECKPOINTS = "checkpoints"
@@ -44,13 +45,19 @@ class AlignConfig:
     )
     num_examples: int = field(default=0, metadata={"help": "Rows to train on; 0 takes all, stories need a number."})
     eval_examples: int = field(default=0, metadata={"help": "Rows held out for evaluation; 0 is none."})
-    max_length: int = field(default=1024, metadata={"help": "Tokens of a row; what is longer is cut, and counted."})
+    max_length: int = field(
+        default=0, metadata={"help": "Tokens of a row; what is longer is cut, and counted. 0 is the model's context."}
+    )
 
     epochs: float = field(default=1.0, metadata={"help": "Passes over the rows."})
     max_steps: int = field(default=0, metadata={"help": "Optimizer steps; 0 lets epochs decide."})
     batch_size: int = field(default=32, metadata={"help": "Rows of an optimizer step, over all processes."})
     micro_batch_size: Annotated[int, SameRun()] = field(
         default=0, metadata={"help": "Rows a process holds at once; 0 takes all of a step."}
+    )
+    optimizer: Literal["adamw", "muon"] = field(
+        default="adamw",
+        metadata={"help": "muon: for the layers' matrices of a model all of whose weights are trained."},
     )
     learning_rate: float = field(default=2e-5, metadata={"help": "Peak learning rate."})
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = field(
@@ -103,6 +110,8 @@ def training_arguments(config: AlignConfig) -> dict[str, Any]:
             f"batch_size={config.batch_size} is not a multiple of micro_batch_size={config.micro_batch_size} "
             f"times {processes} processes; change one of them."
         )
+    if config.optimizer == "muon" and config.tune != "full":
+        raise ValueError(f"optimizer=muon is for all weights, not for --tune {config.tune}; leave it out.")
     if config.eval_steps and not config.eval_examples:
         raise ValueError(
             f"eval_steps={config.eval_steps} without rows to evaluate on; set eval_examples, or leave eval_steps 0."
@@ -155,9 +164,22 @@ class WholeStep(Trainer):
     """
 
     data_collator: Any
+    optimizer: Any
     micro_batch_size: int
+    muon: torch.dtype | None = None  # of its iterations; None trains with AdamW alone
     share = 1.0  # of the piece that is held, in the rows of the step
     first_piece = True
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Return the optimizer, by the same rules as in pretraining where Muon is asked for."""
+        if self.muon and self.optimizer is None:
+            args = self.args
+            betas = (args.adam_beta1, args.adam_beta2)
+            parts = build_optimizers(
+                model or self.model, "muon", args.learning_rate, args.weight_decay, betas, self.muon
+            )
+            self.optimizer = AsOne(parts)
+        return super().create_optimizer(model)
 
     def get_train_dataloader(self) -> DataLoader:
         """Return batches of rows that are not padded yet."""
@@ -263,6 +285,7 @@ def train(
         measures: What the trainer logs that metrics.jsonl shall have, besides what every run has.
     """
     num_rows = config.max_steps * config.batch_size or max(1, round(config.epochs * len(lengths)))
+    trainer.muon = DTYPES[resolve_precision(config.precision)] if config.optimizer == "muon" else None
     trainer.micro_batch_size = config.micro_batch_size or config.batch_size // PartialState().num_processes
     order = row_order(np.array(lengths), num_rows, config.batch_size, config.seed)
     trainer.train_dataset = trainer.train_dataset.select(order)

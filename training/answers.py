@@ -14,7 +14,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_scratch.tokenizer import Message, encode_prompt
-from training.data.stories import Check, Request
+from training.data.stories import Check
+from training.data.world import QUESTIONS
 from training.intervals import jackknife, mean, rate
 
 PARTS = ("hero", "item", "place", "problem", "complete")  # what `Check.followed` is made of
@@ -35,6 +36,7 @@ class Asking:
     """How the prompts are asked."""
 
     temperature: float
+    top_k: int
     max_new_tokens: int
     batch_size: int
     seed: int
@@ -43,7 +45,7 @@ class Asking:
 def answer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    asked: Sequence[tuple[Request, list[Message]]],
+    asked: Sequence[list[Message]],
     how: Asking,
     *,
     sampled: bool,
@@ -53,7 +55,9 @@ def answer(
     Raises:
         ValueError: A prompt fills the model's context.
     """
-    encoded = [encode_prompt(tokenizer, messages) for _, messages in asked]
+    encoded = [encode_prompt(tokenizer, messages) for messages in asked]
+    if not encoded:
+        return []
     room = model.config.max_position_embeddings - max(map(len, encoded))
     if room < 1:
         raise ValueError(
@@ -61,12 +65,12 @@ def answer(
             f"{model.config.max_position_embeddings}; there is no room for an answer. Train with a longer context."
         )
     draw = (
-        {"do_sample": True, "temperature": how.temperature, "top_k": 0, "top_p": 1.0}
+        {"do_sample": True, "temperature": how.temperature, "top_k": how.top_k, "top_p": 1.0}
         if sampled
         else {"do_sample": False}
     )
     torch.manual_seed(how.seed)
-    answers = []
+    answers: list[Answer] = []
     for i in range(0, len(encoded), how.batch_size):
         inputs = tokenizer.pad(
             {"input_ids": encoded[i : i + how.batch_size]}, padding_side="left", return_tensors="pt"
@@ -103,6 +107,17 @@ def preference(checks: Sequence[Check]) -> dict[str, Any]:
         "followed_sampled": rate(len(followed), len(checks)),
         "happy": rate(sum(found.happy for found in checks), len(checks)),
         "happy_of_followed": rate(sum(found.happy for found in followed), len(followed)),
+    }
+
+
+def score_turns(kinds: Sequence[str], right: Sequence[bool]) -> dict[str, Any]:
+    """Return the rate of right answers to turns of each kind, and to all that are a question about a story."""
+    counts = {kind: [was for of, was in zip(kinds, right, strict=True) if of == kind] for kind in dict.fromkeys(kinds)}
+    if not counts:
+        return {}
+    questions = [was for kind in QUESTIONS for was in counts[kind]]
+    return {"questions": rate(sum(questions), len(questions))} | {
+        kind: rate(sum(was), len(was)) for kind, was in counts.items()
     }
 
 

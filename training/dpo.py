@@ -29,6 +29,7 @@ from training.stage import command, parse_config
 TOLERANCE = 1e-3  # of the first loss around ln 2: summed rounding of some hundred log-probabilities is below 1e-4
 FALLEN = 1.0  # nats that the chosen answers lose against the reference before it is worth a warning
 KL_PAIRS = 2  # pairs whose answers the KL is measured on: it needs all logits of both models
+KL_POSITIONS = 128  # of which at once: at 150,000 tokens 80 MB for each of five tensors
 MEASURES = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
 LOGPS = ("logps/chosen", "logps/rejected", "kl", "length/chosen", "length/rejected")
 
@@ -70,7 +71,8 @@ class CheckedDPOTrainer(WholeStep, trl.DPOTrainer):
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         figures = self._metrics["train" if model.training else "eval"]
         if self.state.global_step == 0 and model.training:
-            check_first_loss({key: values[-1] for key, values in figures.items()})
+            rounding = torch.finfo(torch.bfloat16).eps if self.args.bf16 else 0.0
+            check_first_loss({key: values[-1] for key, values in figures.items()}, self.beta, rounding)
         lengths = inputs["completion_mask"].sum(dim=1).float().chunk(2)
         figures["length/chosen"].append(lengths[0].mean().item())
         figures["length/rejected"].append(lengths[1].mean().item())
@@ -84,24 +86,44 @@ class CheckedDPOTrainer(WholeStep, trl.DPOTrainer):
     def kl_to_reference(self, model: Any, inputs: dict[str, torch.Tensor]) -> float:
         """Return KL(model || reference) in nats a token, over the whole vocabulary, at tokens of some answers."""
         half = len(inputs["input_ids"]) // 2
-        rows = [side * half + i for side in (0, 1) for i in range(min(KL_PAIRS, half))]
-        batch = {name: inputs[name][rows] for name in ("input_ids", "attention_mask")}
-        logps = model(**batch, use_cache=False).logits.float().log_softmax(-1)
-        if self.ref_model is not None:
-            reference = self.ref_model(**batch, use_cache=False).logits
-        else:
-            with self.accelerator.unwrap_model(self.model).disable_adapter():
-                reference = model(**batch, use_cache=False).logits
-        kl_BT = (logps.exp() * (logps - reference.float().log_softmax(-1))).sum(-1)[:, :-1]
-        return kl_BT[inputs["completion_mask"][rows][:, 1:].bool()].mean().item()
+        total, count = 0.0, 0
+        for row in [side * half + i for side in (0, 1) for i in range(min(KL_PAIRS, half))]:
+            batch = {name: inputs[name][row : row + 1] for name in ("input_ids", "attention_mask")}
+            # The logits of a whole row, let alone of a batch, are gigabytes where the vocabulary is large.
+            answer = inputs["completion_mask"][row, 1:].nonzero()[:, 0]
+            how = {"use_cache": False, "logits_to_keep": answer}
+            logits = model(**batch, **how).logits[0]
+            if self.ref_model is not None:
+                reference = self.ref_model(**batch, **how).logits[0]
+            else:
+                with self.accelerator.unwrap_model(self.model).disable_adapter():
+                    reference = model(**batch, **how).logits[0]
+            total += sum_of_kl(logits, reference).item()
+            count += len(answer)
+        return total / count
 
 
-def check_first_loss(figures: dict[str, float]) -> None:
-    """Raise ValueError if a wrong reference moves the sigmoid loss of the first batch off ln 2."""
+def sum_of_kl(logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Return the sum over positions of KL(softmax(logits) || softmax(reference)), of (positions, vocabulary) each."""
+    total = torch.zeros((), device=logits.device)
+    for one, other in zip(logits.split(KL_POSITIONS), reference.split(KL_POSITIONS), strict=True):
+        logps = one.float().log_softmax(-1)
+        total += (logps.exp() * (logps - other.float().log_softmax(-1))).sum()
+    return total
+
+
+def check_first_loss(figures: dict[str, float], beta: float, rounding: float = 0.0) -> None:
+    """Raise ValueError if a wrong reference moves the sigmoid loss of the first batch off ln 2.
+
+    Args:
+        rounding: Of the log-probabilities, as a share of them: in bfloat16 those of a row depend on how it is padded,
+            so that written down before the first step they are not quite those of the step.
+    """
     for side in ("chosen", "rejected"):
         reward = figures[f"rewards/{side}"]
-        first_loss = math.log1p(math.exp(-abs(reward)))
-        if not abs(first_loss - math.log(2)) <= TOLERANCE:
+        beyond = max(0.0, abs(reward) - beta * rounding * abs(figures[f"logps/{side}"]))
+        first_loss = math.log1p(math.exp(-beyond))
+        if not abs(first_loss - math.log(2)) <= TOLERANCE or math.isnan(reward):
             raise ValueError(
                 f"the first DPO loss must be ln 2 = {math.log(2):.4f}, since model and reference are the same before "
                 f"the first step, but the mean reward of the {side} answers is {reward:.4f} and not 0; the "

@@ -12,27 +12,30 @@ Every model gets the same text and prompts. `results.json` holds the numbers wit
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from hf_scratch import ScratchForCausalLM  # noqa: F401, registers the model type with the Auto classes
 from hf_scratch.bits_per_byte import Text, encode
-from hf_scratch.tokenizer import Message
-from training.answers import Answer, Asking, answer, preference, score, variety
-from training.data.stories import Check, Request, check, prompts
+from hf_scratch.tokenizer import Message, require_fit
+from training.answers import Answer, Asking, answer, preference, score, score_turns, variety
+from training.data.stories import Check, Request, check
+from training.data.talk import Turn, prompts, turns
 from training.intervals import mcnemar, paired_difference
 from training.lm_tasks import find_tasks, run_tasks
+from training.load import load_from, load_tokenizer
 from training.report_markdown import card_results, plot_curves, write_report
 from training.report_page import write_page
 from training.stage import command, hash_input, open_stage, parse_config, read_json, write_json
 from training.text_bits import measure_text, read_shards, read_texts
 
+LONGEST_TRUE_ANSWER = 64  # tokens of the answer to a question, more than any has
 Asked = list[tuple[Request, list[Message]]]
 
 
@@ -61,11 +64,15 @@ class EvalConfig:
     )
     task_rows: int = field(default=0, metadata={"help": "Rows of each task; 0 takes all."})
     num_prompts: int = field(default=200, metadata={"help": "Story prompts; 0 asks none."})
+    num_turns: int = field(
+        default=200, metadata={"help": "Questions about stories; fewer of what else is asked besides one story."}
+    )
     split: Literal["test", "dev"] = field(
         default="test", metadata={"help": "Split of the prompts; dev is for tuning."}
     )
     seed: int = field(default=0, metadata={"help": "Seed of the prompts."})
     temperature: float = field(default=0.7, metadata={"help": "Of the sampled answers; the greedy ones have none."})
+    top_k: int = field(default=50, metadata={"help": "Likeliest tokens that a sampled answer draws from; 0 is all."})
     max_new_tokens: int = field(default=256, metadata={"help": "Longest answer in tokens, within the context."})
     batch_size: int = field(default=256, metadata={"help": "Prompts answered at once."})
     num_samples: int = field(default=3, metadata={"help": "Prompts whose answers the report shows."})
@@ -79,6 +86,7 @@ class Outcomes:
     num_bytes: np.ndarray | None = None
     greedy: list[tuple[Answer, Check]] = field(default_factory=list)
     sampled: list[tuple[Answer, Check]] = field(default_factory=list)
+    turns: dict[str, list[tuple[Answer, bool]]] = field(default_factory=dict)  # greedy and sampled, answer and right
 
 
 @command
@@ -97,12 +105,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     disable_progress_bar()
     asked = story_prompts(config)
-    results, outcomes = evaluate(config, models, asked)
+    later = turns(config.split, config.seed, config.num_turns) if asked and config.num_turns else []
+    results, outcomes = evaluate(config, models, asked, later)
     results["curves"] = plot_curves(models, stage.folder / "loss.png")
     records = {name: read_json(Path(folder).parent / "stage.json") for name, folder in models.items()}
     results["precision"] = {name: record["precision"] for name, record in records.items() if "precision" in record}
     write_json(stage.folder / "results.json", results)
-    write_answers(stage.folder / "answers.jsonl", asked, outcomes)
+    write_answers(stage.folder / "answers.jsonl", asked, later, outcomes)
     card_results(results, stage.folder / "card_results.yaml")
     write_report(results, stage.folder / "report.md")
     stage.finish(results["models"])
@@ -125,39 +134,48 @@ def parse_models(options: list[str]) -> dict[str, str]:
                 f"--models {option!r} is not a new NAME=FOLDER; write for example sft=runs/mine/sft/model."
             )
         hub_id = path.count("/") == 1 and not Path(path).parent.exists()
-        if not hub_id and not (Path(path) / "config.json").is_file():
+        if not hub_id and not (Path(path) / "config.json").is_file() and not is_old_hub_id(path):
             raise ValueError(f"{path} holds no model (no config.json); train it first or check the path.")
         models[name] = path
     return models
+
+
+def is_old_hub_id(path: str) -> bool:
+    """Whether a name without an owner, such as gpt2, is a model of the Hub and no folder."""
+    if "/" in path or Path(path).exists():
+        return False
+    try:
+        return bool(AutoConfig.from_pretrained(path))
+    except (OSError, ValueError):
+        return False
 
 
 def load(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model in float32, and its tokenizer.
 
     Raises:
-        ValueError: There is no such model.
+        ValueError: There is no such model, or its tokenizer has more tokens than it.
     """
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(device).eval()
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is not a model's folder, nor a Hub id that can be read ({reason})") from None
+    model = load_from(AutoModelForCausalLM, path, "model", dtype=torch.float32).to(device).eval()
+    tokenizer = load_tokenizer(path)
+    require_fit(tokenizer, model)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer
 
 
-def evaluate(config: EvalConfig, models: dict[str, str], asked: Asked) -> tuple[dict[str, Any], dict[str, Outcomes]]:
+def evaluate(
+    config: EvalConfig, models: dict[str, str], asked: Asked, later: list[Turn]
+) -> tuple[dict[str, Any], dict[str, Outcomes]]:
     """Return the content of results.json, and what each model did prompt by prompt."""
     results: dict[str, Any] = {"models": {}, "prompts": None, "samples": []}
     if asked:
-        settings = ("split", "seed", "temperature", "max_new_tokens")
+        settings = ("split", "seed", "temperature", "top_k", "max_new_tokens", "num_turns")
         results["prompts"] = {"count": len(asked)} | {name: getattr(config, name) for name in settings}
     outcomes: dict[str, Outcomes] = {}
     for name, path in models.items():
-        results["models"][name], outcomes[name] = evaluate_model(config, path, asked)
+        results["models"][name], outcomes[name] = evaluate_model(config, path, asked, later)
         print(one_line(name, results["models"][name]), flush=True)
     results["samples"] = side_by_side(asked[: config.num_samples], outcomes)
     results["paired"] = [
@@ -167,7 +185,7 @@ def evaluate(config: EvalConfig, models: dict[str, str], asked: Asked) -> tuple[
     return results, outcomes
 
 
-def evaluate_model(config: EvalConfig, path: str, asked: Asked) -> tuple[dict[str, Any], Outcomes]:
+def evaluate_model(config: EvalConfig, path: str, asked: Asked, later: list[Turn]) -> tuple[dict[str, Any], Outcomes]:
     """Return the measures of one model, and what it did prompt by prompt."""
     model, tokenizer = load(path)
     measured: dict[str, Any] = {"sha256": hash_input(path), "parameters": model.num_parameters()}
@@ -185,20 +203,33 @@ def evaluate_model(config: EvalConfig, path: str, asked: Asked) -> tuple[dict[st
     if asked:
         if tokenizer.chat_template is None:
             raise ValueError(f"{path} has no chat template, so it cannot be asked; give --num_prompts 0 to leave it.")
-        how = Asking(config.temperature, config.max_new_tokens, config.batch_size, config.seed)
-        outcomes.greedy, outcomes.sampled = (
-            [
-                (said, check(request, said.text))
-                for (request, _), said in zip(
-                    asked, answer(model, tokenizer, asked, how, sampled=sampled), strict=True
-                )
-            ]
-            for sampled in (False, True)
-        )
+        how = Asking(config.temperature, config.top_k, config.max_new_tokens, config.batch_size, config.seed)
+        for kind in ("greedy", "sampled"):
+            said = answer(model, tokenizer, [messages for _, messages in asked], how, sampled=kind == "sampled")
+            found = [(text, check(request, text.text)) for (request, _), text in zip(asked, said, strict=True)]
+            setattr(outcomes, kind, found)
+            outcomes.turns[kind] = answer_turns(model, tokenizer, later, how, sampled=kind == "sampled")
         greedy, sampled_answers = ([said for said, _ in both] for both in (outcomes.greedy, outcomes.sampled))
         measured["stories"] = score([found for _, found in outcomes.greedy], greedy)
         measured["stories"] |= preference([found for _, found in outcomes.sampled]) | variety(sampled_answers)
+        measured["turns"] = {
+            kind: score_turns([turn.kind for turn in later], [right for _, right in found])
+            for kind, found in outcomes.turns.items()
+        }
     return measured, outcomes
+
+
+def answer_turns(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, later: list[Turn], how: Asking, *, sampled: bool
+) -> list[tuple[Answer, bool]]:
+    """Return the answer to each turn and whether it is right; one that must be short is not awaited for long."""
+    brief = replace(how, max_new_tokens=min(how.max_new_tokens, LONGEST_TRUE_ANSWER))
+    said: dict[int, Answer] = {}
+    for short, asking in ((True, brief), (False, how)):
+        places = [i for i, turn in enumerate(later) if (turn.answer is not None) == short]
+        found = answer(model, tokenizer, [later[i].messages for i in places], asking, sampled=sampled)
+        said |= dict(zip(places, found, strict=True))
+    return [(said[i], turn.is_right(said[i].text)) for i, turn in enumerate(later)]
 
 
 def name_files(files: Sequence[str]) -> dict[str, Path]:
@@ -242,7 +273,8 @@ def compare(old: Outcomes, new: Outcomes) -> dict[str, Any]:
     if old.greedy:
         followed = ([check.followed for _, check in model.greedy] for model in (old, new))
         happy = ([check.happy for _, check in model.sampled] for model in (old, new))
-        found |= {"followed": mcnemar(*followed), "happy": mcnemar(*happy)}
+        turns = ([right for _, right in model.turns["greedy"]] for model in (old, new))
+        found |= {"followed": mcnemar(*followed), "happy": mcnemar(*happy), "turns": mcnemar(*turns)}
     return found
 
 
@@ -261,7 +293,7 @@ def side_by_side(asked: Asked, outcomes: dict[str, Outcomes]) -> list[dict[str, 
     ]
 
 
-def write_answers(path: Path, asked: Asked, outcomes: dict[str, Outcomes]) -> None:
+def write_answers(path: Path, asked: Asked, later: list[Turn], outcomes: dict[str, Outcomes]) -> None:
     """Write every answer of every model, a line each."""
     with path.open("w", encoding="utf-8") as file:
         for name, model in outcomes.items():
@@ -269,6 +301,11 @@ def write_answers(path: Path, asked: Asked, outcomes: dict[str, Outcomes]) -> No
                 for (_, messages), (text, found) in zip(asked if said else [], said, strict=True):
                     line = {"model": name, "kind": kind, "prompt": messages[-1]["content"], **asdict(text)}
                     line |= {"followed": found.followed, **asdict(found)}
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            for kind, answered in model.turns.items():
+                for turn, (text, right) in zip(later, answered, strict=True):
+                    line = {"model": name, "kind": kind, "turn": turn.kind, "messages": turn.messages, **asdict(text)}
+                    line |= {"right": right, "true_answer": turn.answer}
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
@@ -282,6 +319,8 @@ def one_line(name: str, measured: dict[str, Any]) -> str:
     ]
     if "stories" in measured:
         parts.append("followed {followed[rate]:.1%}, happy {happy[rate]:.1%}".format(**measured["stories"]))
+        if measured["turns"]["greedy"]:
+            parts.append("questions {questions[rate]:.1%}".format(**measured["turns"]["greedy"]))
     for task, scores in measured.get("tasks", {}).items():
         parts += [f"{task} {key} {value['value']:.4f}" for key, value in scores.items() if key != "rows"]
     return f"{name}: {', '.join(parts)}"

@@ -21,10 +21,10 @@ import trl
 from accelerate import PartialState
 from datasets import Dataset
 
-from training.align import finish, load_model, quiet
+from training.align import finish, gather_weights, load_model, quiet
 from training.align_trainer import CHECKPOINTS, MetricsLog, run_trainer
 from training.answers import PARTS
-from training.data import stories
+from training.data import stories, talk
 from training.hardware import (
     PRECISION_HELP,
     Precision,
@@ -92,14 +92,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         processing_class=tokenizer,
     )
     metrics = run_trainer(trainer, stage, MetricsLog(stage.folder / METRICS, MEASURES, 1 / config.max_steps))
+    weights = gather_weights(trainer)
     if trainer.accelerator.is_main_process:
-        save_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, stage.folder / "model")
+        save_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, stage.folder / "model", weights)
     finish(stage, metrics | {"precision": config.precision}, "Next: `python -m training.eval_model`, or talk to it.")
 
 
 def asked(config: GrpoConfig) -> Dataset:
     """Return a prompt for each place of the run, with what it asks for."""
-    drawn = itertools.islice(stories.prompts("train", config.seed), config.max_steps * config.prompts_per_step)
+    drawn = itertools.islice(talk.prompts("train", config.seed), config.max_steps * config.prompts_per_step)
     return Dataset.from_list(
         [{"prompt": messages, "request": json.dumps(asdict(request))} for request, messages in drawn]
     )

@@ -4,6 +4,7 @@ Every function says whose method it is. The bootstrap resamples prompts or docum
 from a fixed seed.
 """
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -79,3 +80,22 @@ def paired_difference(before: np.ndarray, after: np.ndarray, sizes: np.ndarray) 
     """Return how much sum(after) / sum(sizes) is above sum(before) / sum(sizes), with its 95 % bootstrap interval."""
     low, high = bootstrap_ratio(after - before, sizes)
     return {"difference": float((after - before).sum() / sizes.sum()), "low": low, "high": high}
+
+
+def sign_flip(differences: Sequence[float]) -> float:
+    """Return the exact two-sided p of paired differences: how many choices of their signs have as large a sum.
+
+    Under the null hypothesis each pair could as well have come the other way round (R. A. Fisher, 1935). Exact for 16
+    pairs or fewer; 2 / 2^n is the smallest p that n pairs can have.
+
+    Raises:
+        ValueError: More than 16 pairs.
+    """
+    if len(differences) > 16:
+        raise ValueError(f"{len(differences)} pairs have too many choices of signs to be tried; give at most 16.")
+    size = abs(sum(differences))
+    sums = (
+        abs(sum(sign * one for sign, one in zip(signs, differences, strict=True)))
+        for signs in itertools.product((1, -1), repeat=len(differences))
+    )
+    return sum(flipped >= size - 1e-12 for flipped in sums) / 2 ** len(differences)

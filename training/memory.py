@@ -113,7 +113,7 @@ def peak_of_step(
 
     Without loss it is the decoder's own, for the sum of its output. The config is text so that results can be kept.
     """
-    config = ScratchConfig(**json.loads(config_json) | {"num_hidden_layers": num_layers})
+    config = ScratchConfig.from_dict(json.loads(config_json) | {"num_hidden_layers": num_layers})
     with FakeTensorMode(), _Peak() as peak:
         model = ScratchForCausalLM(config)
         for param in model.parameters():

@@ -19,8 +19,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 
-from training.data.documents import DocumentSource, Split, cut_batches, expand_files, read_documents
+from training.data.documents import (
+    DocumentSource,
+    Split,
+    check_val_fraction,
+    cut_batches,
+    expand_files,
+    read_documents,
+)
 from training.data.recipe import describe_files, evaluation_units, read_sources, read_steps
+from training.data.revisions import pin
 from training.stage import SameRun, Stage, command, open_stage, parse_config, write_json
 
 # Worker processes import this file as well: what takes long to import is imported where it is used.
@@ -75,6 +83,7 @@ class DataConfig(DocumentSource):
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage."""
     config = parse_config(DataConfig, argv, __doc__)
+    check_val_fraction(config.val_fraction)
     if config.sources:
         prepare_sources(config)
         return
@@ -87,8 +96,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def describe_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
-    """Return how many tokens there are, and the smallest type that holds their ids."""
-    return {"dtype": "uint16" if len(tokenizer) <= 2**16 else "uint32", "vocab_size": len(tokenizer)}
+    """Return how many tokens there are, the smallest type that holds their ids, and the hash of what makes them."""
+    from hf_scratch.token_ids import hash_tokenizer
+
+    dtype = "uint16" if len(tokenizer) <= 2**16 else "uint32"
+    return {"dtype": dtype, "vocab_size": len(tokenizer), "tokenizer_sha256": hash_tokenizer(tokenizer)}
 
 
 # ---- text as it is ----
@@ -96,9 +108,9 @@ def describe_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
 
 def write_stream(config: DataConfig, stage: Stage) -> None:
     """Write each split as one shard, its documents in the order in which they come."""
-    from transformers import AutoTokenizer
+    from hf_scratch.token_ids import load_encoder
 
-    tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
+    tokenizer = load_encoder(config.tokenizer)
     meta: dict[str, Any] = describe_tokens(tokenizer)
     for split in SPLITS:
         meta[split] = write_split(stage.folder, split, tokenizer, read_documents(config, split), meta["dtype"])
@@ -159,12 +171,15 @@ def prepare_sources(config: DataConfig) -> None:
     from datatrove.io import get_datafolder
 
     # What one recipe has done must not count as done for another one that works in the same place.
-    shared = config.work_dir and f"{config.work_dir.rstrip('/')}/{stage.record['fingerprint'][:16]}"
+    shared = (
+        config.work_dir and f"{os.path.expanduser(config.work_dir).rstrip('/')}/{stage.record['fingerprint'][:16]}"
+    )
     folder = get_datafolder(shared or str((stage.folder / "work").absolute()))
     workers = config.workers or ((os.cpu_count() or 1) if config.executor == "local" else -1)  # -1: no limit
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if workers == 1 else "false"  # one core each is enough then
     os.environ["TQDM_DISABLE"] = "1"  # in the worker processes, whose bars would be mixed up
     tokenizer, meta = describe_tokenizer(config)
+    sources = pin(sources, folder)
     passes = plan(folder, sources, steps, tokenizer, meta, config.tasks, config.max_document_bytes)
     if not run_passes(passes, folder, workers, config.executor, config.executor_options, say):
         say("the tasks are submitted; the same command, when they are done, writes the report.")
@@ -181,12 +196,11 @@ def say(line: str) -> None:
 
 def describe_tokenizer(config: DataConfig) -> tuple[str, dict[str, Any]]:
     """Return the tokenizer as JSON for the worker processes, and what the shards are made by."""
-    from transformers import AutoTokenizer
+    from hf_scratch.token_ids import load_encoder
+    from hf_scratch.tokenizer import separator_of, text_backend
 
-    from hf_scratch.tokenizer import separator_of
-
-    tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
-    return tokenizer.backend_tokenizer.to_str(), {
+    tokenizer = load_encoder(config.tokenizer)
+    return text_backend(tokenizer).to_str(), {
         **describe_tokens(tokenizer),
         "separator": separator_of(tokenizer),
         "shards": config.shards,

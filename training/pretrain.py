@@ -22,17 +22,18 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer
 
 from hf_scratch import ScratchForCausalLM
 from hf_scratch.bits_per_byte import BitsPerByte, bits_per_byte
 from hf_scratch.hub import CheckpointPusher
+from hf_scratch.token_ids import refuse_other_tokenizer
 from training.checkpoint import load_latest, save_checkpoint
 from training.data.batches import IGNORE, Ahead, Batch, Rows, Shards
 from training.data.mixture import data_inputs, open_data
 from training.distributed import Parallel, make_accelerator, whole_weights
 from training.flops import utilisation_of
 from training.hardware import DTYPES, join_processes, resolve_precision, settle_precision
+from training.load import load_tokenizer
 from training.loss import PretrainingLoss
 from training.optimizer import build_optimizers, learning_rate
 from training.pretrain_config import PretrainConfig, build_model
@@ -67,8 +68,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def train(config: PretrainConfig, accelerator: Accelerator, folder: Path) -> dict[str, Any]:
     """Train from the newest checkpoint, or from the start, to `max_steps`; save the model and return its figures."""
-    tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
+    tokenizer = load_tokenizer(config.tokenizer)
     rows, held_out = open_data(config.data, config.row_tokens, config.seed, config.pack_documents)
+    refuse_other_tokenizer(held_out.tokenizer, tokenizer, " ".join(config.data), accelerator.print)
     trainer = Trainer(config, accelerator, folder, build_model(config, held_out.vocab_size, tokenizer), held_out)
     trainer.resume()
     if config.push_to and accelerator.is_main_process:
@@ -324,7 +326,7 @@ class Trainer:
         if self.bad_steps == 3:
             raise ValueError(
                 f"steps {step - 2} to {step} had no finite loss (rows up to {(step + 1) * self.config.batch_rows}); "
-                f"lower learning_rate={self.config.learning_rate}. The last checkpoint in "
+                f"lower learning_rate={self.config.learning_rate}. Any checkpoint in "
                 f"{self.folder / 'checkpoints'} is good."
             )
 

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_scratch import ScratchConfig, ScratchForCausalLM
 from training.hardware import PRECISION_HELP, Precision
+from training.initial_weights import let_attention_copy
 from training.stage import SameRun
 
 
@@ -28,6 +29,9 @@ class PretrainConfig:
     num_key_value_heads: int | None = field(default=None, metadata={"help": "Key/value heads; all heads if not set."})
     tie_word_embeddings: bool = field(default=True, metadata={"help": "Share the embedding with the LM head."})
     rope_theta: float = field(default=10000.0, metadata={"help": "Base of the rotary frequencies."})
+    copy_strength: float = field(
+        default=0.02, metadata={"help": "How much attention copies at the start, see initial_weights.py; 0 is none."}
+    )
     attention_dropout: float = field(default=0.0, metadata={"help": "Dropout of attention weights; 0 is none."})
 
     context_length: int = field(default=1024, metadata={"help": "Longest sequence of the model, in tokens."})
@@ -118,7 +122,9 @@ def build_model(config: PretrainConfig, vocab_size: int, tokenizer: PreTrainedTo
     """Return the model with initial weights from the seed."""
     set_seed(config.seed)
     special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    return ScratchForCausalLM(model_config(config, vocab_size, **special))
+    model = ScratchForCausalLM(model_config(config, vocab_size, **special))
+    let_attention_copy(model, config.copy_strength)
+    return model
 
 
 def model_config(config: PretrainConfig, vocab_size: int, **special_tokens: int | None) -> ScratchConfig:

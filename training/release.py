@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-from huggingface_hub import EvalResultEntry, ModelCard, RepoCard, eval_result_entries_to_yaml
+from huggingface_hub import ModelCard, RepoCard
 from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_scratch import ScratchForCausalLM, fast_generate  # noqa: F401, registers the model type with the Auto classes
-from hf_scratch.card import Base, CardFacts, from_thumbs, make_card, read_metadata
+from hf_scratch.card import Base, CardFacts, from_thumbs, license_metadata, make_card, read_metadata
 from hf_scratch.files import Check, check_files, read_config
+from hf_scratch.tokenizer import keep_control_tokens_text
 from hf_scratch.verify import MESSAGES, make_reference, require, save_reference, verify
 from training.eval_model import learns_stories
 from training.report_markdown import eval_results, procedure, results_table
@@ -63,7 +63,7 @@ class ReleaseConfig:
     license: str = field(
         default="",
         metadata={
-            "help": "The Hub's name of the licence. Empty: that of the model that was fine-tuned, or apache-2.0."
+            "help": "Licence, by the Hub's name if it has one. Empty: that of what was fine-tuned, or apache-2.0."
         },
     )
     language: str = field(default="en", metadata={"help": "Language of the text, as a code."})
@@ -72,7 +72,7 @@ class ReleaseConfig:
         metadata={"help": "What the card says about the text, its origin and licence; stories need nothing."},
     )
     stages: list[str] = field(
-        default_factory=list, metadata={"help": "Also base, sft or dpo, to be published beside the last stage."}
+        default_factory=list, metadata={"help": "Stages such as base or sft that must be fit to be published as well."}
     )
 
 
@@ -88,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         unverified = stage.folder / "unverified"
         shutil.rmtree(unverified, ignore_errors=True)
         try:
+            for name in config.stages:
+                cut_run(run, records, name)  # what is not there is told before anything is built
             checks = build_model(config, records, source, unverified / "model")
             build_stages(config, records, source, unverified / "stages")
             build_space(config, unverified / "space")
@@ -123,12 +125,17 @@ def read_run(run: Path) -> tuple[dict[str, dict[str, Any]], Path]:
 
 def require_results(run: Path, source: Path) -> None:
     """Raise ValueError if the run's evaluation has no numbers of this model."""
-    results = read_json(run / "eval" / "results.json")
-    if hash_input(str(source)) not in {model["sha256"] for model in results.get("models", {}).values()}:
+    if not has_results(run, source):
         raise ValueError(
             f"{run / 'eval'} holds no results of {source}, which the card must state; "
             f"run `python -m training.eval_model` with it first."
         )
+
+
+def has_results(run: Path, source: Path) -> bool:
+    """Whether the run's evaluation has numbers of this very model."""
+    results = read_json(run / "eval" / "results.json")
+    return hash_input(str(source)) in {model["sha256"] for model in results.get("models", {}).values()}
 
 
 def cut_run(run: Path, records: dict[str, dict[str, Any]], name: str) -> tuple[dict[str, dict[str, Any]], Path]:
@@ -153,7 +160,7 @@ def build_model(config: ReleaseConfig, records: dict[str, dict[str, Any]], sourc
     for name, record in records.items():
         copy_files(Path(config.run) / name, folder / "training_record" / name, RECORD_FILES)
         write_json(folder / "training_record" / name / "stage.json", without_paths(record))
-    if license == "apache-2.0":
+    if license_metadata(license) == {"license": "apache-2.0"}:
         shutil.copy(ROOT / "LICENSE", folder)
     results = read_json(Path(config.run) / "eval" / "results.json")
     measured = next(found for found in results["models"].values() if found["sha256"] == hash_input(str(source)))
@@ -179,28 +186,37 @@ def build_model(config: ReleaseConfig, records: dict[str, dict[str, Any]], sourc
         checks=checks,
         eval_results=eval_results(measured),
     )
-    write_hub_results(records.get("data", {}), measured, folder)
     make_card(facts).save(folder / "README.md")
     require(check_files(folder), "the release was not put in place: its card")
     return checks
 
 
 def build_stages(config: ReleaseConfig, records: dict[str, dict[str, Any]], source: Path, folder: Path) -> None:
-    """Put the models of the stages before the released one beside it, for the Space to compare; those that are to be
-    published get all that the released one has."""
+    """Put the models of the stages before the released one beside it, for the Space to compare and to be published.
+
+    Each gets all that the released one has. One that was not evaluated is only copied, if nobody asked for more.
+    """
     folder.mkdir(parents=True)
     run = Path(config.run)
-    for name in config.stages:
-        build_model(config, *cut_run(run, records, name), folder / name)
     for name, stage in MODELS.items():
-        if name not in config.stages and stage in records and (model := run / stage / "model") != source:
+        model = run / stage / "model"
+        earlier = stage in records and model != source
+        if name in config.stages or (earlier and has_results(run, model)):
+            build_model(config, *cut_run(run, records, name), folder / name)
+        elif earlier:
             copy_model(model, folder / name)
             require(check_files(folder / name), f"the release was not put in place: the model of the stage {stage}")
 
 
 def copy_model(source: Path, folder: Path) -> None:
-    """Copy a model, and with it the fast decoding, which transformers takes from this place."""
+    """Copy a model, and with it the fast decoding, which transformers takes from this place.
+
+    The tokenizer gets the list of the tokens that nobody's message may become, so that they stay text elsewhere too.
+    """
     copy_files(source, folder, MODEL_FILES)
+    if told := keep_control_tokens_text(AutoTokenizer.from_pretrained(folder)):
+        settings = read_json(folder / "tokenizer_config.json")
+        write_json(folder / "tokenizer_config.json", settings | {"chat_control_tokens": told})
     (folder / "custom_generate").mkdir()
     shutil.copy(fast_generate.__file__, folder / "custom_generate" / "generate.py")
 
@@ -302,18 +318,6 @@ def describe_results(results: dict[str, Any]) -> str:
     if results["curves"]:
         parts.append("![Loss during training](training_record/eval/loss.png)")
     return "\n\n".join(parts)
-
-
-def write_hub_results(data: dict[str, Any], measured: dict[str, Any], folder: Path) -> None:
-    """Write `.eval_results/held_out.yaml`, the Hub's format, which is for data sets that the Hub has."""
-    dataset = data.get("config", {}).get("dataset")
-    if not isinstance(dataset, str) or "text" not in measured:
-        return
-    bits = round(measured["text"]["bits_per_byte"], 4)
-    entry = EvalResultEntry(dataset_id=dataset, task_id="bits_per_byte", value=bits, notes="held-out documents")
-    (folder / ".eval_results").mkdir()
-    text = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
-    (folder / ".eval_results" / "held_out.yaml").write_text(text, encoding="utf-8")
 
 
 def build_space(config: ReleaseConfig, folder: Path) -> None:

@@ -6,6 +6,7 @@
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,25 @@ ROWS = (
     ("happy", "Preferred (happy) ending, sampled answers"),
     ("happy_of_followed", "Preferred ending, sampled answers that followed"),
 )
+TURN_ROWS = (
+    ("questions", "Questions about a story answered exactly"),
+    ("again", "Told again with the other ending"),
+    ("next", "The next story followed"),
+    ("open", "Request that leaves nearly all open followed"),
+    ("small talk", "Honest where no story was asked for"),
+)
+QUESTION_ROWS = (
+    ("who", "who it was about"),
+    ("name", "the hero's name"),
+    ("had", "what the hero had"),
+    ("happened", "what happened"),
+    ("where", "where it happened"),
+    ("place", "where the hero was"),
+    ("helped", "who helped"),
+    ("mood", "whether the hero was happy"),
+    ("can", "what the helper can do"),
+    ("color", "the color of the thing"),
+)
 VARIETY_ROWS = (
     ("distinct_1", "Different words among all words"),
     ("distinct_2", "Different pairs of words"),
@@ -33,6 +53,7 @@ PART_ROWS = (
     ("problem", "the mishap"),
     ("complete", "a whole story about one hero"),
 )
+ENOUGH = 0.9  # below this rate something is named as missing
 Curves = tuple[tuple[str, str], ...]  # key in metrics.jsonl, label
 LOSSES: Curves = (
     ("train_loss", "training"),
@@ -54,6 +75,11 @@ MEANING = """\
 - **Preferred ending**: preference pairs choose stories that end happily, so this is what DPO should raise. The checker
   knows the endings; an answer without one is not happy. It is counted on sampled answers, because greedy ones
   show only the likelier ending.
+- **Questions, the other ending, the next story**: the second turn of a talk, after a story that the generator told. An
+  answer to a question counts if it is the true one word for word. The other ending counts if the story is told again,
+  as asked for, and ends the other way.
+- **Honest where no story was asked for**: greetings, thanks and requests in phrasings that training did not have get
+  the sentence that says what the model can do.
 - **Ended with an end token**: the model stopped by itself, before the longest answer allowed.
 - **Different words, pairs, runs of three**: among all of the sampled answers together (distinct-n); a model that says
   the same to every prompt has few. **Phrases repeated**: the share of an answer's runs of four words that stood in it
@@ -66,6 +92,8 @@ MEANING = """\
 def write_report(results: dict[str, Any], path: Path) -> None:
     """Write report.md from the content of results.json."""
     sections = ["# Evaluation", results_table(results["models"])]
+    if lacking := missing(results["models"]):
+        sections += ["## What is missing", lacking]
     if paired := paired_table(results):
         sections += ["## What each stage changed", paired]
     if results["curves"]:
@@ -77,6 +105,23 @@ def write_report(results: dict[str, Any], path: Path) -> None:
     if results["samples"]:
         sections += ["## Samples", samples(results["samples"])]
     path.write_text("\n\n".join(section.rstrip() for section in sections) + "\n", encoding="utf-8")
+
+
+def missing(models: dict[str, Any]) -> str:
+    """Return a line for each aligned model that does not carry a kind of fact on, or cannot answer a kind of question.
+
+    The first of several models is the base, which was not taught to follow.
+    """
+    lines = []
+    for name, measured in list(models.items())[len(models) > 1 :]:
+        parts = measured.get("stories", {}).get("parts", {})
+        asked = measured.get("turns", {}).get("greedy", {})
+        found = [(f"{title} is right", parts[key]) for key, title in PART_ROWS if key in parts]
+        found += [(f"the question {title} is answered", asked[key]) for key, title in QUESTION_ROWS if key in asked]
+        found += [(f"{title[0].lower()}{title[1:]}", asked[key]) for key, title in TURN_ROWS[1:] if key in asked]
+        lines += [f"- {name}: {title}: {percent(rate)}" for title, rate in found if rate["rate"] < ENOUGH]
+    advice = "More steps of pretraining, or a higher `copy_strength`, help a small model to carry a kind of fact on."
+    return "\n".join([*lines, "", advice]) if lines else ""
 
 
 def results_table(models: dict[str, Any]) -> str:
@@ -99,6 +144,7 @@ def result_rows(models: dict[str, Any]) -> dict[str, list[str]]:
     if any("stories" in m for m in every):
         stories = [m.get("stories", {}) for m in every]
         rows |= {title: [percent(m[key]) if key in m else "" for m in stories] for key, title in ROWS}
+        rows |= turn_rows(every, TURN_ROWS)
         rows["Length of an answer, tokens"] = [interval(m["tokens"]) if "tokens" in m else "" for m in stories]
         if any("repetition" in m for m in stories):
             rows |= {title: [share(m.get(key)) for m in stories] for key, title in VARIETY_ROWS}
@@ -150,7 +196,7 @@ def paired_table(results: dict[str, Any]) -> str:
     return table(PAIRED_HEADER, rows) if rows else ""
 
 
-PAIRED_HEADER = ["from → to", "bits per byte", "instruction followed", "preferred ending"]
+PAIRED_HEADER = ["from → to", "bits per byte", "instruction followed", "preferred ending", "other turns right"]
 
 
 def paired_rows(results: dict[str, Any]) -> list[list[str]]:
@@ -160,7 +206,7 @@ def paired_rows(results: dict[str, Any]) -> list[list[str]]:
         cells = [f"{pair['from']} → {pair['to']}"]
         found = pair.get("bits_per_byte")
         cells.append(f"{found['difference']:+.4f} ({found['low']:+.4f} to {found['high']:+.4f})" if found else "")
-        for key in ("followed", "happy"):
+        for key in ("followed", "happy", "turns"):
             test = pair.get(key)
             cells.append(f"{test['gained']} gained, {test['lost']} lost, p {p_value(test['p'])}" if test else "")
         rows.append(cells)
@@ -187,6 +233,10 @@ def eval_results(measured: dict[str, Any]) -> list[EvalResult]:
     found = [(name, "bits_per_byte", "Bits per byte", text["bits_per_byte"]) for name, text in texts.items() if text]
     stories = measured.get("stories", {})
     found += [("story prompts", key, title, stories[key]["rate"]) for key, title in ROWS if key in stories]
+    later = measured.get("turns", {}).get("greedy", {})
+    found += [
+        ("later turns", key.replace(" ", "_"), title, later[key]["rate"]) for key, title in TURN_ROWS if key in later
+    ]
     for task, scores in measured.get("tasks", {}).items():
         found += [(task, name, name, score["value"]) for name, score in scores.items() if name != "rows"]
     return [
@@ -203,10 +253,23 @@ def eval_results(measured: dict[str, Any]) -> list[EvalResult]:
     ]
 
 
+def turn_rows(models: list[dict[str, Any]], rows: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
+    """Return the cells of what is asked besides one story, greedy and sampled, where it was measured."""
+    found = {}
+    for key, title in rows:
+        for kind, ending in (("greedy", ""), ("sampled", ", sampled")):
+            rates = [m.get("turns", {}).get(kind, {}).get(key) for m in models]
+            if any(rates):
+                found[title + ending] = [percent(one) if one else "" for one in rates]
+    return found
+
+
 def part_rows(models: dict[str, Any]) -> list[list[str]]:
     """Return the rows of the parts of a request."""
     parts = [m["stories"]["parts"] for m in models.values()]
-    return [[title, *(percent(measured[key]) for measured in parts)] for key, title in PART_ROWS]
+    rows = [[title, *(percent(measured[key]) for measured in parts)] for key, title in PART_ROWS]
+    questions = turn_rows(list(models.values()), QUESTION_ROWS)
+    return rows + [[f"asked: {title}", *cells] for title, cells in questions.items()]
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -244,7 +307,7 @@ def procedure(results: dict[str, Any]) -> str:
             f"seed {asked['seed']}. They share no combination of hero, thing, place and mishap with the training "
             "data. Every model gets the same chat prompts.",
             f"- Answers: greedy, or where it says sampled, drawn at temperature {asked['temperature']} with "
-            f"seed {asked['seed']}; at most "
+            f"seed {asked['seed']}{likeliest(asked)}; at most "
             f"{asked['max_new_tokens']} tokens, prompt and answer within the context.",
         ]
     if precision := results.get("precision"):
@@ -258,6 +321,11 @@ def procedure(results: dict[str, Any]) -> str:
         "repeated; all others have the bootstrap's."
     )
     return "\n".join(lines)
+
+
+def likeliest(asked: dict[str, Any]) -> str:
+    """Return from how many tokens a sampled answer was drawn."""
+    return f" from the {asked['top_k']} likeliest tokens" if asked.get("top_k") else ""
 
 
 def samples(shown: list[dict[str, Any]]) -> str:

@@ -17,6 +17,7 @@ import trl
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_scratch.token_ids import refuse_other_tokenizer
 from training.align import Data, lora_config, run_stage
 from training.align_trainer import AlignConfig, WholeStep, say, training_arguments
 from training.data.batches import load_shards, pieces
@@ -65,6 +66,8 @@ def make_trainer(
     dataset = data.train.dataset
     if config.replay_rows:
         documents = replayed(config, dataset.column_names)
+        replay = str(config.replay)
+        refuse_other_tokenizer(load_shards(Path(replay), "train").tokenizer, tokenizer, replay, say)
         dataset = concatenate_datasets([dataset, documents.cast(dataset.features)])
         say(f"{len(documents):,} documents of the pretraining text are mixed in")
     if config.packing:

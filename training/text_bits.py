@@ -4,7 +4,6 @@ Bytes are those of the text, so models with different tokenizers can be compared
 the number is lm-evaluation-harness's, whose windows do not overlap; a smaller one gives each token more context.
 """
 
-import json
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -14,26 +13,19 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_scratch.bits_per_byte import Text, document_nats, in_bits
+from hf_scratch.token_ids import refuse_other_tokenizer
 from training.data.batches import load_shards
+from training.data.documents import read_file
 from training.intervals import bootstrap_ratio
 
 
 def read_texts(path: Path) -> list[str]:
-    """Return the documents of a file: the rows of a .jsonl with a `text` column, else the whole file as one.
+    """Return the documents of a file: the rows of a table with a `text` column, else the whole file as one.
 
     Raises:
-        ValueError: No such file, no text in it, or one that is not UTF-8.
+        ValueError: No such file, no text in it, or one that cannot be read.
     """
-    try:
-        content = path.read_text(encoding="utf-8")
-        rows = [json.loads(line)["text"] for line in content.splitlines()] if path.suffix == ".jsonl" else [content]
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}); check --text.") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not UTF-8; convert it, for example with `iconv -t UTF-8`.") from None
-    except (json.JSONDecodeError, KeyError, TypeError):
-        raise ValueError(f'{path} holds a line that is not {{"text": "..."}}.') from None
-    rows = [row for row in rows if row]
+    rows = [text for _, text in read_file(str(path), "text") if text.strip()]
     if not rows:
         raise ValueError(f"{path} is empty; give a file with text.")
     return rows
@@ -62,6 +54,7 @@ def read_shards(model: PreTrainedModel, data: str, tokenizer: PreTrainedTokenize
             f"the shards in {data} have {shards.vocab_size} token ids, the model {model.config.vocab_size}; they were "
             "made with another tokenizer. Run training.prepare_data with the model's, or give the text by --text."
         )
+    refuse_other_tokenizer(shards.tokenizer, tokenizer, data, print)
     # The shards know their bytes as a whole; for the interval each document's are those of its tokens.
     ends = [*shards.starts[1:].tolist(), len(shards.tokens) - 1]
     documents = [shards.tokens[start + 1 : end].tolist() for start, end in zip(shards.starts, ends, strict=True)]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedTokenizerBase
 
 from hf_scratch.tokenizer import encode_texts, train_tokenizer
-from training.data.documents import DocumentSource, expand_files, read_documents
+from training.data.documents import DocumentSource, check_val_fraction, expand_files, read_documents
 from training.data.recipe import describe_files, read_sources
 from training.stage import command, open_stage, parse_config
 
@@ -33,6 +33,7 @@ class TokenizerConfig(DocumentSource):
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage."""
     config = parse_config(TokenizerConfig, argv, __doc__)
+    check_val_fraction(config.val_fraction)
     listing = describe_files(read_sources(config.sources)) if config.sources else None
     inputs: dict[str, str | list[str] | None] = {"files": expand_files(config.files), "listing": listing}
     stage = open_stage("tokenizer", config, inputs, config.output_dir)

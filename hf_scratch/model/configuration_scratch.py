@@ -16,6 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
+from transformers.utils import logging
 
 # Not fields of the dataclass, but handled by the base class or written into config.json by the Hub stack.
 _KEYS_OF_THE_STACK = frozenset(
@@ -73,11 +74,8 @@ class ScratchConfig(PreTrainedConfig):
             field, the value and what to write.
 
     Example:
-    ```python
-    >>> ScratchConfig(hidden_size=64, num_attention_heads=4, num_hidden_layers=2, vocab_size=512).head_dim
-    16
-
-    ```
+        >>> ScratchConfig(hidden_size=64, num_attention_heads=4, num_hidden_layers=2, vocab_size=512).head_dim
+        16
     """
 
     model_type = "scratch"
@@ -120,6 +118,11 @@ class ScratchConfig(PreTrainedConfig):
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Return the config that a file holds; a name that resembles a field is warned of, not refused as in code."""
+        return super().from_dict({**config_dict, "_loaded": True}, **kwargs)
+
     def __post_init__(self, **kwargs: Any) -> None:
         self._refuse_unknown(kwargs)
         self._check_positive("hidden_size", "num_attention_heads")
@@ -147,10 +150,8 @@ class ScratchConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Raise ValueError for sizes that do not fit each other. Called at construction and before saving."""
-        self._check_positive(
-            "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"
-        )
-        self._check_positive("num_key_value_heads", "head_dim", "max_position_embeddings")
+        self._check_positive("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+        self._check_positive("num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings")
         self._check_positive("initializer_range", "rms_norm_eps")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
@@ -202,16 +203,17 @@ class ScratchConfig(PreTrainedConfig):
         for key, off in _OFF_IN_QWEN3.items():
             if (value := kwargs.pop(key, off)) != off:
                 raise ValueError(f"{key}={value!r} is not something Scratch can do; it needs {key}={off!r}.")
-        known = {field.name for field in fields(self)}
-        for key, value in kwargs.items():
-            if key.startswith("_") or key in _KEYS_OF_THE_STACK:
-                continue
+        known, loaded = {field.name for field in fields(self)}, kwargs.pop("_loaded", False)
+        for key in [key for key in kwargs if not key.startswith("_") and key not in known | _KEYS_OF_THE_STACK]:
             near = difflib.get_close_matches(key, known, n=1)
-            # A config.json written by a newer transformers may hold keys that this version does not know yet.
-            if self.transformers_version is not None and not near:
-                continue
-            mend = f"did you mean {near[0]}={value!r}?" if near else f"ScratchConfig has {', '.join(sorted(known))}."
-            raise ValueError(f"{key}={value!r} is not a field of ScratchConfig; {mend}")
+            # Programs leave keys of their own in a config.json, which stay there: a newer transformers, for example.
+            if near or not loaded:
+                value, others = kwargs.pop(key), f"ScratchConfig has {', '.join(sorted(known))}."
+                mend = f"did you mean {near[0]}={value!r}?" if near else others
+                message = f"{key}={value!r} is not a field of ScratchConfig; {mend}"
+                if not loaded:
+                    raise ValueError(message)
+                logging.get_logger(__name__).warning_once(f"{message} It has no effect.")
 
 
 # A registered class takes its source file along when it is saved.

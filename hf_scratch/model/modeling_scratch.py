@@ -231,7 +231,10 @@ class ScratchModel(ScratchPreTrainedModel):
 
     def __init__(self, config: ScratchConfig) -> None:
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        # Unlike Qwen3: a token that pads and also separates documents or ends answers is one to learn.
+        pad, ends = config.pad_token_id, config.eos_token_id
+        learnt = [config.bos_token_id, *(ends if isinstance(ends, list) else [ends])]
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, None if pad in learnt else pad)
         self.layers = nn.ModuleList(ScratchDecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = ScratchRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary_emb = ScratchRotaryEmbedding(config)
@@ -296,8 +299,7 @@ class ScratchModel(ScratchPreTrainedModel):
                 **kwargs,
             )
         return BaseModelOutputWithPast(
-            last_hidden_state=self.norm(hidden_states),
-            past_key_values=past_key_values if use_cache else None,
+            last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values if use_cache else None
         )
 
 

@@ -4,8 +4,6 @@ Row k of the run is found from the seed and k, so a resumed run, or one on anoth
 same rows without any state. Every token is seen once an epoch.
 """
 
-import bisect
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -55,6 +53,7 @@ class Shards:
     starts: np.ndarray
     num_bytes: int
     vocab_size: int
+    tokenizer: str | None = None  # hash of what made the ids (hf_scratch.token_ids); None in shards older than it
 
 
 def load_shards(folder: Path, split: str) -> Shards:
@@ -73,6 +72,7 @@ def load_shards(folder: Path, split: str) -> Shards:
             np.load(folder / f"{name}.starts.npy"),
             0,
             meta["vocab_size"],
+            meta.get("tokenizer_sha256"),
         )
         for name in names
     ]
@@ -85,16 +85,20 @@ def join_shards(parts: list[Shards]) -> Shards:
     """Return shards as one.
 
     Raises:
-        ValueError: They were made by tokenizers of different size.
+        ValueError: They were made by different tokenizers.
     """
     if len(parts) == 1:
         return parts[0]
     sizes = {part.vocab_size for part in parts}
     if len(sizes) > 1:
         raise ValueError(f"the data was made by tokenizers of {sorted(sizes)} tokens; prepare all of it with one.")
+    made_by = {part.tokenizer for part in parts}
+    if len(made_by - {None}) > 1:
+        raise ValueError("the data was made by different tokenizers of the same size; prepare all of it with one.")
     tokens = Joined([part.tokens for part in parts])
     starts = np.concatenate([part.starts + begin for part, begin in zip(parts, tokens.begins, strict=False)])
-    return Shards(tokens, starts, sum(part.num_bytes for part in parts), parts[0].vocab_size)
+    known = made_by.pop() if len(made_by) == 1 else None
+    return Shards(tokens, starts, sum(part.num_bytes for part in parts), parts[0].vocab_size, known)
 
 
 class EpochOrder:
@@ -159,7 +163,8 @@ class PackedDocuments:
 
     A document is shown from its separator to the next one, so that its first token and its end are learnt. Positions
     begin again at 0 with each document, which the model takes as the borders of its attention mask; a longer document
-    is cut, and no other. Which documents share a row is random, but for the one that fills what the others leave.
+    is cut, and no other. Rows are filled best-fit (Johnson 1973) within groups of documents, from long to short but
+    for some noise, without which documents of a row would be of like length, and so of like kind.
     """
 
     GROUP = 4096  # documents packed together: enough to fill rows to about 99 %
@@ -232,50 +237,27 @@ def pieces(shards: Shards, context: int) -> np.ndarray:
 
 
 def pack(pieces: np.ndarray, context: int, group: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Put (start, length) pieces into rows of at most `context` tokens.
+    """Put (start, length) pieces into rows of at most `context` tokens, each where it leaves the least room.
 
     Returns:
         The pieces (n, 2) in the order of their rows, and where each row begins among them, (rows + 1,) int64.
     """
-    order = np.random.default_rng((seed, 2)).permutation(len(pieces))
+    random = np.random.default_rng((seed, 2))
+    order = random.permutation(len(pieces))
     packed: list[np.ndarray] = []
     sizes: list[int] = []
     for begin in range(0, len(order), group):
         chosen = pieces[order[begin : begin + group]]
-        rows = fill_rows(chosen[:, 1].tolist(), context)
-        packed += [chosen[row] for row in rows]
+        rows: list[list[tuple[int, int]]] = []
+        by_room: dict[int, list[list[tuple[int, int]]]] = {}
+        roughly = chosen[:, 1] + random.normal(0, context / 8, len(chosen))
+        for start, length in chosen[np.argsort(-roughly, kind="stable")].tolist():
+            room = next((room for room in range(length, context + 1) if by_room.get(room)), context)
+            row = by_room[room].pop() if by_room.get(room) else []
+            if not row:
+                rows.append(row)
+            row.append((start, length))
+            by_room.setdefault(room - length, []).append(row)
+        packed.append(np.array([piece for row in rows for piece in row], dtype=np.int64))
         sizes += map(len, rows)
     return np.concatenate(packed), np.cumsum([0, *sizes])
-
-
-def fill_rows(lengths: list[int], context: int) -> list[list[int]]:
-    """Return the indices of the lengths in each row.
-
-    A row takes the next of those that are left, until one is left that fills it to the last token: then that one, or,
-    where the next one is too long, the longest that is not. Packing by decreasing length (best fit, Johnson 1973)
-    fills no better, and puts like lengths together: batches of long documents, then batches of short ones.
-    """
-    of_length: dict[int, deque[int]] = {}
-    for i, length in enumerate(lengths):
-        of_length.setdefault(length, deque()).append(i)
-    known = sorted(of_length)  # lengths that are left
-    used = [False] * len(lengths)
-    rows: list[list[int]] = []
-    room = first = 0
-    while known:
-        if known[0] > room:
-            rows.append([])
-            room = context
-        while used[first]:
-            first += 1
-        longest = known[bisect.bisect_right(known, room) - 1]
-        take_next = longest < room and lengths[first] <= room
-        length = lengths[first] if take_next else longest
-        # What is next of all is next of its length.
-        i = of_length[length].popleft() if take_next else of_length[length].pop()
-        if not of_length[length]:
-            known.remove(length)
-        used[i] = True
-        rows[-1].append(i)
-        room -= length
-    return rows

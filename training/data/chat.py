@@ -1,32 +1,21 @@
-"""Conversations and preference pairs: from the embedded stories, a file or the Hub, to token ids.
+"""Conversations and preference pairs: rows from the embedded stories, a file or the Hub.
 
-Every row is checked when it is read (`training.data.chat_formats` knows the shapes). Content is encoded as plain text
-whatever it spells, and a mask marks what the assistant says, its end tokens included.
+Every row is checked when it is read; `training.data.chat_formats` knows the shapes.
 """
 
 import itertools
-import json
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
 
-from hf_scratch.tokenizer import Message, encode_chat
-from training.data import stories
-from training.data.chat_formats import FORMATS, Kind, Row, detect, read_row
-
-Rendered = tuple[str, list[tuple[int, int]]]  # a conversation as text, and where each answer begins and ends in it
-Encoded = tuple[list[int], list[int]]  # token ids, and 1 where the assistant speaks
-
-BATCH = 1000  # rows tokenized at once: enough to keep all cores busy
-
-
-# ---- reading ----
+from training.data import talk
+from training.data.chat_formats import FORMATS, Kind, Row, Unusable, detect, read_row
+from training.data.recipe import type_of
+from training.data.rows import TABLES, read_table
 
 
 @dataclass(frozen=True)
@@ -37,6 +26,8 @@ class Loaded:
     format: str
     train: list[Row]
     held_out: list[Row]
+    left_out: Mapping[str, int] = field(default_factory=dict)  # rows that cannot be trained on, by reason
+    unused: Set[str] = frozenset()  # columns, and keys of messages, that nobody looks at
 
 
 def load_rows(kinds: Sequence[Kind], data: str, num_train: int, num_eval: int, seed: int) -> Loaded:
@@ -44,7 +35,7 @@ def load_rows(kinds: Sequence[Kind], data: str, num_train: int, num_eval: int, s
 
     Args:
         kinds: What the stage takes; the columns of the first row decide.
-        data: `stories`, a .jsonl, .json or .parquet file, or the Hub id of a data set (its `train` split).
+        data: `stories`, a .jsonl, .json, .csv or .parquet file, or the Hub id of a data set (its `train` split).
         num_train: Rows to train on; 0 takes all of a file or data set.
         num_eval: Rows to hold out. Stories have a split of their own for it; of a file they are drawn by the seed.
 
@@ -54,7 +45,7 @@ def load_rows(kinds: Sequence[Kind], data: str, num_train: int, num_eval: int, s
     if data == "stories":
         if num_train < 1:
             raise ValueError("the embedded stories never end; say how many to use, for example num_examples=20000.")
-        generate = stories.conversations if kinds[0] == "conversations" else stories.preferences
+        generate = talk.conversations if kinds[0] == "conversations" else talk.preferences
         train = list(itertools.islice(generate("train", seed), num_train))
         held_out = list(itertools.islice(generate("dev", seed), num_eval))
         return Loaded(kinds[0], "embedded stories", train, held_out)
@@ -64,75 +55,33 @@ def load_rows(kinds: Sequence[Kind], data: str, num_train: int, num_eval: int, s
         shapes = " or ".join(form.example for form in FORMATS if form.kind in kinds)
         raise ValueError(f"{data} is empty; expected rows like {shapes}.")
     form = detect(kinds, first[1], first[0])
-    rows = [read_row(form, row, where) for where, row in itertools.chain([first], found)]
+    rows, left_out, unused, defects = [], Counter[str](), set[str](), []
+    for where, row in itertools.chain([first], found):
+        try:
+            rows.append(read_row(form, row, where))
+            unused |= form.unused(row)
+        except Unusable as error:
+            left_out[error.reason] += 1
+            defects.append(error)
+    if not rows:
+        raise ValueError(f"none of the {len(defects)} rows can be trained on: {defects[0]}.")
     if len(rows) <= num_eval:
         raise ValueError(f"{data} has {len(rows)} rows, so eval_examples={num_eval} leaves none to train on.")
     order = np.random.default_rng(seed).permutation(len(rows))
     held, rest = order[:num_eval], order[num_eval:]
     rest = rest[:num_train] if num_train else rest
-    return Loaded(form.kind, form.name, [rows[i] for i in rest], [rows[i] for i in held])
+    return Loaded(form.kind, form.name, [rows[i] for i in rest], [rows[i] for i in held], left_out, unused)
 
 
 def _read(data: str) -> Iterator[tuple[str, Any]]:
     """Yield each row of a file or Hub data set, with a name for it that a user can find."""
-    path = Path(data)
-    if path.suffix == ".jsonl":
-        yield from _read_jsonl(path)
-    elif path.suffix == ".json":
-        yield from _read_json(path)
-    elif path.suffix == ".parquet":
-        yield from _read_parquet(path)
-    elif path.exists() or path.suffix in (".csv", ".txt"):
-        raise ValueError(f"{data} is not a .jsonl, .json or .parquet file; convert it, one conversation a row.")
+    kind, _ = type_of(data)
+    if kind in TABLES:
+        yield from read_table(data)
+    elif kind or Path(data).exists():
+        raise ValueError(f"{data} is not a .jsonl, .json, .csv or .parquet file; convert it, one conversation a row.")
     else:
         yield from _read_hub(data)
-
-
-def _read_jsonl(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        with path.open(encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    yield f"{path}, line {number}", json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{path}, line {number} is not JSON ({error.msg}): {line[:60]!r}") from None
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist; check the path given by --data.") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8 (byte {error.object[error.start]:#04x} at position {error.start}); "
-            "convert it, for example with `iconv -t UTF-8`."
-        ) from None
-
-
-def _read_json(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist; check the path given by --data.") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}).") from None
-    if not isinstance(content, list):
-        raise ValueError(f"{path} holds a {type(content).__name__} and not a list of rows; a .jsonl has one a line.")
-    for number, row in enumerate(content, start=1):
-        yield f"{path}, row {number}", row
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist; check the path given by --data.") from None
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path} is not a Parquet file ({error}).") from None
-    rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
-    for number, row in enumerate(rows, start=1):
-        yield f"{path}, row {number}", row
 
 
 def _read_hub(data: str) -> Iterator[tuple[str, Any]]:
@@ -142,69 +91,8 @@ def _read_hub(data: str) -> Iterator[tuple[str, Any]]:
         dataset = load_dataset(data, split="train")
     except Exception as error:  # each way of not being there has its own exception in the Hub stack
         raise ValueError(
-            f"{data} is neither `stories`, nor a .jsonl, .json or .parquet file, nor a data set with a train split "
-            f"that can be read from the Hub ({str(error).splitlines()[0]})."
+            f"{data} is neither `stories`, nor a .jsonl, .json, .csv or .parquet file, nor a data set with a train "
+            f"split that can be read from the Hub ({str(error).splitlines()[0]})."
         ) from None
     for number, row in enumerate(dataset, start=1):
         yield f"{data}, row {number}", row
-
-
-# ---- encoding ----
-
-
-def encode_chats(tokenizer: PreTrainedTokenizerBase, conversations: Iterable[Sequence[Message]]) -> Iterator[Encoded]:
-    """Do what `hf_scratch.encode_chat` does, for many conversations and several times as fast.
-
-    Raises:
-        ValueError: The chat template refuses a conversation, or changes earlier text when a turn is added.
-    """
-    conversations = iter(conversations)
-    try:
-        while batch := list(itertools.islice(conversations, BATCH)):
-            yield from _encode_batch(tokenizer, batch)
-    except TemplateError as error:
-        raise ValueError(f"the model's chat template refuses a conversation of this data: {error}") from None
-
-
-def _encode_batch(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]]) -> list[Encoded]:
-    """Render to text and encode all texts at once, except where content spells a control token."""
-    control = re.compile("|".join(re.escape(token) for token in tokenizer.added_tokens_encoder))
-    plain = [not any(control.search(message["content"]) for message in chat) for chat in conversations]
-    rendered = [_render(tokenizer, chat) for chat in itertools.compress(conversations, plain)]
-    fast = iter(_encode_rendered(tokenizer, rendered) if rendered else [])
-    return [
-        next(fast) if is_plain else encode_chat(tokenizer, chat)
-        for chat, is_plain in zip(conversations, plain, strict=True)
-    ]
-
-
-def _encode_rendered(tokenizer: PreTrainedTokenizerBase, rendered: Sequence[Rendered]) -> Iterator[Encoded]:
-    batch = tokenizer([text for text, _ in rendered], add_special_tokens=False, return_attention_mask=False)
-    for row, (ids, (_, spans)) in enumerate(zip(batch["input_ids"], rendered, strict=True)):
-        mask = [0] * len(ids)
-        for start, end in spans:
-            first, last = batch.char_to_token(row, start), batch.char_to_token(row, end - 1)
-            mask[first : last + 1] = [1] * (last + 1 - first)
-        yield ids, mask
-
-
-def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> Rendered:
-    """Return a conversation as text, and where in it each answer begins and its end token ends."""
-    template = tokenizer.apply_chat_template
-    text = template(list(messages), tokenize=False)
-    spans = []
-    for turn, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = template(list(messages[:turn]), tokenize=False, add_generation_prompt=True)
-        after = template(list(messages[: turn + 1]), tokenize=False) if turn + 1 < len(messages) else text
-        if not text.startswith(after) or not after.startswith(before):
-            raise ValueError(
-                f"the chat template changes earlier text when turn {turn + 1} is added; "
-                "the assistant's tokens cannot be told from the rest. Use a template that only appends."
-            )
-        ends = [after.rfind(token) + len(token) for token in tokenizer.all_special_tokens if token in after]
-        if max(ends, default=0) <= len(before):
-            raise ValueError("the chat template ends an answer without a special token; the model would never stop.")
-        spans.append((len(before), max(ends)))
-    return text, spans

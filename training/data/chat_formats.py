@@ -1,9 +1,11 @@
 """The usual shapes of chat data, told apart by their columns and brought into three of ours.
 
 SFT takes conversations, DPO takes preference pairs or, unpaired, answers with a thumb up or down (KTO). A row that
-does not fit its columns is an error that says what it holds and what was expected.
+does not fit its columns is an error that says what it holds and what was expected; one that fits and cannot be
+trained on, for example because a tool speaks, is `Unusable`, and left out and counted by its reader.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,8 +16,14 @@ from hf_scratch.tokenizer import Message
 Kind = Literal["conversations", "preferences", "thumbs"]
 Row = dict[str, Any]
 
-ROLES = ("system", "user", "assistant")
-SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+TOOL_ROLES = ("tool", "function", "function_call", "tool_call", "tool_response", "observation", "ipython")
+CALLS = ("tool_calls", "function_call")
+KEYS = {"role", "content", "from", "value", "weight", "reasoning_content"}  # of a message, that are used
+SYSTEM = ("system", "system_prompt")  # columns that stand before a conversation
+ASKED = ("prompt", "instruction", "question", "conversations", "messages")
+BELOW = ("input", "context")  # columns that stand below an instruction
+ANSWERED = ("completion", "output", "response", "answer")
 HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 STAGE = {
     "conversations": "conversations, which `python -m training.sft` takes",
@@ -24,64 +32,77 @@ STAGE = {
 }
 
 
+class Unusable(ValueError):
+    """A row that is as it should be and cannot be trained on."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason  # the same words for every row of this kind
+
+
 @dataclass(frozen=True)
 class Format:
-    """A shape of data: what it is called, what it becomes, the columns that tell it, and how a row is read."""
+    """A shape of data: what it is called, what it becomes, how a row is read, and the columns that tell it."""
 
     name: str
     kind: Kind
-    columns: frozenset[str]
     read: Callable[[Row], Row]
     example: str
+    columns: tuple[frozenset[str], ...]  # of one of these all are there
+
+    def missing(self, row: Row) -> list[str]:
+        """Return what the row lacks of the columns that it comes nearest to."""
+        return min((sorted(columns - row.keys()) for columns in self.columns), key=len)
+
+    def unused(self, row: Row) -> set[str]:
+        """Return the columns of a row, and the keys of its messages, that hold something and are not looked at."""
+        fitting = next(columns for columns in self.columns if columns <= row.keys())
+        used = {*fitting, *SYSTEM, *(BELOW if "instruction" in fitting else ())}
+        found = {column for column, value in row.items() if column not in used and value not in (None, "", [], {})}
+        for column in fitting:
+            messages = row[column] if isinstance(row[column], list) else [row[column]]
+            keys = {k for m in messages if isinstance(m, dict) for k, v in m.items() if v not in (None, "", [], {})}
+            found |= {f"{column}: {key}" for key in keys - KEYS}
+        return found
+
+
+def columns(*names: str) -> tuple[frozenset[str], ...]:
+    """Return the sets of columns that tell a format; of the names parted by a stroke any one."""
+    return tuple(map(frozenset, itertools.product(*(name.split("|") for name in names))))
 
 
 # ---- reading a row ----
 
 
 def read_messages(row: Row) -> Row:
-    """`{"messages": [{"role", "content"}, ...]}`."""
-    return {"messages": _opening(check_messages(row["messages"], "messages"), "messages")}
-
-
-def read_sharegpt(row: Row) -> Row:
-    """`{"conversations": [{"from": "human", "value": ...}, ...]}`."""
-    turns = row["conversations"]
-    if not isinstance(turns, list) or not turns:
-        raise ValueError(f"its conversations is {short(turns)} and not a list of turns")
-    messages = []
-    for number, turn in enumerate(turns, start=1):
-        if not isinstance(turn, dict) or not {"from", "value"} <= turn.keys():
-            raise ValueError(f"turn {number} of its conversations is {short(turn)}, without from and value")
-        if turn["from"] not in SHAREGPT_ROLES:
-            raise ValueError(f"turn {number} is from {turn['from']!r}, not one of {', '.join(SHAREGPT_ROLES)}")
-        messages.append({"role": SHAREGPT_ROLES[turn["from"]], "content": turn["value"]})
-    return {"messages": _opening(check_messages(messages, "conversations"), "conversations")}
+    """`{"messages": [{"role", "content"}, ...]}`, or `conversations` as ShareGPT has them, with from and value."""
+    column = "messages" if "messages" in row else "conversations"
+    return {"messages": _with_system(row, _opening(check_messages(row[column], column), column))}
 
 
 def read_alpaca(row: Row) -> Row:
     """`{"instruction", "input", "output"}`; an input stands below its instruction."""
-    asked = [_text(row["instruction"], "instruction"), _text(row.get("input") or "", "input")]
-    prompt = [{"role": "user", "content": "\n\n".join(part for part in asked if part)}]
-    answer = {"role": "assistant", "content": _text(row["output"], "output")}
-    return {"messages": check_messages([*prompt, answer], "instruction and output")}
+    answer = {"role": "assistant", "content": _text(row, _first(row, ANSWERED))}
+    return {"messages": [*_prompt(row, ("instruction",)), *check_messages([answer], "output")]}
 
 
 def read_prompt_completion(row: Row) -> Row:
     """`{"prompt", "completion"}`, text or messages; of messages the completion alone carries loss."""
-    prompt, answer = _prompt(row), _answer(row["completion"], "completion")
-    return {"messages": [*prompt, answer], "last_answer_only": True}
+    column = _first(row, ANSWERED)
+    return {"messages": [*_prompt(row), _answer(row[column], column)], "last_answer_only": True}
 
 
 def read_thumbs(row: Row) -> Row:
     """`{"prompt", "completion", "label"}`: label says whether the answer was liked."""
     if not isinstance(row["label"], bool):
         raise ValueError(f"its label is {short(row['label'])} and not true or false")
-    return {"prompt": _prompt(row), "completion": [_answer(row["completion"], "completion")], "label": row["label"]}
+    column = _first(row, ANSWERED)
+    return {"prompt": _prompt(row), "completion": [_answer(row[column], column)], "label": row["label"]}
 
 
 def read_pair(row: Row) -> Row:
     """`{"prompt", "chosen", "rejected"}`; an answer may be text, a message, or the chat with the prompt before it."""
-    roles = {name: _first_role(row[name]) for name in ("prompt", "chosen")}
+    roles = {name: _first_role(row.get(name)) for name in ("prompt", "chosen")}
     if roles == {"prompt": "assistant", "chosen": "user"}:
         raise ValueError("its prompt is what an assistant says and its chosen what a user says: are columns swapped?")
     prompt = _prompt(row)
@@ -96,14 +117,15 @@ def read_chats(row: Row) -> Row:
     chats = []
     for name in ("chosen", "rejected"):
         chat = hh_turns(row[name], name) if isinstance(row[name], str) else row[name]
-        chats.append(_opening(check_messages(chat, name), name))
+        chats.append(_with_system(row, _opening(check_messages(chat, name), name)))
     same = sum(1 for _ in _common(*chats))
     same = min(same, len(chats[0]) - 1, len(chats[1]) - 1)  # equal chats are a pair of equal answers
     prompt, answers = chats[0][:same], [chat[same] for chat in chats]
     if {answer["role"] for answer in answers} != {"assistant"} or not prompt:
         roles = " and ".join(answer["role"] for answer in answers)
-        raise ValueError(
-            f"its chosen and rejected part at turn {same + 1}, where {roles} speak and not two assistants"
+        raise Unusable(
+            "chosen and rejected differ before the answer",
+            f"its chosen and rejected part at turn {same + 1}, where {roles} speak and not two assistants",
         )
     _ends_with_user(prompt, "prompt")
     later = max(len(chat) for chat in chats) - same - 1
@@ -124,52 +146,52 @@ FORMATS = (  # of one kind, the first whose columns are all there
     Format(
         "messages",
         "conversations",
-        frozenset({"messages"}),
         read_messages,
         '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}',
+        columns("messages"),
     ),
     Format(
         "ShareGPT",
         "conversations",
-        frozenset({"conversations"}),
-        read_sharegpt,
+        read_messages,
         '{"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}',
+        columns("conversations"),
     ),
     Format(
         "Alpaca",
         "conversations",
-        frozenset({"instruction", "output"}),
         read_alpaca,
         '{"instruction": "...", "input": "", "output": "..."}',
+        columns("instruction", "|".join(ANSWERED)),
     ),
     Format(
         "prompt and completion",
         "conversations",
-        frozenset({"prompt", "completion"}),
         read_prompt_completion,
         '{"prompt": "...", "completion": "..."}',
+        columns("prompt|question", "|".join(ANSWERED)),
     ),
     Format(
         "prompt, chosen and rejected",
         "preferences",
-        frozenset({"prompt", "chosen", "rejected"}),
         read_pair,
         '{"prompt": [{"role": "user", "content": "..."}], "chosen": [{"role": "assistant", "content": "..."}], '
         '"rejected": [{"role": "assistant", "content": "..."}]}',
+        columns("|".join(ASKED), "chosen", "rejected"),
     ),
     Format(
         "chosen and rejected chats",
         "preferences",
-        frozenset({"chosen", "rejected"}),
         read_chats,
         r'{"chosen": "\n\nHuman: ...\n\nAssistant: ...", "rejected": "\n\nHuman: ...\n\nAssistant: ..."}',
+        columns("chosen", "rejected"),
     ),
     Format(
         "prompt, completion and thumb",
         "thumbs",
-        frozenset({"prompt", "completion", "label"}),
         read_thumbs,
         '{"prompt": "...", "completion": "...", "label": true}',
+        columns("|".join(ASKED), "|".join(ANSWERED), "label"),
     ),
 )
 
@@ -180,8 +202,7 @@ def detect(kinds: Sequence[Kind], row: Any, where: str) -> Format:
     Raises:
         ValueError: None of these kinds; the message names the columns, and the stage that takes them if there is one.
     """
-    columns = set(row) if isinstance(row, dict) else set()
-    fitting = [form for form in FORMATS if form.columns <= columns]
+    fitting = [form for form in FORMATS if isinstance(row, dict) and not form.missing(row)]
     for form in fitting:
         if form.kind in kinds:
             return form
@@ -199,14 +220,17 @@ def read_row(form: Format, row: Any, where: str) -> Row:
     """Return a row in our own shape of its kind.
 
     Raises:
+        Unusable: The row cannot be trained on.
         ValueError: The row has another shape than the first one; the message shows both.
     """
     try:
         if not isinstance(row, dict):
             raise ValueError(f"it is a {type(row).__name__}")
-        if missing := sorted(form.columns - row.keys()):
+        if missing := form.missing(row):
             raise ValueError(f"it has no {', '.join(missing)}, its columns are {', '.join(row) or '(none)'}")
         return form.read(row)
+    except Unusable as error:
+        raise Unusable(error.reason, f"{where}: {error}") from None
     except ValueError as error:
         raise ValueError(f"{where}: {error}; expected {form.example}.") from None
 
@@ -215,25 +239,60 @@ def read_row(form: Format, row: Any, where: str) -> Row:
 
 
 def check_messages(messages: Any, column: str) -> list[Message]:
-    """Return messages with role and content alone.
+    """Return messages with role and content, and with a weight of 0 and the reasoning if they have it.
 
     Raises:
-        ValueError: Not a list of messages, an unknown role, or content that is no text or not encodable.
+        ValueError: Not a list of messages, an unknown role, or content that is no text.
+        Unusable: A tool speaks or is called, or content is missing, no text or not encodable.
     """
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"its {column} is {short(messages)} and not a list of messages")
-    for number, message in enumerate(messages, start=1):
-        role = message.get("role") if isinstance(message, dict) else None
-        content = message.get("content") if isinstance(message, dict) else None
-        if not isinstance(role, str) or not isinstance(content, str):
-            raise ValueError(f"message {number} of its {column} is {short(message)}, without role and content")
-        try:
-            content.encode()
-        except UnicodeEncodeError as error:  # a broken `\\ud83d` in JSON
-            raise ValueError(f"message {number} of its {column} holds half of a surrogate pair ({error})") from None
-        if role not in ROLES:
-            raise ValueError(f"message {number} of its {column} has the role {role!r}, not one of {', '.join(ROLES)}")
-    return [{"role": message["role"], "content": message["content"]} for message in messages]
+    return [_message(message, number, column) for number, message in enumerate(messages, start=1)]
+
+
+def _message(message: Any, number: int, column: str) -> Message:
+    where = f"message {number} of its {column}"
+    names = ("from", "value") if column == "conversations" else ("role", "content")
+    defect = f"{where} is {short(message)}, without {' and '.join(names)}"
+    if not isinstance(message, dict):
+        raise ValueError(defect)
+    role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
+    if role in TOOL_ROLES or any(message.get(name) for name in CALLS):
+        raise Unusable("a tool speaks or is called", f"in {where} a tool speaks or is called")
+    if not isinstance(role, str):
+        raise ValueError(defect)
+    if role not in ROLES:
+        if "from" in message:
+            raise ValueError(f"turn {number} is from {role!r}, not one of {', '.join(ROLES)}")
+        raise ValueError(f"{where} has the role {role!r}, not one of system, user, assistant")
+    if content is None:
+        raise Unusable("a message without content", defect)
+    found: Message = {"role": ROLES[role], "content": _joined(content, where, defect)}
+    if found["role"] == "assistant":
+        if (weight := message.get("weight")) not in (None, 0, 1):
+            raise ValueError(f"{where} has the weight {short(weight)}; only 0 and 1 can be used")
+        if weight == 0:
+            found["weight"] = 0
+        if reasoning := message.get("reasoning_content"):
+            found["reasoning_content"] = _joined(reasoning, where, defect)
+    return found
+
+
+def _joined(content: Any, where: str, defect: str) -> str:
+    """Return content that is text, or a list of parts that are."""
+    if not isinstance(content, str | list):
+        raise ValueError(defect)
+    text = ""
+    for part in content if isinstance(content, list) else [content]:
+        said = part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else part
+        if not isinstance(said, str):
+            raise Unusable("a part that is no text", f"{where} has a part that is no text: {short(part)}")
+        text += said
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # a broken `\\ud83d` in JSON
+        raise Unusable("half of a surrogate pair", f"{where} holds half of a surrogate pair ({error})") from None
+    return text
 
 
 def short(value: Any) -> str:
@@ -242,10 +301,14 @@ def short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _text(value: Any, column: str) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"its {column} is {short(value)} and not text")
-    return value
+def _first(row: Row, names: Sequence[str]) -> str:
+    return next(name for name in names if name in row)
+
+
+def _text(row: Row, column: str) -> str:
+    if not isinstance(row[column], str):
+        raise ValueError(f"its {column} is {short(row[column])} and not text")
+    return row[column]
 
 
 def _first_role(value: Any) -> str | None:
@@ -253,25 +316,43 @@ def _first_role(value: Any) -> str | None:
     return first.get("role") if isinstance(first, dict) else None
 
 
-def _prompt(row: Row) -> list[Message]:
-    prompt = row["prompt"]
+def _prompt(row: Row, names: Sequence[str] = ASKED) -> list[Message]:
+    column = _first(row, names)
+    prompt = row[column]
+    if column == "instruction":
+        parts = [_text(row, column), *(_text(row, below) for below in BELOW if row.get(below))]
+        prompt = "\n\n".join(part for part in parts if part)
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    return _ends_with_user(_opening(check_messages(messages, "prompt"), "prompt"), "prompt")
+    return _ends_with_user(_with_system(row, _opening(check_messages(messages, column), column)), column)
+
+
+def _with_system(row: Row, messages: list[Message]) -> list[Message]:
+    """Put what a column says to the model before the conversation."""
+    column = next((name for name in SYSTEM if row.get(name)), None)
+    if column is None:
+        return messages
+    system = {"role": "system", "content": _text(row, column)}
+    if messages[0]["role"] != "system":
+        return [system, *messages]
+    if messages[0] != system:
+        raise Unusable("two system messages", f"its {column} and its first message are two system messages")
+    return messages
 
 
 def _answer(value: Any, column: str, prompt: Sequence[Message] = ()) -> Message:
     messages = [{"role": "assistant", "content": value}] if isinstance(value, str) else value
-    checked = check_messages(messages, column)
-    if len(checked) > 1 and checked[:-1] in (list(prompt), list(prompt[-1:])):
+    checked = check_messages([messages] if isinstance(messages, dict) else messages, column)
+    before = checked[:-1]
+    if before and before == list(prompt[-len(before) :]):
         checked = checked[-1:]
     if [message["role"] for message in checked] != ["assistant"]:
         raise ValueError(f"its {column} is not exactly one assistant message")
-    return checked[0]
+    return {name: text for name, text in checked[0].items() if name != "weight"}
 
 
 def _opening(messages: list[Message], column: str) -> list[Message]:
     if messages[0]["role"] == "assistant":
-        raise ValueError(f"its {column} begins with the assistant")
+        raise Unusable("the assistant begins", f"its {column} begins with the assistant")
     return messages
 
 

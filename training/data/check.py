@@ -4,15 +4,15 @@ An error is what leaves nothing to learn and stops the run; a warning is counted
 record, and the run goes on. Nothing is left out without standing here.
 """
 
-import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from hf_scratch.chat_tokens import ChatEncoder
 from hf_scratch.tokenizer import Message
 from training.data.chat_formats import Row
 from training.data.tokenized import Tokenized
@@ -38,16 +38,34 @@ def check_data(
     held_out: Sequence[Row],
     max_length: int,
     format_name: str,
+    left_out: Mapping[str, int] | None = None,
+    unused: Collection[str] = (),
 ) -> list[Finding]:
-    """Return what was found in the rows; `found` is what they became as tokens."""
+    """Return what was found in the rows; `found` is what they became as tokens.
+
+    Args:
+        left_out: How many rows could not be trained on when they were read, by reason.
+        unused: Columns, and keys of messages, that nobody looked at.
+    """
+    read = len(rows) + len(held_out) + sum((left_out or {}).values())
     findings = [
         Finding("format", format_name),
         Finding("rows", f"{len(rows):,} to train on, {len(held_out):,} held out"),
+        *(_counted(f"rows left out: {reason}", count, read, "") for reason, count in (left_out or {}).items()),
+        *([Finding("not used", ", ".join(sorted(unused)))] if unused else []),
         _counted("duplicate rows", _duplicates(rows), len(rows), "kept"),
         *_turns(rows),
         *_lengths(found, max_length),
-        _counted("rows with a control token's spelling", _spelled(tokenizer, rows), len(rows), "it stays plain text"),
+        _counted("rows with a control token's spelling", _spelled(tokenizer, rows), len(rows), "it stays text"),
     ]
+    if found.refused:
+        findings.append(_counted("rows that the chat template refuses", found.refused, len(rows), "left out"))
+    if unread := _unread_reasoning(tokenizer, rows):
+        note = "the chat template does not take it: it is left out"
+        findings.append(_counted("rows with reasoning_content", unread, len(rows), note))
+    if found.split:
+        note = "each answer is a row, as it reads when it is the last one"
+        findings.append(_counted("rows that the template changes with more turns", found.split, len(rows), note))
     if found.kind == "preferences":
         findings += _pairs(found, rows)
     if found.kind == "thumbs":
@@ -159,8 +177,14 @@ def _duplicates(rows: Sequence[Row]) -> int:
 
 
 def _spelled(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> int:
-    control = re.compile("|".join(re.escape(token) for token in tokenizer.added_tokens_encoder) or r"(?!)")
-    return sum(any(control.search(message["content"]) for message in _messages(row)) for row in rows)
+    encoder = ChatEncoder(tokenizer)
+    return sum(any(map(encoder.is_spelled, _messages(row))) for row in rows)
+
+
+def _unread_reasoning(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> int:
+    if "reasoning_content" in str(tokenizer.chat_template):
+        return 0
+    return sum(any("reasoning_content" in message for message in _messages(row)) for row in rows)
 
 
 def _prompt(row: Row) -> str:

@@ -4,17 +4,19 @@ The tokenizer is trained on the `train` split of the same stream that the model 
 its `val` split. A document's split follows from its content, so it never changes when data is added.
 """
 
-import glob
 import hashlib
 import itertools
-import json
+import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from training.data import stories
+from training.data.recipe import COMPRESSIONS, SUFFIXES, find_files, name_of, type_of
+from training.data.revisions import commit_of
+from training.data.rows import TABLES, Bad, decode, explain, mend, read_table
+from training.data.unpack import DecompressionBomb, open_unpacked
 
 Split = Literal["train", "val"]
 Sized = TypeVar("Sized")
@@ -29,10 +31,12 @@ class DocumentSource:
 
     files: list[str] = field(
         default_factory=list,
-        metadata={"help": "Text files or globs: .txt and .md are a document each, .jsonl and .parquet hold many."},
+        metadata={
+            "help": "Files, folders or globs: .txt, .md, .rst are a document; .jsonl, .json, .csv, .parquet hold many."
+        },
     )
     dataset: str | None = field(default=None, metadata={"help": "Id of a Hub data set with a text column."})
-    text_column: str = field(default="text", metadata={"help": "Column of .jsonl, .parquet and Hub data."})
+    text_column: str = field(default="text", metadata={"help": "Column of tables and Hub data."})
     val_fraction: float = field(default=0.1, metadata={"help": "Share of the text that is held out."})
     num_stories: int = field(default=20000, metadata={"help": "Stories to generate where no files are given."})
     seed: int = field(default=0, metadata={"help": "Seed of the story generator and of shuffled shards."})
@@ -44,33 +48,61 @@ class DocumentSource:
 def read_documents(source: DocumentSource, split: Split) -> Iterator[str]:
     """Yield the documents of a split.
 
-    A single document is cut by characters, its end being the held-out part; of several, each belongs to one split by a
-    hash of its text. The embedded stories have splits of their own, which share no combination of facts.
+    Each belongs to one split by a hash of its text. Where that leaves a split without any, as with one book or two,
+    each is cut by characters instead, its end being the held-out part. The embedded stories have splits of their own,
+    which share no combination of facts.
 
     Raises:
-        ValueError: No such file, an empty one, one that is not UTF-8, a row without text, or no document at all.
+        ValueError: No such file, one that cannot be read, a row without text, or no document at all.
     """
-    if source.sources:
-        for text in _from_sources(source, say=split == "train"):
-            if (fraction_of(text) < source.val_fraction) == (split == "val"):
-                yield text
-        return
-    if not source.files and source.dataset is None:
+    if not source.sources and not source.files and source.dataset is None:
         wanted = source.num_stories if split == "train" else round(source.num_stories * source.val_fraction)
         yield from itertools.islice(stories.documents("train" if split == "train" else "dev", source.seed), wanted)
         return
-    documents = _from_files(source) if source.files else _from_hub(source)
-    first_two = list(itertools.islice(documents, 2))
-    if not first_two:
-        raise ValueError(f"{source.files or source.dataset} holds no text; give at least one document.")
-    if len(first_two) == 1:
-        text = first_two[0]
-        cut = int(len(text) * (1 - source.val_fraction))
-        yield text[:cut] if split == "train" else text[cut:]
-        return
-    for text in itertools.chain(first_two, documents):
-        if (fraction_of(text) < source.val_fraction) == (split == "val"):
+    cut = not _fill_both_splits(source)
+    for text, whole in _documents(source, say=split == "train"):
+        if cut:
+            text = cut_at_end(text, source.val_fraction)[split == "val"]
+            if text:
+                yield text
+        elif (fraction_of(whole) < source.val_fraction) == (split == "val"):
             yield text
+
+
+def check_val_fraction(val_fraction: float) -> None:
+    """Raise ValueError if nothing would be held out, or everything."""
+    if not 0 < val_fraction < 1:
+        raise ValueError(
+            f"val_fraction={val_fraction:g} must be above 0 and below 1: the model is judged on text that it has not "
+            "seen; use for example 0.01."
+        )
+
+
+def _documents(source: DocumentSource, *, say: bool) -> Iterator[tuple[str, str]]:
+    """Yield each document, and what its split follows from: its text, or the file that it is a piece of."""
+    if source.sources:
+        return _from_sources(source, say=say)
+    return ((text, text) for text in (_from_files(source, say=say) if source.files else _from_hub(source)))
+
+
+def _fill_both_splits(source: DocumentSource) -> bool:
+    """Return whether the hash of their texts puts documents into either split; of many, the first few tell."""
+    sides = set()
+    for _, whole in _documents(source, say=False):
+        sides.add(fraction_of(whole) < source.val_fraction)
+        if len(sides) == 2:
+            return True
+    if not sides:
+        raise ValueError(
+            f"{source.files or source.dataset or 'the recipe'} holds no text; give at least one document."
+        )
+    return False
+
+
+def cut_at_end(text: str, val_fraction: float) -> tuple[str, str]:
+    """Return a text without its end, and the end, which is held out."""
+    cut = int(len(text) * (1 - val_fraction))
+    return text[:cut], text[cut:]
 
 
 def fraction_of(text: str) -> float:
@@ -93,65 +125,81 @@ def cut_batches(documents: Iterable[Sized], size_of: Callable[[Sized], int]) -> 
 
 
 def expand_files(patterns: list[str]) -> list[str]:
-    """Return the files that the patterns match, in order.
+    """Return the files that folders, globs and URLs mean, each once, in order.
 
     Raises:
-        ValueError: A pattern matches no file.
+        ValueError: A pattern matches no file, or one that cannot be taken as it is.
     """
-    paths = []
+    paths: dict[str, str] = {}
     for pattern in patterns:
-        found = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())
-        if not found:
-            raise ValueError(f"{pattern} matches no file; check the path given by --files.")
-        paths += found
-    return paths
+        for path, _, _ in find_files(pattern):
+            # As the user wrote it: absolute paths say more than a record of a run should.
+            relative = "://" not in pattern and not os.path.isabs(os.path.expanduser(pattern))
+            paths.setdefault(name_of(path), os.path.relpath(path) if relative else path)
+    for path in paths.values():
+        _refuse_unknown(path)
+    return list(paths.values())
 
 
-def _from_files(source: DocumentSource) -> Iterator[str]:
+def _refuse_unknown(path: str) -> None:
+    kind, _ = type_of(path)
+    if kind is None:
+        known = " ".join(suffix for suffix, name in SUFFIXES.items() if name in ("text", *TABLES))
+        raise ValueError(
+            f"{path}: its name does not tell what it holds; files are taken as they are if it ends in one of {known}, "
+            f"packed or not ({' '.join(COMPRESSIONS)})."
+        )
+    if kind not in ("text", *TABLES):
+        raise ValueError(
+            f"{path} holds {kind}, which has to be taken apart to be text; name it in a recipe under `sources` "
+            "(see training/data/README.md)."
+        )
+
+
+def _from_files(source: DocumentSource, *, say: bool) -> Iterator[str]:
+    empty: list[str] = []
+    found = False
     for path in expand_files(source.files):
-        yield from _read_file(Path(path), source.text_column)
+        for where, text in read_file(path, source.text_column):
+            if text.strip():
+                found = True
+                yield text
+            else:
+                empty.append(where)
+    if empty and not found:
+        raise ValueError(f"{empty[0]} is empty; give a file with text.")
+    if empty and say:
+        print(f"left out because there is no text in it: {', '.join(empty[:3])}{_and_more(len(empty) - 3)}")
 
 
-def _read_file(path: Path, column: str) -> Iterator[str]:
-    if path.suffix == ".parquet":
-        yield from _read_parquet(path, column)
+def _and_more(number: int) -> str:
+    return f" and {number:,} more" if number > 0 else ""
+
+
+def read_file(path: str, column: str) -> Iterator[tuple[str, str]]:
+    """Yield what is in a file with a name for it: the text column of each row of a table, any other file as a whole.
+
+    Raises:
+        ValueError: The file cannot be read, or a row has no text.
+    """
+    kind, compression = type_of(path)
+    if kind in TABLES:
+        for where, row in read_table(path, (column,)):
+            if kind != "jsonl" and column not in row:
+                names = ", ".join(next(read_table(path))[1])
+                raise ValueError(f"{path} has no column {column!r}; name one of {names} by --text_column.")
+            yield where, _text_of_row(row, column, where)
         return
     try:
-        if path.suffix == ".jsonl":
-            with path.open(encoding="utf-8") as lines:
-                for number, line in enumerate(lines, start=1):
-                    yield _text_of_line(path, number, line, column)
-        else:
-            text = path.read_text(encoding="utf-8")
-            if not text.strip():
-                raise ValueError(f"{path} is empty; give a file with text.")
-            yield text
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8 (byte {error.object[error.start]:#04x} at position {error.start}); "
-            "convert it, for example with `iconv -t UTF-8`."
-        ) from None
-
-
-def _read_parquet(path: Path, column: str) -> Iterator[str]:
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(path) as table:
-        names = table.schema_arrow.names
-        if column not in names:
-            raise ValueError(f"{path} has no column {column!r}; name one of {', '.join(names)} by --text_column.")
-        rows = (row for batch in table.iter_batches(columns=[column]) for row in batch.to_pylist())
-        for number, row in enumerate(rows, start=1):
-            yield _text_of_row(row, column, f"{path}, row {number}")
-
-
-def _text_of_line(path: Path, number: int, line: str, column: str) -> str:
-    where = f"{path}, line {number}"
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError:
-        raise ValueError(f'{where}: expected {{"{column}": "..."}}, got {line[:60]!r}.') from None
-    return _text_of_row(row, column, where)
+        with open_unpacked(path, compression) as file:
+            text = decode(file.read())
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; check the path.") from None
+    except (OSError, EOFError, DecompressionBomb) as error:
+        raise ValueError(f"{path} cannot be read ({error}); repair it, or leave it out.") from None
+    if isinstance(text, Bad):
+        raise ValueError(explain(text, path))
+    yield path, text.replace("\r", "\n")
 
 
 def _text_of_row(row: Any, column: str, where: str) -> str:
@@ -161,15 +209,23 @@ def _text_of_row(row: Any, column: str, where: str) -> str:
             f'{where}: expected {{"{column}": "..."}}, got {str(row)[:60]!r}; remove the row, '
             "or name the column of the text by --text_column."
         )
+    if mend(text) != text:
+        raise ValueError(
+            f"{where}: its text holds half of a surrogate pair, which is no character; repair the row, or remove it."
+        )
     return text
 
 
-def _from_sources(source: DocumentSource, *, say: bool) -> Iterator[str]:
+def _from_sources(source: DocumentSource, *, say: bool) -> Iterator[tuple[str, str]]:
     """Yield what can be read of the sources of a data recipe, as it is, from all sources and many files in turn."""
-    from training.data.readers import Bad, read_unit
+    from training.data.readers import read_unit
     from training.data.recipe import list_units, read_sources
 
-    by_source = [list_units([one], 1) for one in read_sources(source.sources)]
+    pinned = [
+        replace(one, revision=commit_of(one.dataset, one.revision)) if one.dataset else one
+        for one in read_sources(source.sources)
+    ]
+    by_source = [list_units([one], 1) for one in pinned]
     waiting = [unit for row in itertools.zip_longest(*by_source) for unit in row if unit]
     files = (read_unit(unit, limit=10_000_000) for unit in waiting)
     turn, bad = deque(itertools.islice(files, OPEN_FILES)), Counter[str]()
@@ -184,7 +240,7 @@ def _from_sources(source: DocumentSource, *, say: bool) -> Iterator[str]:
             if isinstance(found, Bad):
                 bad[found.reason] += 1
             else:
-                yield found.text
+                yield found.text, found.metadata.get("whole", found.text)
     finally:  # whoever reads may have enough before the end
         if bad and say:
             print("not read:", ", ".join(f"{reason} {number:,}" for reason, number in bad.most_common()), flush=True)
@@ -193,5 +249,7 @@ def _from_sources(source: DocumentSource, *, say: bool) -> Iterator[str]:
 def _from_hub(source: DocumentSource) -> Iterator[str]:
     from datasets import load_dataset
 
-    for number, row in enumerate(load_dataset(source.dataset, split="train", streaming=True), start=1):
+    assert source.dataset is not None
+    data = load_dataset(source.dataset, split="train", streaming=True, revision=commit_of(source.dataset))
+    for number, row in enumerate(data, start=1):
         yield _text_of_row(row, source.text_column, f"{source.dataset}, row {number}")

@@ -4,26 +4,49 @@ Kept libraries do the work: trafilatura finds the main text of a page, warcio re
 the markup out of wiki pages. What is not text, or may not be used, is a `Bad` with its reason.
 """
 
+import codecs
 import ctypes
 import re
 import signal
 import sys
 from collections.abc import Iterator
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
 from datatrove.data import Document
-from fsspec.core import url_to_fs
 
-from training.data.readers import Bad, Found, decode
-from training.data.recipe import Unit
+from training.data.gutenberg import strip_book
+from training.data.licenses import is_allowed, license_of
+from training.data.readers import Found, decode
+from training.data.recipe import LANGUAGE_OF, Unit
+from training.data.rows import Bad
 
 # ---- web ----
 
 # Longer than any ordinary page needs, so that the result does not depend on how busy the machine is.
 PAGE_SECONDS = 60
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+OWN_CHARSET = re.compile(
+    rb"<meta\s[^>]*?charset\s*=\s*[\"']?\s*([\w:.-]+)|^\s*<\?xml\s[^>]*?encoding\s*=\s*[\"']([\w:.-]+)", re.IGNORECASE
+)
+# What a browser reads where a page names a charset, by https://encoding.spec.whatwg.org: the larger one of its family.
+ON_THE_WEB = {
+    "ascii": "cp1252",
+    "iso8859-1": "cp1252",
+    "iso8859-9": "cp1254",
+    "iso8859-11": "cp874",
+    "tis-620": "cp874",
+    "gb2312": "gb18030",
+    "gbk": "gb18030",
+    "big5": "big5hkscs",
+    "shift_jis": "cp932",
+    "euc_kr": "cp949",
+    "utf-16": "utf-8",  # a page that can say so in ASCII is none
+}
 
 
 def extract_page(html: str) -> str:
@@ -68,13 +91,18 @@ def read_page(html: str, id: str, metadata: dict[str, Any]) -> Found:
 
 
 def decode_page(data: bytes, charset: str | None) -> str | None:
-    """Return a page's characters by the charset of its header, as UTF-8, or as what its bytes look like."""
+    """Return a page's characters by its byte-order mark, the charset of its header, or what it says itself; else as
+    UTF-8, or as what its bytes look like.
+    """
     from charset_normalizer import from_bytes
 
-    for name in (charset, "utf-8"):
+    marked = next((name for mark, name in MARKS.items() if data.startswith(mark)), None)
+    said = OWN_CHARSET.search(data[:4096])
+    for name in (marked, charset, said[said.lastindex or 0].decode() if said else None, "utf-8"):
         try:
             if name:
-                return data.decode(name)
+                known = codecs.lookup(name).name
+                return data.decode(ON_THE_WEB.get(known, known)).removeprefix("\ufeff")
         except (UnicodeDecodeError, LookupError):
             continue
     best = from_bytes(data[:100_000]).best()
@@ -191,14 +219,6 @@ def _remove(code: Any, node: Any) -> None:
 
 # ---- books ----
 
-GUTENBERG_START = re.compile(
-    r"^\*\*\* ?START OF (?:THE|THIS) PROJECT GUTENBERG.*\*\*\*\s*$", re.MULTILINE | re.IGNORECASE
-)
-GUTENBERG_END = re.compile(
-    r"^(?:\*\*\* ?END OF (?:THE|THIS) PROJECT GUTENBERG|End of (?:the )?Project Gutenberg)",
-    re.MULTILINE | re.IGNORECASE,
-)
-
 
 def read_gutenberg(file: BinaryIO, unit: Unit, limit: int) -> Iterator[Found]:
     """Yield a book without the header and the footer that Project Gutenberg puts around it."""
@@ -208,61 +228,12 @@ def read_gutenberg(file: BinaryIO, unit: Unit, limit: int) -> Iterator[Found]:
         return
     found = decode(data, unit.label)
     if isinstance(found, Document):
-        start, end = GUTENBERG_START.search(found.text), GUTENBERG_END.search(found.text)
-        if title := re.search(r"^Title:\s*(.+)$", found.text[: start.start()] if start else "", re.MULTILINE):
-            found.metadata["title"] = title[1].strip()
-        found.text = found.text[start.end() if start else 0 : end.start() if end else None].strip()
+        found.text, title = strip_book(found.text)
+        found.metadata |= {"title": title} if title else {}
     yield found
 
 
 # ---- code ----
-
-LANGUAGES = {
-    "c": (".c", ".h"),
-    "c++": (".cc", ".cpp", ".cxx", ".hh", ".hpp"),
-    "c#": (".cs",),
-    "css": (".css",),
-    "go": (".go",),
-    "haskell": (".hs",),
-    "html": (".html", ".htm"),
-    "java": (".java",),
-    "javascript": (".js", ".mjs", ".jsx"),
-    "julia": (".jl",),
-    "kotlin": (".kt",),
-    "lua": (".lua",),
-    "markdown": (".md",),
-    "perl": (".pl", ".pm"),
-    "php": (".php",),
-    "python": (".py", ".pyi"),
-    "r": (".r",),
-    "restructuredtext": (".rst",),
-    "ruby": (".rb",),
-    "rust": (".rs",),
-    "scala": (".scala",),
-    "shell": (".sh", ".bash"),
-    "sql": (".sql",),
-    "swift": (".swift",),
-    "typescript": (".ts", ".tsx"),
-}
-LANGUAGE_OF = {suffix: language for language, suffixes in LANGUAGES.items() for suffix in suffixes}
-LICENSE_FILES = ("LICENSE", "LICENCE", "COPYING", "UNLICENSE")
-# Words that only this licence's text has, the more special one first.
-LICENSE_WORDS = (
-    ("agpl-3.0", "GNU AFFERO GENERAL PUBLIC LICENSE"),
-    ("lgpl", "GNU LESSER GENERAL PUBLIC LICENSE"),
-    ("gpl-3.0", "GNU GENERAL PUBLIC LICENSE Version 3"),
-    ("gpl-2.0", "GNU GENERAL PUBLIC LICENSE Version 2"),
-    ("mpl-2.0", "Mozilla Public License Version 2.0"),
-    ("apache-2.0", "Apache License Version 2.0"),
-    ("psf-2.0", "PYTHON SOFTWARE FOUNDATION LICENSE VERSION 2"),
-    ("bsd-3-clause", "Neither the name of"),
-    ("bsd-2-clause", "Redistributions in binary form must reproduce the above copyright"),
-    ("mit", "Permission is hereby granted, free of charge, to any person obtaining a copy"),
-    ("isc", "Permission to use, copy, modify, and/or distribute this software for any purpose"),
-    ("unlicense", "This is free and unencumbered software released into the public domain"),
-    ("cc0-1.0", "CC0 1.0 Universal"),
-)
-SPDX = re.compile(r"SPDX-License-Identifier:\s*([\w.+-]+(?: (?:OR|AND|WITH) [\w.+-]+)*)")
 
 
 def read_code(file: BinaryIO, unit: Unit, limit: int) -> Iterator[Found]:
@@ -278,36 +249,10 @@ def read_code(file: BinaryIO, unit: Unit, limit: int) -> Iterator[Found]:
         return
     found = decode(data, unit.label)
     if isinstance(found, Document):
-        own = SPDX.search(found.text[:2000])
-        license = own[1].lower() if own else license_above(unit)
-        if unit.source.licenses and license not in unit.source.licenses:
+        license = license_of(found.text, unit)
+        if unit.source.licenses and not is_allowed(license or "", unit.source.licenses):
             found = Bad("license", unit.label, license or "there is no licence file above it", len(data))
         else:
             # `programming_language`: `language` is what the step of that name finds.
             found.metadata = {"license": license, "programming_language": language}
     yield found
-
-
-def license_above(unit: Unit) -> str | None:
-    """Return the licence of the nearest licence file at or above a file, within its source."""
-    folder = unit.path.rpartition("/")[0]
-    for _ in range(unit.label.count("/") + 1):
-        if found := _license_in(folder):
-            return found
-        folder = folder.rpartition("/")[0]
-    return None
-
-
-@lru_cache(maxsize=4096)
-def _license_in(folder: str) -> str | None:
-    fs, path = url_to_fs(folder)
-    for name in sorted(str(entry) for entry in fs.ls(path, detail=False)):
-        if name.rpartition("/")[2].upper().startswith(LICENSE_FILES) and fs.isfile(name):
-            return name_license(fs.cat_file(name, 0, 100_000).decode("utf-8", "replace"))
-    return None
-
-
-def name_license(text: str) -> str:
-    """Return the SPDX name, in small letters, of a licence's text; `other` if it is none of the common ones."""
-    words = " ".join(text.split()).lower().replace(", version", " version")
-    return next((name for name, phrase in LICENSE_WORDS if phrase.lower() in words), "other")

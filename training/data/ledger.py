@@ -15,10 +15,11 @@ from typing import Any
 from datatrove.data import Document
 from datatrove.io import DataFolder
 
-from training.data.readers import Bad
+from training.data.rows import Bad
 
 EXAMPLES = 3  # dropped documents of each reason that a task shows
 SNIPPET = 300  # characters of such an example
+SPLITS = "documents by split"  # a tally of the first pass: whether there is something for either of them
 
 
 class Ledger:

@@ -76,12 +76,12 @@ def data_inputs(entries: list[str]) -> dict[str, str | list[str] | None]:
 
 def _split(entry: str) -> tuple[str, float]:
     folder, sign, weight = entry.rpartition("=")
-    if not sign or "://" in entry:
-        return entry, 1.0
+    if not sign or "://" in entry or Path(entry).is_dir():
+        return entry, 1.0  # a folder may have an equals sign in its name
     try:
         value = float(weight)
     except ValueError:
-        return entry, 1.0  # a folder with an equals sign in its name
+        return entry, 1.0
     if not 0 < value < math.inf:
         raise ValueError(f"--data {entry}: the weight must be a number above 0.")
     return folder, value
@@ -158,7 +158,8 @@ class StreamedWindows:
         for kind in (".bin", ".starts.npy"):
             self.fs.get_file(f"{self.root}/val{kind}", str(self.cache / f"val{kind}"))
         tokens = np.memmap(self.cache / "val.bin", dtype=facts["dtype"], mode="r")
-        return Shards(tokens, np.load(self.cache / "val.starts.npy"), facts["bytes"], facts["vocab_size"])
+        starts = np.load(self.cache / "val.starts.npy")
+        return Shards(tokens, starts, facts["bytes"], facts["vocab_size"], facts.get("tokenizer_sha256"))
 
     def _row(self, row: int) -> Batch:
         while not self.complete and row >= self.begins[-1]:

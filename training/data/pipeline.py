@@ -129,7 +129,7 @@ def plan(
     options = {step.name: step.options for step in steps}
     blocks = [(s, build_step(s, folder, limit)) for s in steps if not s.name.endswith("_duplicates")]
     units = list_units(sources, tasks)
-    cleaning = [Clean(units, blocks, Ledger(folder, "clean"), limit), _writer(folder)]
+    cleaning = [Clean(units, blocks, Ledger(folder, "clean"), limit, meta["val_fraction"]), _writer(folder)]
     passes = [Pass("clean", cleaning, tasks)]
     ledger = Ledger(folder, "tokenize")
     reading: list[PipelineStep] = [Start(folder, ledger)]

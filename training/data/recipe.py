@@ -12,9 +12,10 @@
 This file only reads and checks, before anything that takes time is loaded, so that mistakes are found at once.
 """
 
+import glob
 import json
 import math
-from collections.abc import Iterator
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,9 @@ SUFFIXES = {
     ".rst": "text",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
+    ".json": "jsonl",
     ".csv": "csv",
-    ".tsv": "csv",
+    ".tsv": "tsv",
     ".parquet": "parquet",
     ".warc": "warc",
     ".wet": "warc",
@@ -39,6 +41,36 @@ SUFFIXES = {
 }
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
 TYPES = (*dict.fromkeys(SUFFIXES.values()), "gutenberg", "code")
+
+# Programming languages of a `code` source, by the names of its files.
+LANGUAGES = {
+    "c": (".c", ".h"),
+    "c++": (".cc", ".cpp", ".cxx", ".hh", ".hpp"),
+    "c#": (".cs",),
+    "css": (".css",),
+    "go": (".go",),
+    "haskell": (".hs",),
+    "html": (".html", ".htm"),
+    "java": (".java",),
+    "javascript": (".js", ".mjs", ".jsx"),
+    "julia": (".jl",),
+    "kotlin": (".kt",),
+    "lua": (".lua",),
+    "markdown": (".md",),
+    "perl": (".pl", ".pm"),
+    "php": (".php",),
+    "python": (".py", ".pyi"),
+    "r": (".r",),
+    "restructuredtext": (".rst",),
+    "ruby": (".rb",),
+    "rust": (".rs",),
+    "scala": (".scala",),
+    "shell": (".sh", ".bash"),
+    "sql": (".sql",),
+    "swift": (".swift",),
+    "typescript": (".ts", ".tsx"),
+}
+LANGUAGE_OF = {suffix: language for language, suffixes in LANGUAGES.items() for suffix in suffixes}
 
 # Steps on one document, in the order of the recipe, and the two that compare all documents and come last.
 DOCUMENT_STEPS = (
@@ -118,6 +150,11 @@ def _read_source(entry: Any, number: int) -> Source:
     for key in ("files", "languages", "licenses"):
         if key in given:
             given[key] = (given[key],) if isinstance(given[key], str) else tuple(given[key])
+            if key != "files":
+                given[key] = tuple(str(name).lower() for name in given[key])
+    for language in given.get("languages", ()):
+        if language not in LANGUAGES:
+            raise ValueError(f"{where} has the language {language!r}{suggest(language, list(LANGUAGES))}")
     source = Source(**given)
     texts = [key for key in ("files", "dataset", "stories") if getattr(source, key)]
     if len(texts) != 1:
@@ -185,7 +222,11 @@ def list_units(sources: list[Source], tasks: int) -> list[Unit]:
     units = []
     for source in sources:
         if source.files:
-            units += [Unit(source, *found) for pattern in source.files for found in _find(pattern)]
+            files: dict[str, tuple[str, str, int]] = {}  # each once, by however many patterns and names
+            for pattern in source.files:
+                for file in find_files(pattern):
+                    files.setdefault(name_of(file[0]), file)
+            units += [Unit(source, *file) for file in files.values()]
         else:
             units += [Unit(source, f"{part}/{tasks}", str(part)) for part in range(tasks)]
     return units
@@ -197,26 +238,40 @@ def evaluation_units(step: Step) -> list[Unit]:
     return list_units([Source("evaluation", (files,) if isinstance(files, str) else tuple(files))], 1) if files else []
 
 
-def _find(pattern: str) -> Iterator[tuple[str, str, int]]:
-    """Yield path, label and size of the files that a folder, a glob or an fsspec URL means, none of them hidden."""
+def find_files(pattern: str) -> list[tuple[str, str, int]]:
+    """Return path, label and size of the files that a folder, a glob or an fsspec URL means, none of them hidden.
+
+    What is there by this very name is meant, whatever signs of a glob are in it.
+
+    Raises:
+        ValueError: It matches no file.
+    """
     from fsspec.core import url_to_fs
 
     remote = "://" in pattern
-    fs, path = url_to_fs(pattern)
+    fs, path = url_to_fs(pattern if remote else os.path.expanduser(pattern))
     if fs.isdir(path):
-        found = fs.find(path, detail=True)
+        root, found = path, fs.find(path, detail=True)
     elif fs.isfile(path):
-        found = {path: fs.info(path)}
+        root, found = path.rpartition("/")[0], {path: fs.info(path)}
     else:
-        found = {name: info for name, info in fs.glob(path, detail=True).items() if info["type"] == "file"}
-    root = path.split("*")[0]
-    root = root if fs.isdir(root) else root.rpartition("/")[0]
+        parts = path.split("/")
+        roots = ("/".join(parts[:number]) for number in range(len(parts) - 1, 0, -1))
+        root = next((root for root in roots if not glob.has_magic(root) or fs.isdir(root)), "")
+        matched = fs.glob(glob.escape(root) + path[len(root) :], detail=True)
+        found = {name: info for name, info in matched.items() if info["type"] == "file"}
     labels = {name: name.removeprefix(root).strip("/") for name in found}
     names = sorted(name for name in found if not any(part.startswith(".") for part in labels[name].split("/")))
     if not names:
-        raise ValueError(f"{pattern} matches no file; check `files` of the recipe.")
-    for name in names:
-        yield (fs.unstrip_protocol(name) if remote else name), labels[name], int(found[name]["size"] or 0)
+        raise ValueError(f"{pattern} matches no file; check the path.")
+    return [
+        (fs.unstrip_protocol(name) if remote else name, labels[name], int(found[name]["size"] or 0)) for name in names
+    ]
+
+
+def name_of(path: str) -> str:
+    """Return the one name of a file that several paths may lead to."""
+    return path if "://" in path else os.path.realpath(path)
 
 
 def describe_files(sources: list[Source]) -> str:

@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hf_scratch.card import license_metadata
+
 # The look of the report on training, and what only this page has.
 CSS = (Path(__file__).parent.parent / "report_page.css").read_text(encoding="utf-8")
 CSS += """
@@ -291,7 +293,7 @@ def dataset_card(report: dict[str, Any]) -> str:
     total, licenses = report["total"], sorted(report["distributions"]["license"])
     languages = [name for name in report["distributions"]["language"] if name != "not identified"]
     front = {
-        "license": licenses[0] if len(licenses) == 1 and licenses[0] != "unknown" else "other",
+        **(license_metadata(licenses[0]) if len(licenses) == 1 and licenses[0] != "unknown" else {"license": "other"}),
         "tags": ["hf_scratch", "tokenized"],
         "task_categories": ["text-generation"],
         "language": languages[:50],
@@ -309,6 +311,10 @@ def dataset_card(report: dict[str, Any]) -> str:
     for name, row in report["sources"].items():
         counts = " | ".join(f"{row[key]:,}" for key in ("documents_in", "documents_out", "tokens"))
         lines.append(f"| {_plain(name)} | {_plain(row['license'])} | {row['weight']:g} | {counts} |")
+    named = [(row["dataset"], row["revision"]) for row in report["sources"].values() if row.get("revision")]
+    lines += (
+        ["", *(f"`{_plain(dataset)}` was read at `{_plain(commit)}`." for dataset, commit in named)] if named else []
+    )
     lines += ["", "## Steps", ""]
     lines += [f"- `{step['step']}` {_plain(json.dumps(step['options']))}" for step in report["recipe"]] or ["None."]
     lines += ["", "## Dropped", "", "| reason | documents |", "| --- | ---: |"]

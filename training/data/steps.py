@@ -5,6 +5,7 @@ spaCy, a language model that needs no download, books that balance, and a filter
 """
 
 import json
+import os
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -31,9 +32,11 @@ from datatrove.utils.hashing import HashConfig, create_hash_func
 from datatrove.utils.text import ngrams, simplify_text
 from datatrove.utils.word_tokenizers import WordTokenizer, strip_strings
 
-from training.data.ledger import Ledger
-from training.data.readers import Bad, read_unit
-from training.data.recipe import Step, Unit, evaluation_units
+from training.data.documents import fraction_of
+from training.data.ledger import SPLITS, Ledger
+from training.data.readers import read_unit
+from training.data.recipe import Step, Unit, evaluation_units, type_of
+from training.data.rows import TABLES, Bad, mend, read_table
 
 # What e-mail and IP addresses become. Both are set aside for documentation (RFC 2606, RFC 5737) and belong to nobody.
 MASKED_EMAIL, MASKED_IP = "email@example.com", "192.0.2.1"
@@ -103,7 +106,7 @@ class Language(BaseFilter):
     def __init__(self, keep: list[str] | None = None, min_score: float = 0.65, model: str | None = None) -> None:
         super().__init__()
         self.keep, self.min_score = keep or [], min_score
-        self.path = model or _packaged_language_model()
+        self.path = os.path.expanduser(model) if model else _packaged_language_model()
         if not Path(self.path).is_file():
             raise ValueError(f"step language: there is no model at {self.path}; give the path of a fastText model.")
         self.model: Any = None  # loaded by each process for itself
@@ -155,7 +158,7 @@ EVALUATIONS = "evaluations.json"  # what was indexed, for the report
 def index_evaluations(units: list[Unit], config: NGramsDecontConfig, folder: DataFolder, limit: int) -> None:
     """Write the n-grams of evaluation files for the filter; and for the report how many texts and n-grams there are.
 
-    datatrove's own indexer needs lighteval and takes its tasks only. A JSON row counts with each of its strings and
+    datatrove's own indexer needs lighteval and takes its tasks only. A row counts with each of its strings and
     with all of them joined, so that neither a question nor question and answer together go through.
     """
     hash_text = create_hash_func(config.hash_config)
@@ -183,23 +186,20 @@ def index_evaluations(units: list[Unit], config: NGramsDecontConfig, folder: Dat
 
 
 def _evaluation_texts(unit: Unit, limit: int) -> Iterator[list[str]]:
-    if ".jsonl" not in unit.path:
-        for found in read_unit(unit, limit):
-            if isinstance(found, Bad):
-                raise ValueError(f"the evaluation file {found.id} cannot be read: {found.reason} {found.detail}")
-            yield [found.text]
-        return
-    import fsspec
-
-    with fsspec.open(unit.path, "rb", compression="infer") as lines:
-        for line in lines:
-            strings = list(_strings(json.loads(line)))
+    if type_of(unit.path)[0] in TABLES:
+        for _, row in read_table(unit.path):
+            strings = list(_strings(row))
             yield [*strings, "\n".join(strings)]
+        return
+    for found in read_unit(unit, limit):
+        if isinstance(found, Bad):
+            raise ValueError(f"the evaluation file {found.id} cannot be read: {found.reason} {found.detail}")
+        yield [found.text]
 
 
 def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
-        yield value
+        yield mend(value)
     elif isinstance(value, dict | list):
         for item in value.values() if isinstance(value, dict) else value:
             yield from _strings(item)
@@ -255,9 +255,11 @@ class Clean(PipelineStep):
         steps: list[tuple[Step, BaseFilter | BaseFormatter]],
         ledger: Ledger,
         limit: int,
+        val_fraction: float,
     ) -> None:
         super().__init__()
         self.units, self.steps, self.ledger, self.limit = units, steps, ledger, limit
+        self.val_fraction = val_fraction
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Yield the clean documents of the units `rank`, `rank + world_size`, ..."""
@@ -281,6 +283,8 @@ class Clean(PipelineStep):
                 size = self.clean(found, size)
                 if size:
                     ledger.leave(source, size)
+                    held_out = fraction_of(found.metadata.get("whole", found.text)) < self.val_fraction
+                    ledger.tallies[SPLITS]["val" if held_out else "train"] += 1
                     yield found
         self.note_masked()
         ledger.save()

@@ -20,7 +20,7 @@ Slots = dict[str, str]
 
 @dataclass(frozen=True)
 class Request:
-    """What an instruction asks for; name and place are None where it leaves them open, adjective may be empty."""
+    """What an instruction asks for; name and place are None where it leaves them open, the others are empty."""
 
     kind: str
     name: str | None
@@ -59,6 +59,11 @@ class Check:
         return self.hero and self.item and self.place and self.problem and self.complete
 
 
+INTRODUCED, EXAMINED = 0.45, 0.35  # shares of the pretraining texts
+FORETOLD = 0.5  # of the stories, those that say before all else how they end
+INTRODUCED_KINDS = ("who", "name", "had", "place", "color")  # of questions that an introduction answers
+
+
 # ---- facts ----
 
 
@@ -83,7 +88,7 @@ def count_requests() -> int:
     return heroes * things * (len(world.ADJECTIVES) + 1)
 
 
-def _draw(rng: random.Random, split: Split, *, placed: bool = True) -> Request:
+def draw(rng: random.Random, split: Split, *, placed: bool = True) -> Request:
     """Returns random full facts of the split; without a place the facts left over must be of the split as well."""
     while True:
         kind, problem = rng.choice(world.KINDS), rng.choice(list(world.PROBLEMS))
@@ -102,11 +107,12 @@ def _thing(request: Request) -> str:
     return f"{request.adjective} {request.item}".strip()
 
 
-def _at(place: str) -> str:
+def at(place: str) -> str:
+    """Returns where a story happens, as an instruction says it: in the forest."""
     return f"{world.PLACES[place]} the {place}"
 
 
-def _hero(request: Request) -> str:
+def hero(request: Request) -> str:
     """Returns the hero and the mishap as an instruction names them: a fox named Pip who lost a red kite."""
     named = f" named {request.name}" if request.name else ""
     thing = _thing(request)
@@ -114,8 +120,9 @@ def _hero(request: Request) -> str:
     return f"{with_article(request.kind)}{named} {clause}"
 
 
-def _about(request: Request) -> str:
-    return f"{_hero(request)} {_at(request.place)}" if request.place else _hero(request)
+def about(request: Request) -> str:
+    """Returns what a story is about, as an instruction says it."""
+    return f"{hero(request)} {at(request.place)}" if request.place else hero(request)
 
 
 # ---- telling ----
@@ -127,7 +134,7 @@ def _slots(request: Request, helper: str) -> Slots:
     boy = request.name in world.BOYS
     ability = world.PROBLEMS[request.problem].ability
     return {
-        "name": request.name, "kind": request.kind, "a_kind": with_article(request.kind), "about": _about(request),
+        "name": request.name, "kind": request.kind, "a_kind": with_article(request.kind), "about": about(request),
         "he": "he" if boy else "she", "his": "his" if boy else "her",
         "noun": request.item, "full": _thing(request), "a_full": with_article(_thing(request)),
         "place": request.place, "helper": helper, "a_helper": with_article(helper),
@@ -137,8 +144,7 @@ def _slots(request: Request, helper: str) -> Slots:
 
 def _say(rng: random.Random, templates: Sequence[str], slots: Slots) -> str:
     """Returns one of the templates, filled, as a sentence with a capital."""
-    text = rng.choice(templates).format_map(slots)
-    return text[0].upper() + text[1:]
+    return _sentence(rng.choice(templates), slots)
 
 
 def _mishap(rng: random.Random, problem: str, slots: Slots, leads: Sequence[str]) -> str:
@@ -244,7 +250,7 @@ def stories(split: Split, seed: int) -> Iterator[Story]:
     """Returns the endless stream of the split's stories; half of them end happily."""
     rng = random.Random(f"stories/{split}/{seed}")
     while True:
-        yield tell(rng, _draw(rng, split), happy=rng.random() < 0.5)
+        yield tell(rng, draw(rng, split), happy=rng.random() < 0.5)
 
 
 def introduce(rng: random.Random, story: Story) -> str:
@@ -259,116 +265,73 @@ def frame(rng: random.Random, story: Story) -> str:
     return f"{_say(rng, world.FRAME, _slots(story.request, story.helper))} {story.text}"
 
 
+@dataclass(frozen=True)
+class Question:
+    """What can be asked about a story: its kind, ways to ask it, and the true short answer."""
+
+    kind: str
+    asked: tuple[str, ...]
+    answer: str
+
+
+def fill(template: str, facts: Request) -> str:
+    """Returns the template with the words of the facts, of which no helper is a part."""
+    return template.format_map(_slots(facts, world.HELPERS[0]))
+
+
+def questions(story: Story) -> list[Question]:
+    """Returns what can be asked about the story."""
+    facts, slots = story.request, _slots(story.request, story.helper)
+    told = world.PROBLEMS[facts.problem].told.format(name=slots["he"], it=f"the {facts.item}") + "."
+    helped = "{a_helper} helped {name}." if story.happy else "{a_helper} came, but could not help."
+    mood = "Yes, {name} was happy." if story.happy else "No, {name} was sad."
+    answers = {"happened": told, "helped": helped, "mood": mood} | world.ANSWERS
+    if facts.adjective not in world.COLORS:
+        del answers["color"]
+    return [
+        Question(kind, tuple(asked.format_map(slots) for asked in world.QUESTIONS[kind]), _sentence(answer, slots))
+        for kind, answer in answers.items()
+    ]
+
+
+def _sentence(template: str, slots: Slots) -> str:
+    text = template.format_map(slots)
+    return text[0].upper() + text[1:]
+
+
+def examine(rng: random.Random, text: str, about: list[Question]) -> str:
+    """Returns the text and a few questions about it with their answers."""
+    pairs = rng.sample(about, rng.randint(2, min(4, len(about))))
+    return "\n\n".join([text, "\n".join(f"{rng.choice(pair.asked)} {pair.answer}" for pair in pairs)])
+
+
+def _is_said(question: Question, story: Story, text: str) -> bool:
+    """Returns whether a text holds the facts that the answer to a question names."""
+    facts = {str(story.request.place), story.request.item, story.request.adjective} - {""}
+    return all(fact in text for fact in facts & set(re.findall(r"[a-z]+", question.answer)))
+
+
 def documents(split: Split, seed: int) -> Iterator[str]:
-    """Returns the endless stream of pretraining texts: two short introductions for every story.
+    """Returns the endless stream of pretraining texts: short introductions and stories.
 
     An introduction repeats few facts often. A small model learns there to carry a name on, which it does hundreds of
-    steps later from stories alone. Half of the stories say first what they are about, as an instruction will.
+    steps later from stories alone. Of both, many are asked about at their end, and some stories say first what they
+    are about, as an instruction will.
     """
     rng = random.Random(f"introductions/{split}/{seed}")
     for story in stories(split, seed):
-        if rng.random() < 2 / 3:
-            yield introduce(rng, story)
+        kind = rng.random()
+        before = f"{world.ENDS[story.happy]} " if rng.random() < FORETOLD else ""
+        if kind < INTRODUCED:
+            text = introduce(rng, story)
+            said = [one for one in questions(story) if one.kind in INTRODUCED_KINDS and _is_said(one, story, text)]
+            yield examine(rng, text, said) if rng.random() < 0.5 else text
+        elif kind < INTRODUCED + EXAMINED:
+            text = examine(rng, story.text, questions(story))
+            other = f"\n{rng.choice(world.AGAIN)} {world.ENDS[not story.happy]}" if rng.random() < 0.5 else ""
+            yield before + text + other
         else:
-            yield frame(rng, story) if story.shape != "frame" and rng.random() < 0.5 else story.text
-
-
-# ---- instructions ----
-
-
-def _ask(rng: random.Random, split: Split) -> tuple[Request, Request, str]:
-    """Returns full facts, what the instruction asks of them, and the instruction."""
-    placed = rng.random() < 0.85
-    facts = _draw(rng, split, placed=placed)
-    asked = replace(facts, name=facts.name if rng.random() < 0.85 else None, place=facts.place if placed else None)
-    if facts.place and placed and rng.random() < 0.2:
-        words = {"hero": _hero(asked), "at": _at(facts.place), "place": facts.place}
-        return facts, asked, rng.choice(world.ABOUT_PLACED).format_map(words)
-    return facts, asked, rng.choice(world.ABOUT).format(about=_about(asked))
-
-
-def _user(text: str) -> Message:
-    return {"role": "user", "content": text}
-
-
-def _assistant(text: str) -> Message:
-    return {"role": "assistant", "content": text}
-
-
-def _system(rng: random.Random) -> list[Message]:
-    """Returns a system message, one time in four."""
-    return [{"role": "system", "content": rng.choice(world.SYSTEM)}] if rng.random() < 0.25 else []
-
-
-def questions(story: Story) -> list[tuple[str, str]]:
-    """Returns what can be asked about the story, each with the true short answer."""
-    facts, slots = story.request, _slots(story.request, story.helper)
-    told = world.PROBLEMS[facts.problem].told.format(name=facts.name, it=f"the {facts.item}")
-    helped = "{a_helper} helped {name}." if story.happy else "{a_helper} came, but could not help."
-    mood = "Yes, {name} was happy." if story.happy else "No, {name} was sad."
-    pairs = [
-        ("Who was the story about?", "It was about {a_kind} named {name}."),
-        ("What did {name} have?", "{name} had {a_full}."),
-        ("What happened to the {noun}?", told + "."),
-        ("Where did it happen?", "It happened near the {place}."),
-        ("Where was {name}?", "{name} was near the {place}."),
-        ("Who helped {name}?" if story.happy else "Did someone help {name}?", helped),
-        ("Was {name} happy at the end?", mood),
-        ("What can {a_helper} do?", "{a_helper} can {own}."),
-    ]
-    if facts.adjective in world.COLORS:
-        pairs.append(("What color was the {noun}?", f"The {{noun}} was {facts.adjective}."))
-    filled = [(question.format_map(slots), answer.format_map(slots)) for question, answer in pairs]
-    return [(question, answer[0].upper() + answer[1:]) for question, answer in filled]
-
-
-def _follow_ups(rng: random.Random, split: Split, story: Story) -> list[Message]:
-    """Returns the later turns: questions about the story, its retelling with the other ending, or a new story."""
-    kind = rng.choice(("questions", "questions", "again", "next"))
-    if kind == "questions":
-        pairs = rng.sample(questions(story), rng.randint(1, 3))
-        return [message for ask, answer in pairs for message in (_user(ask), _assistant(answer))]
-    if kind == "again":
-        other = tell(rng, story.request, happy=not story.happy)
-        return [_user(rng.choice(world.AGAIN)), _assistant(other.text)]
-    facts, _, instruction = _ask(rng, split)
-    other = tell(rng, facts, happy=rng.random() < 0.5)
-    return [_user(f"{rng.choice(world.BEFORE_NEXT)} {instruction}"), _assistant(other.text)]
-
-
-def conversations(split: Split, seed: int) -> Iterator[dict[str, list[Message]]]:
-    """Returns the endless stream of conversations for fine-tuning, half of them of more than one turn."""
-    rng = random.Random(f"conversations/{split}/{seed}")
-    while True:
-        facts, _, instruction = _ask(rng, split)
-        story = tell(rng, facts, happy=rng.random() < 0.5)
-        messages = [*_system(rng), _user(instruction), _assistant(story.text)]
-        if rng.random() < 0.5:
-            messages += _follow_ups(rng, split, story)
-        yield {"messages": messages}
-
-
-def preferences(split: Split, seed: int) -> Iterator[dict[str, list[Message]]]:
-    """Returns the endless stream of pairs: chosen tells what was asked and ends happily; rejected ends unhappily,
-    or (one in five) happily tells of something else."""
-    rng = random.Random(f"preferences/{split}/{seed}")
-    while True:
-        facts, asked, instruction = _ask(rng, split)
-        chosen, rejected = tell(rng, facts, happy=True), tell(rng, facts, happy=False)
-        if rng.random() < 0.2:
-            rejected = tell(rng, _draw(rng, split), happy=True)
-            while check(asked, rejected.text).followed:
-                rejected = tell(rng, _draw(rng, split), happy=True)
-        prompt = [*_system(rng), _user(instruction)]
-        yield {"prompt": prompt, "chosen": [_assistant(chosen.text)], "rejected": [_assistant(rejected.text)]}
-
-
-def prompts(split: Split, seed: int) -> Iterator[tuple[Request, list[Message]]]:
-    """Returns the endless stream of single-turn instructions for evaluation, each with what it asks for."""
-    rng = random.Random(f"prompts/{split}/{seed}")
-    while True:
-        _, asked, instruction = _ask(rng, split)
-        yield asked, [_user(instruction)]
+            yield before + (frame(rng, story) if story.shape != "frame" and rng.random() < 0.6 else story.text)
 
 
 # ---- checking ----
@@ -416,7 +379,12 @@ def _right_item(request: Request, text: str) -> bool:
     """Returns whether the thing is the one asked for, of the asked look, and the only thing."""
     looks = set(re.findall(rf"\b({'|'.join(world.ADJECTIVES)}) {request.item}\b", text.lower()))
     looks_right = looks == {request.adjective} if request.adjective else True
-    return looks_right and _found(world.ITEMS, text) == {request.item}
+    return looks_right and _is_one(request.item, _found(world.ITEMS, text))
+
+
+def _is_one(wanted: str, found: set[str]) -> bool:
+    """Returns whether there is what was wanted and nothing else; of what was left open, any one."""
+    return found == {wanted} if wanted else len(found) == 1
 
 
 def check(request: Request, completion: str) -> Check:
@@ -427,10 +395,10 @@ def check(request: Request, completion: str) -> Check:
     name = request.name or (last[1] if last else None)
     places = _found(world.PLACES, text)
     return Check(
-        hero=_found(world.KINDS, text) == {request.kind} and bool(name and re.search(rf"\b{name}\b", text)),
+        hero=_is_one(request.kind, _found(world.KINDS, text)) and bool(name and re.search(rf"\b{name}\b", text)),
         item=_right_item(request, text),
         place=places == {request.place} if request.place else len(places) <= 1,
-        problem={key for key, pattern in _MISHAPS.items() if pattern.search(text.lower())} == {request.problem},
+        problem=_is_one(request.problem, {key for key, pattern in _MISHAPS.items() if pattern.search(text.lower())}),
         complete=last is not None and last[1] == name and _one_hero(text, last[1]),
         happy=ends_well and not _GLOOM.search(text),
     )

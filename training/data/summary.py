@@ -46,7 +46,7 @@ def finish_sources(
             _bring(work, f"shards/{name}{kind}", output / f"{name}{kind}")
     for path in work.list_files("dropped"):
         _bring(work, path, output / path)
-    content = {key: meta[key] for key in ("dtype", "vocab_size")} | report["splits"]
+    content = {key: meta[key] for key in ("dtype", "vocab_size", "tokenizer_sha256")} | report["splits"]
     content["train"]["shards"] = names[1:]
     write_json(output / "data_report.json", report)
     (output / "data_report.html").write_text(page(report), encoding="utf-8")
@@ -131,6 +131,7 @@ def _source_row(source: Source, clean: dict[str, Any], kept: dict[str, Any]) -> 
     for books in (clean, kept):
         dropped.update(books["dropped"].get(source.name, {}))
     row = {
+        **({"dataset": source.dataset, "revision": source.revision} if source.dataset else {}),
         "license": source.license,
         "weight": source.weight,
         "documents_in": first.get("documents_in", 0),

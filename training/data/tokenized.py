@@ -6,14 +6,16 @@ them carry loss.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from hf_scratch.chat_tokens import Encoded, encode_chats
+from hf_scratch.tokenizer import Message
 from training.data.batches import IGNORE
-from training.data.chat import Encoded, encode_chats
 from training.data.chat_formats import Kind, Row
 
 SIDES = {"preferences": ("chosen", "rejected"), "thumbs": ("completion",)}
@@ -29,13 +31,21 @@ class Tokenized:
     counts: dict[str, int]  # rows, tokens, answer_tokens, truncated, unended, dropped
     full_lengths: np.ndarray  # tokens of each row that came in; of a pair with the longer answer
     answer_lengths: dict[str, np.ndarray]  # tokens of each answer that came in, by side
+    split: int = 0  # conversations of which the template shows an answer otherwise once another turn follows
+    refused: int = 0  # rows that the template refuses
 
     def summary(self) -> str:
-        """What came of the rows, in a sentence."""
-        return (
+        """What came of the rows, in a sentence or two."""
+        text = (
             "{rows:,} {noun}, {tokens:,} tokens of which {answer_tokens:,} carry loss; "
             "{truncated:,} cut at max_length, {dropped:,} dropped because no answer was left"
         ).format(noun=NOUNS[self.kind], **self.counts)
+        if self.split:
+            text += (
+                f". The chat template changes earlier answers when another turn follows: {self.split:,} conversations "
+                "became a row for each answer, as it reads when it is the last one"
+            )
+        return text
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, kind: Kind, rows: Sequence[Row], max_length: int) -> Tokenized:
@@ -51,31 +61,33 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, kind: Kind, rows: Sequence[Row]
 
 def _conversations(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], max_length: int) -> Tokenized:
     columns: dict[str, list[np.ndarray]] = {"input_ids": [], "labels": []}
-    counts, full_lengths = _new_counts(), []
-    encoded = encode_chats(tokenizer, (row["messages"] for row in rows))
-    for row, (ids, mask) in zip(_progress(rows), encoded, strict=True):
-        if "last_answer_only" in row:
-            start, end = last_answer(mask)
-            mask = [0] * start + mask[start:end] + [0] * (len(mask) - end)
-        full_lengths.append(len(ids))
-        tokens = np.array(ids[:max_length], dtype=np.int32)
-        labels = np.where(np.array(mask[:max_length]) == 1, tokens, IGNORE).astype(np.int32)
-        if (labels == IGNORE).all():
-            counts["dropped"] += 1
-            continue
-        columns["input_ids"].append(tokens)
-        columns["labels"].append(labels)
-        counts["rows"] += 1
-        counts["tokens"] += len(tokens)
-        counts["answer_tokens"] += int((labels != IGNORE).sum())
-        counts["truncated"] += len(ids) > max_length
-        counts["unended"] += len(ids) > max_length and mask[max_length - 1 : max_length + 1] == [1, 1]
+    counts, full_lengths, split, refused = _new_counts(), [], 0, 0
+    encoded = encode_chats(
+        tokenizer, (last_alone(row["messages"]) if "last_answer_only" in row else row["messages"] for row in rows)
+    )
+    for _, sequences in zip(_progress(rows), encoded, strict=True):
+        split += len(sequences) > 1
+        refused += not sequences
+        for ids, mask in sequences:
+            full_lengths.append(len(ids))
+            tokens = np.array(ids[:max_length], dtype=np.int32)
+            labels = np.where(np.array(mask[:max_length]) == 1, tokens, IGNORE).astype(np.int32)
+            if (labels == IGNORE).all():
+                counts["dropped"] += 1
+                continue
+            columns["input_ids"].append(tokens)
+            columns["labels"].append(labels)
+            counts["rows"] += 1
+            counts["tokens"] += len(tokens)
+            counts["answer_tokens"] += int((labels != IGNORE).sum())
+            counts["truncated"] += len(ids) > max_length
+            counts["unended"] += len(ids) > max_length and mask[max_length - 1 : max_length + 1] == [1, 1]
     if not counts["rows"]:
         raise ValueError(
             f"none of the {len(rows)} conversations has an answer within max_length={max_length} tokens; "
             "raise max_length, or check the roles."
         )
-    return Tokenized("conversations", Dataset.from_dict(columns), counts, np.array(full_lengths), {})
+    return Tokenized("conversations", Dataset.from_dict(columns), counts, np.array(full_lengths), {}, split, refused)
 
 
 def _answers(tokenizer: PreTrainedTokenizerBase, kind: Kind, rows: Sequence[Row], max_length: int) -> Tokenized:
@@ -84,10 +96,14 @@ def _answers(tokenizer: PreTrainedTokenizerBase, kind: Kind, rows: Sequence[Row]
     columns: dict[str, list] = {name: [] for name in ("prompt_ids", *(f"{side}_ids" for side in sides))}
     if kind == "thumbs":
         columns["label"] = []
-    counts, full_lengths, answer_lengths = _new_counts(), [], []
-    encoded = encode_chats(tokenizer, (row["prompt"] + row[side] for row in rows for side in sides))
+    counts, full_lengths, answer_lengths, refused = _new_counts(), [], [], 0
+    encoded = encode_chats(tokenizer, (last_alone(row["prompt"] + row[side]) for row in rows for side in sides))
     for row in _progress(rows):
-        prompt, answers = split_answers([next(encoded) for _ in sides])
+        sequences = [next(encoded) for _ in sides]
+        if not all(sequences):
+            refused += 1
+            continue
+        prompt, answers = split_answers([sequence[0] for sequence in sequences])
         answer_lengths.append([len(answer) for answer in answers])
         full_lengths.append(len(prompt) + max(answer_lengths[-1]))
         room = max_length - len(prompt)
@@ -110,7 +126,7 @@ def _answers(tokenizer: PreTrainedTokenizerBase, kind: Kind, rows: Sequence[Row]
             f"the prompts of all {len(rows)} {NOUNS[kind]} fill max_length={max_length} tokens; raise it."
         )
     by_side = dict(zip(sides, np.array(answer_lengths).T, strict=True))
-    return Tokenized(kind, Dataset.from_dict(columns), counts, np.array(full_lengths), by_side)
+    return Tokenized(kind, Dataset.from_dict(columns), counts, np.array(full_lengths), by_side, refused=refused)
 
 
 def row_lengths(dataset: Dataset) -> list[int]:
@@ -131,6 +147,11 @@ def split_answers(encoded: Sequence[Encoded]) -> tuple[list[int], list[list[int]
     spans = [last_answer(mask) for _, mask in encoded]
     start = min(begin for begin, _ in spans)
     return encoded[0][0][:start], [ids[start:end] for (ids, _), (_, end) in zip(encoded, spans, strict=True)]
+
+
+def last_alone(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Return a conversation of which the last answer alone carries loss."""
+    return [*(message | {"weight": 0} for message in messages[:-1]), messages[-1]]
 
 
 def last_answer(mask: list[int]) -> tuple[int, int]:

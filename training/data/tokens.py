@@ -6,10 +6,12 @@ datatrove's tokenizer is not used: text that spells a control token would become
 """
 
 import hashlib
+import itertools
 import json
 import math
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,15 +19,25 @@ from datatrove.data import Document, DocumentsPipeline
 from datatrove.io import DataFolder
 from datatrove.pipeline.base import PipelineStep
 
-from training.data.documents import cut_batches, fraction_of
-from training.data.ledger import Ledger, note_cluster
+from training.data.documents import cut_at_end, cut_batches, fraction_of
+from training.data.ledger import SPLITS, Ledger, add_up, note_cluster
 
 PART_BYTES = 2**25  # that a task holds before it writes them
 KINDS = ("tokens", "entries", "jsonl")  # files of a part: ids, an ENTRY and the ORIGIN of each document
 ORIGIN = ("id", "source", "license", "url", "language")  # what is kept of where a document came from
 AT_ONCE = 10_000  # documents of a shard written together
 ENTRY = np.dtype([("key", "<u8"), ("tokens", "<u4"), ("bytes", "<u4")])
-NOISE_SIGNS = ("\ufffd", "Ã", "â€", "<div", "</", "{{", "}}", "&nbsp;", "&amp;", "lorem ipsum")
+MIX = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], dtype=np.uint64)
+NOISE_SIGNS = ("\ufffd", "Ã", "â€", "<div", "</", "{{", "}}", "&nbsp;", "&amp;", "lorem ipsum", "Project Gutenberg")
+
+
+@dataclass
+class Share:
+    """What of a document goes to one split: all of it, but where documents are so few that each is cut."""
+
+    text: str
+    held_out: bool
+    ids: np.ndarray = field(default_factory=lambda: np.empty(0))
 
 
 class Tokenize(PipelineStep):
@@ -46,6 +58,7 @@ class Tokenize(PipelineStep):
         super().__init__()
         self.folder, self.tokenizer, self.meta = folder, tokenizer, meta
         self.weights, self.ledger = weights, ledger
+        self.cut = False
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> None:
         """Write this task's part of every shard."""
@@ -54,38 +67,55 @@ class Tokenize(PipelineStep):
         tokenizer = Tokenizer.from_str(self.tokenizer)
         tokenizer.encode_special_tokens = True  # what a document spells stays text
         parts = Parts(self.folder, 1 + self.meta["shards"], rank)
+        self.cut = len(add_up(self.folder, "clean")["tallies"].get(SPLITS, {})) < 2
         used = np.zeros(self.meta["vocab_size"], dtype=np.int64)
         for batch in cut_batches(measured(data), lambda document: document.metadata["bytes"]):
             size = sum(document.metadata["bytes"] for document in batch)
+            shares = [self.shares(document) for document in batch]
             with self.ledger.timed("tokenize") as counts:
-                encoded = tokenizer.encode_batch_fast([d.text for d in batch], add_special_tokens=False)
+                texts = [share.text for some in shares for share in some]
+                encoded = iter(tokenizer.encode_batch_fast(texts, add_special_tokens=False))
             counts.update({"documents_in": len(batch), "documents_out": len(batch)})
             counts.update({"bytes_in": size, "bytes_out": size})
             with self.ledger.timed("write"):
-                rows = [np.array([self.meta["separator"], *one.ids], dtype=self.meta["dtype"]) for one in encoded]
-                used += np.bincount(np.concatenate(rows), minlength=len(used))
-                for document, ids in zip(batch, rows, strict=True):
-                    self.deal(document, ids, parts)
+                for share in itertools.chain(*shares):
+                    share.ids = np.array([self.meta["separator"], *next(encoded).ids], dtype=self.meta["dtype"])
+                every = np.concatenate([share.ids for some in shares for share in some])
+                used += np.bincount(every, minlength=len(used))
+                for document, some in zip(batch, shares, strict=True):
+                    self.deal(document, some, parts)
         parts.close()
         with self.folder.open(f"parts/vocabulary-{rank:05d}.npy", "wb") as file:
             np.save(file, used)
         self.ledger.save()
 
-    def deal(self, document: Document, ids: np.ndarray, parts: "Parts") -> None:
+    def shares(self, document: Document) -> list["Share"]:
+        """Return what is learnt of a document and what is held out.
+
+        A document belongs to one split; where that leaves a split without any, each is cut, as in `read_documents`.
+        """
+        if not self.cut:
+            whole = document.metadata.get("whole", document.text)
+            return [Share(document.text, fraction_of(whole) < self.meta["val_fraction"])]
+        learnt, held_out = cut_at_end(document.text, self.meta["val_fraction"])
+        return [share for share in (Share(learnt, False), Share(held_out, True)) if share.text]
+
+    def deal(self, document: Document, shares: list["Share"], parts: "Parts") -> None:
         """Give a document to the held-out shard, or, as often as its source's weight says, to training shards."""
-        origin, size = document.metadata, document.metadata["bytes"]
+        origin = document.metadata
         source = origin["source"]
-        held_out = fraction_of(document.text) < self.meta["val_fraction"]
+        held_out = all(share.held_out for share in shares)
         copies = 1 if held_out else self.copies(document.text, self.weights[source])
         if not copies:
-            self.ledger.drop(document, "weight", size)
+            self.ledger.drop(document, "weight", origin["bytes"])
             return
-        self.ledger.leave(source, size)
-        self.note(document, len(ids))
-        for copy in range(copies):
-            key = key_of(document.text, self.meta["seed"], copy)
-            shard = 0 if held_out else 1 + key % self.meta["shards"]
-            parts.write(shard, key, ids, size, {"id": document.id, **origin})
+        self.ledger.leave(source, origin["bytes"])
+        self.note(document, sum(len(share.ids) for share in shares))
+        for share in shares:
+            for copy in range(1 if share.held_out else copies):
+                key = key_of(share.text, self.meta["seed"], copy)
+                shard = 0 if share.held_out else 1 + key % self.meta["shards"]
+                parts.write(shard, key, share.ids, len(share.text.encode()), {"id": document.id, **origin})
 
     def copies(self, text: str, weight: float) -> int:
         """Return how often a training epoch holds a document: the weight, rounded up or down by the text's hash."""
@@ -117,6 +147,19 @@ def key_of(text: str, seed: int, copy: int) -> int:
     """Return 64 bits that place a document, or a copy of it, in the shuffled order."""
     digest = hashlib.blake2b(text.encode(), digest_size=8, salt=struct.pack("<qq", seed, copy))
     return int.from_bytes(digest.digest(), "little")
+
+
+def spread(keys: np.ndarray) -> np.ndarray:
+    """Return keys (n,) uint64 of which none that come again are equal: equal documents shall not lie side by side."""
+    order = np.argsort(keys, kind="stable")
+    ranked = keys[order]
+    again = (np.arange(len(keys)) - np.searchsorted(ranked, ranked)).astype(np.uint64)  # 0 for the first of its kind
+    mixed = ranked ^ (again * MIX[0])
+    for multiplier, shift in zip(MIX[1:], (30, 27), strict=True):  # splitmix64
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * multiplier
+    result = np.empty_like(keys)
+    result[order] = np.where(again > 0, mixed, ranked)
+    return result
 
 
 def shard_names(count: int) -> list[str]:
@@ -184,14 +227,14 @@ class Shuffle(PipelineStep):
     def write_shard(self, name: str) -> None:
         """Put the documents of all parts in the order of their keys, between separators."""
         entries = np.frombuffer(self.gather(name, "entries"), dtype=ENTRY)
-        order = np.argsort(entries["key"], kind="stable")
+        order = np.argsort(spread(entries["key"]), kind="stable")
         lengths = entries["tokens"][order].astype(np.int64)
         starts = np.cumsum(lengths) - lengths
         self.write_tokens(name, entries["tokens"], order)
         with self.folder.open(f"shards/{name}.starts.npy", "wb") as file:
             np.save(file, starts)
         self.write_origins(name, order, starts, lengths)
-        facts = {key: self.meta[key] for key in ("dtype", "vocab_size")} | {
+        facts = {key: self.meta[key] for key in ("dtype", "vocab_size", "tokenizer_sha256")} | {
             "documents": len(entries),
             "tokens": int(lengths.sum()) + 1,
             "bytes": int(entries["bytes"].sum(dtype=np.int64)),

@@ -423,25 +423,28 @@ ENDINGS = (
 # Words of a helper's failure; a story that ends well holds none of them.
 GLOOM = ("too late", "gone for good", "no use", "nothing could save", "no one else came")
 
-ABOUT = (
-    "Tell me a story about {about}.", "Write a short story about {about}.", "Can you tell me a story about {about}?",
-    "Please tell me a story about {about}.", "I want to hear a story about {about}.", "Make up a story about {about}.",
-    "Write a story about {about}, please.", "Could you write a story about {about}?", "Tell me about {about}.",
-    "Tell a bedtime story about {about}.", "I would like a short story about {about}.",
-    "Story time! Tell me about {about}.", "What happened to {about}? Tell me the story.",
-)
-ABOUT_PLACED = (
-    "Tell me a story about {hero}. It happens {at}.", "Write a short story that happens {at}. It is about {hero}.",
-    "I want a story from the {place} about {hero}.", "Please tell a story about {hero}. The place is the {place}.",
-)
-SYSTEM = (
-    "You are a kind storyteller.", "You tell short stories for children.", "You are a friend who tells good stories.",
-    "You write little stories in simple words.", "You help children with stories.",
-    "You are a storyteller. Use short sentences.",
-)
+# Said before a story, so that its ending is settled first, and asked for where it is to be the other one.
+ENDS = {True: "This story ends well.", False: "This story ends badly."}
 AGAIN = (
-    "Tell it again with another ending.", "Tell me the same story with another ending.",
-    "Can you tell it again with another ending?", "Now give it another ending.",
-    "Please tell it again, but end it another way.",
+    "Tell it again with another ending.", "Can you tell it again with another ending?", "Now give it another ending.",
+    "Tell me the same story with another ending.", "Please tell it again, but end it another way.",
 )
-BEFORE_NEXT = ("Thank you!", "Nice story.", "One more, please.", "Now another one.", "I liked that.")
+# Ways to ask about a story, and the answers that do not depend on how it ended. No answer begins with a name, as no
+# text does, and a fact comes in the words in which stories tell it: "a red kite" rather than "the kite was red".
+QUESTIONS = {
+    "who": ("Who was the story about?", "Who is the story about?", "Who was it about?"),
+    "name": ("What was the name of the {kind}?", "What was the {kind} called?", "What was {his} name?"),
+    "had": ("What did {name} have?", "What did the {kind} have?"),
+    "happened": ("What happened to the {noun}?", "What happened?", "What went wrong?"),
+    "where": ("Where did it happen?", "Where did this happen?"),
+    "place": ("Where was {name}?", "Where was the {kind}?"),
+    "helped": ("Who helped {name}?", "Did someone help {name}?", "Who came to help?"),
+    "mood": ("Was {name} happy at the end?", "Was the {kind} happy at the end?"),
+    "can": ("What can {a_helper} do?", "What can the {helper} do?"),
+    "color": ("What color was the {noun}?", "Which color did the {noun} have?"),
+}
+ANSWERS = {
+    "who": "It was about {a_kind} named {name}.", "name": "{his} name was {name}.",
+    "had": "{he} had {a_full}.", "where": "It happened near the {place}.", "place": "{he} was near the {place}.",
+    "can": "{a_helper} can {own}.", "color": "It was {a_full}.",
+}
