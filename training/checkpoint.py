@@ -86,10 +86,16 @@ def load_latest(
         if problem := find_damage(path):
             print(f"checkpoint {path} is damaged ({problem}); using the one before")
             continue
-        state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
+        weights, state = load_checkpoint(path)
         if usable(state):
-            return load_file(path / "model.safetensors"), state
+            return weights, state
     return None
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return weights and state of a checkpoint."""
+    state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
+    return load_file(path / "model.safetensors"), state
 
 
 def find_damage(path: Path) -> str:

@@ -5,10 +5,15 @@ may be made longer later: up to the decay, runs of any length are the same run.
 """
 
 import math
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from training.checkpoint import find_damage, list_checkpoints, path_of
 from training.optimizer import decay_steps
 from training.pretrain_config import PretrainConfig
+from training.stage import move_aside
 
 
 @dataclass
@@ -72,8 +77,8 @@ class Ending:
         if config.until_val_bpb is None or self.reached_at or step != self.decay_from(config):
             return ""
         return (
-            f"step {step}: until_val_bpb={config.until_val_bpb} is not reached, and max_steps={config.max_steps} makes "
-            "the decay begin; a higher max_steps lets the run go on from here, also later"
+            f"step {step}: until_val_bpb={config.until_val_bpb} is not reached, and max_steps={config.max_steps} "
+            "makes the decay begin; a higher max_steps lets the run go on from here, also later"
         )
 
     def figures(self, config: PretrainConfig) -> dict[str, object]:
@@ -91,6 +96,39 @@ def peak_steps(config: PretrainConfig, last_step: int) -> int:
     return max(0, last_step - decay_steps(last_step, config.decay_fraction))
 
 
-def goes_on(config: PretrainConfig, step: int, last_step: int, ending: Ending) -> bool:
-    """Whether a checkpoint, written by a run that was to end at `last_step`, lies on the way of the run as it is now."""
-    return ending.last_step(config) == last_step or step <= peak_steps(config, last_step)
+def ending_of(state: dict[str, Any]) -> Ending:
+    """Return what a checkpoint remembers."""
+    return Ending(**{key: value for key, value in state["ending"].items() if key != "last_step"})
+
+
+def goes_on(config: PretrainConfig, state: dict[str, Any]) -> bool:
+    """Whether a checkpoint lies on the way of the run as it is set now: it is no other, or not in its decay yet."""
+    last_step = state["ending"]["last_step"]  # of the run that wrote it
+    same = ending_of(state).last_step(config) == last_step
+    return same or state["progress"]["step"] <= peak_steps(config, last_step)
+
+
+def why_not_longer(config: PretrainConfig) -> str:
+    """Return why a higher max_steps makes another run, empty if it does not."""
+    if config.schedule == "wsd":
+        return ""
+    return f"with schedule={config.schedule} it sets the learning rate of every step (runs of wsd can be made longer)"
+
+
+def leave_decay(folder: Path, step: int) -> None:
+    """Make way for a run that goes on from `step`, before the decay in which it had ended: keep its model, aside.
+
+    Raises:
+        ValueError: The run would begin anew among its own checkpoints.
+    """
+    later = [path for path in list_checkpoints(folder / "checkpoints") if path > path_of(path.parent, step)]
+    later = [path for path in later if not find_damage(path)]
+    if later and not step:
+        raise ValueError(
+            f"{folder} has no checkpoint from before its decay, from which a longer run could go on; choose another "
+            "output_dir."
+        )
+    if later and (folder / "model").exists():
+        print(f"the model of the shorter run is now {move_aside(folder / 'model')}", flush=True)
+    for path in later:
+        shutil.rmtree(path)

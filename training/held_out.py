@@ -4,38 +4,50 @@ An evaluation is one forward pass, a third of the work of a training step on as 
 are trained on between two evaluations therefore costs about 5 % of the time. The stage `eval` reads all of the text.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from training.data.batches import Shards
+from training.pretrain_config import PretrainConfig
 
-SHARE = 0.15
+SHARE = 0.15  # of the tokens that are trained on
 GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, are evenly spaced however many are taken
 
 
-def sample_held_out(shards: Shards, limit: int, tokenizer: PreTrainedTokenizerBase) -> Shards:
-    """Return at most `limit` tokens of whole documents from all over the text; the last one is cut to what is left.
+def affordable_tokens(config: PretrainConfig) -> int:
+    """Return how many tokens an evaluation may read to cost about 5 % of training."""
+    return int(SHARE * config.eval_steps * config.step_tokens)
 
-    The sample is a function of its arguments. Bytes are those of the decoded tokens; all of the text keeps its own.
+
+def sample_held_out(
+    shards: Shards, limit: int, context: int, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]
+) -> Shards:
+    """Return whole documents from all over the text, of which at most `limit` tokens are read; the last may be cut.
+
+    A document longer than `context` is read in windows, the last of which is as long as the others. The sample is a
+    function of its arguments. Bytes are those of the decoded tokens; all of the text keeps its own.
     """
-    if len(shards.tokens) <= limit:
+    lengths = np.diff(shards.starts, append=len(shards.tokens) - 1)
+    if np.where(lengths > context, -(-lengths // context) * context, lengths).sum() <= limit:
         return shards
-    ends = np.append(shards.starts[1:], len(shards.tokens) - 1)
-    separator = shards.tokens[len(shards.tokens) - 1 :]
     pieces: list[np.ndarray] = []
-    left = max(2, limit) - 1  # a separator and a token at least; the last separator is not scored
-    for document in np.argsort(np.arange(len(ends)) * GOLDEN % 1):
-        pieces.append(
-            shards.tokens[int(shards.starts[document]) : int(min(ends[document], shards.starts[document] + left))]
-        )
-        left -= len(pieces[-1])
-        if left < 2:
+    left = max(2, limit)  # a separator and a token at least
+    for document in np.argsort(np.arange(len(lengths)) * GOLDEN % 1):
+        length = min(int(lengths[document]), left if left < context else left // context * context)
+        start = int(shards.starts[document])
+        pieces.append(shards.tokens[start : start + length])
+        left -= length if length <= context else -(-length // context) * context
+        if left < 2 or length < lengths[document]:
             break
-    lengths = [len(piece) for piece in pieces]
+    ends = np.cumsum([len(piece) for piece in pieces])
     texts = tokenizer.batch_decode([piece[1:].tolist() for piece in pieces], clean_up_tokenization_spaces=False)
+    say(f"evaluations read {ends[-1]:,} of the {len(shards.tokens):,} held-out tokens, the same ones in the whole run")
     return Shards(
-        np.concatenate([*pieces, separator]),
-        np.cumsum([0, *lengths[:-1]]),
+        np.concatenate([*pieces, shards.tokens[len(shards.tokens) - 1 :]]),
+        np.array([0, *ends[:-1]]),
         sum(len(text.encode()) for text in texts),
         shards.vocab_size,
+        shards.tokenizer,
     )

@@ -30,7 +30,7 @@ class PretrainConfig:
     tie_word_embeddings: bool = field(default=True, metadata={"help": "Share the embedding with the LM head."})
     rope_theta: float = field(default=10000.0, metadata={"help": "Base of the rotary frequencies."})
     copy_strength: float = field(
-        default=0.02, metadata={"help": "How much attention copies at the start, see initial_weights.py; 0 is none."}
+        default=0.0, metadata={"help": "How much attention copies at the start, see initial_weights.py; 0 is none."}
     )
     attention_dropout: float = field(default=0.0, metadata={"help": "Dropout of attention weights; 0 is none."})
 
@@ -97,12 +97,11 @@ class PretrainConfig:
                 f"row_length={self.row_length} must be between 1 and context_length={self.context_length}, the "
                 "model's longest sequence."
             )
-
         if self.until_val_bpb is not None and not (self.schedule == "wsd" and 0 <= self.decay_fraction < 1):
             raise ValueError(
-                f"until_val_bpb={self.until_val_bpb} begins the fall of a learning rate that stays at its peak until "
-                f"then; it needs schedule=wsd, not {self.schedule}, and decay_fraction={self.decay_fraction} from 0 to "
-                "below 1."
+                f"until_val_bpb={self.until_val_bpb} begins the fall of a learning rate that is at its peak until "
+                f"then; it needs schedule=wsd, here {self.schedule}, and a decay_fraction from 0 to below 1, here "
+                f"{self.decay_fraction}."
             )
         if self.patience < 0:
             raise ValueError(f"patience={self.patience} must be 0, which is none, or more.")
