@@ -6,6 +6,7 @@ A checkpoint is a folder `step-00000500` with the weights as safetensors, the op
 
 import json
 import shutil
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -25,27 +26,34 @@ def save_checkpoint(
     state: dict[str, Any],
     keep: int,
     val_loss: float | None = None,
+    pinned: Collection[int] = (),
 ) -> Path:
     """Write `folder/step-N` and remove all but the last `keep` checkpoints and the one of the lowest held-out loss.
 
     Args:
         val_loss: Held-out loss at this very step; None where it was not measured.
+        pinned: Steps whose checkpoints are kept besides.
 
     Raises:
         OSError: It could not be written; older checkpoints are untouched.
     """
-    path = folder / f"step-{step:08d}"
+    path = path_of(folder, step)
     with atomic_folder(path) as beside:
         tensors = {key: tensor.contiguous() for key, tensor in weights.items()}
         save_file(tensors, beside / "model.safetensors", metadata={"format": "pt"})  # as from_pretrained wants it
         torch.save(state, beside / "state.pt")
         files = {file.name: hash_file(file) for file in sorted(beside.iterdir())}
         write_json(beside / MANIFEST, {"val_loss": val_loss, "files": files})
-    best = best_checkpoint(folder)
+    kept = {best_checkpoint(folder), *(path_of(folder, step) for step in pinned)}
     for old in list_checkpoints(folder)[:-keep]:
-        if old != best:
+        if old not in kept:
             shutil.rmtree(old)
     return path
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Return where the checkpoint of a step is."""
+    return folder / f"step-{step:08d}"
 
 
 def best_checkpoint(folder: Path) -> Path | None:
@@ -66,18 +74,28 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit())
 
 
-def load_latest(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+def load_latest(
+    folder: Path, usable: Callable[[dict[str, Any]], bool] = lambda state: True
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
     """Return weights and state of the newest checkpoint whose hashes are right, or None if there is none.
 
-    A damaged checkpoint is named on the screen and the one before it is used.
+    A damaged checkpoint is named on the screen and the one before it is used. One whose state is not usable is passed
+    over.
     """
     for path in reversed(list_checkpoints(folder)):
         if problem := find_damage(path):
             print(f"checkpoint {path} is damaged ({problem}); using the one before")
             continue
-        state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
-        return load_file(path / "model.safetensors"), state
+        weights, state = load_checkpoint(path)
+        if usable(state):
+            return weights, state
     return None
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return weights and state of a checkpoint."""
+    state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
+    return load_file(path / "model.safetensors"), state
 
 
 def find_damage(path: Path) -> str:

@@ -27,7 +27,12 @@ def learning_rate(
         return peak * (step + 1) / warmup_steps
     if schedule == "cosine":
         return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, max_steps - warmup_steps)))
-    return peak * min(1.0, (max_steps - step) / max(1, round(decay * max_steps)))
+    return peak * min(1.0, (max_steps - step) / decay_steps(max_steps, decay))
+
+
+def decay_steps(max_steps: int, decay: float) -> int:
+    """Return the number of last steps in which `wsd` falls."""
+    return max(1, round(decay * max_steps))
 
 
 class Muon(torch.optim.Optimizer):

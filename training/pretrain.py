@@ -7,6 +7,7 @@ A step is defined by its global batch in tokens. Killed at any moment, the same 
 checkpoint and ends, on a CPU, bit for bit where an undisturbed run ends.
 """
 
+import functools
 import json
 import math
 import sys
@@ -24,21 +25,23 @@ from accelerate.utils.memory import clear_device_cache
 from tqdm.auto import tqdm
 
 from hf_scratch import ScratchForCausalLM
-from hf_scratch.bits_per_byte import BitsPerByte, bits_per_byte
+from hf_scratch.bits_per_byte import BitsPerByte, bits_per_byte, default_batch_tokens
 from hf_scratch.hub import CheckpointPusher
 from hf_scratch.token_ids import refuse_other_tokenizer
-from training.checkpoint import load_latest, save_checkpoint
+from training.checkpoint import find_damage, load_checkpoint, load_latest, path_of, save_checkpoint
 from training.data.batches import IGNORE, Ahead, Batch, Rows, Shards
 from training.data.mixture import data_inputs, open_data
 from training.distributed import Parallel, make_accelerator, whole_weights
+from training.ending import Ending, ending_of, goes_on, leave_decay, why_not_longer
 from training.flops import utilisation_of
 from training.hardware import DTYPES, join_processes, resolve_precision, settle_precision
+from training.held_out import affordable_tokens, sample_held_out
 from training.load import load_tokenizer
 from training.loss import PretrainingLoss
 from training.optimizer import build_optimizers, learning_rate
 from training.out_of_memory import is_out_of_memory, random_state, set_random_state
 from training.pretrain_config import PretrainConfig, build_model
-from training.progress import Interval, Progress
+from training.progress import Interval, Progress, in_short
 from training.save import make_pusher, save_model
 from training.stage import MEMORY, METRICS, command, cut_metrics, open_stage, parse_config, read_json, write_json
 from training.stop_signal import StopSignal
@@ -54,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     stage, precision = None, resolve_precision(config.precision)
     if join_processes().is_main_process:
         inputs = {"tokenizer": config.tokenizer} | data_inputs(config.data)
-        stage = open_stage("pretrain", config, inputs, config.output_dir)
+        stage = open_stage("pretrain", config, inputs, config.output_dir, {"max_steps": why_not_longer(config)})
         precision = precision if stage.done else settle_precision(stage, config.precision)
     done, precision = broadcast_object_list([stage is not None and stage.done, precision])
     if done:
@@ -68,12 +71,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def train(config: PretrainConfig, accelerator: Accelerator, folder: Path) -> dict[str, Any]:
-    """Train from the newest checkpoint, or from the start, to `max_steps`; save the model and return its figures."""
+    """Train from the newest checkpoint, or from the start, to the end; save the model and return its figures."""
     tokenizer = load_tokenizer(config.tokenizer)
     rows, held_out = open_data(config.data, config.row_tokens, config.seed, config.pack_documents)
     refuse_other_tokenizer(held_out.tokenizer, tokenizer, " ".join(config.data), accelerator.print)
     trainer = Trainer(config, accelerator, folder, build_model(config, held_out.vocab_size, tokenizer), held_out)
     trainer.resume()
+    trainer.progress.val_tokens = trainer.progress.val_tokens or affordable_tokens(config)
+    sizes = (trainer.progress.val_tokens, config.row_tokens)
+    trainer.held_out = sample_held_out(held_out, *sizes, tokenizer, accelerator.print)
     if config.push_to and accelerator.is_main_process:
         trainer.pusher = make_pusher(config.push_to, trainer.unwrapped, tokenizer, folder / "to_push")
     try:
@@ -81,6 +87,8 @@ def train(config: PretrainConfig, accelerator: Accelerator, folder: Path) -> dic
     finally:
         if trainer.pusher:
             trainer.pusher.close()
+    if config.patience:
+        trainer.take_best()
     weights = trainer.weights()
     if accelerator.is_main_process:
         save_model(trainer.unwrapped, tokenizer, folder / "model", weights)
@@ -111,7 +119,7 @@ class Trainer:
         rates = (config.learning_rate, config.weight_decay, betas)
         self.optimizers = build_optimizers(model, config.optimizer, *rates, dtype)
         self.ahead = Ahead() if accelerator.device.type == "cuda" else None
-        self.progress = Progress(micro_batch_rows=config.micro_batch_rows)
+        self.progress, self.ending = Progress(micro_batch_rows=config.micro_batch_rows), Ending()
         self.interval = Interval()
         self.last: dict[str, float] = {}  # newest value of each metric
         self.bad_steps = 0
@@ -122,18 +130,14 @@ class Trainer:
         )
 
     def loop(self, rows: Rows) -> None:
-        """Train to the last step; log, evaluate and save on the way."""
-        config, progress = self.config, self.progress
-        hidden = None if self.accelerator.is_main_process else True
-        show: dict[str, Any] = {
-            "total": config.max_steps,
-            "initial": progress.step,
-            "unit": "step",
-            "dynamic_ncols": True,
-        }
-        with StopSignal(self.accelerator.num_processes > 1) as stop_signal, tqdm(disable=hidden, **show) as bar:
+        """Train to the end; log, evaluate and save on the way."""
+        config, progress, ending = self.config, self.progress, self.ending
+        show: dict[str, Any] = {"initial": progress.step, "unit": "step", "dynamic_ncols": True}
+        show["disable"] = None if self.accelerator.is_main_process else True
+        with StopSignal(self.accelerator.num_processes > 1) as stop_signal, tqdm(**show) as bar:
             self.find_micro_batch()
-            while progress.step < config.max_steps:
+            while not ending.over(config, progress.step):
+                bar.total = ending.last_step(config)
                 started = time.perf_counter()
                 lr = self.set_learning_rate()
                 loss, tokens, grad_norm = self.train_step(rows)
@@ -143,16 +147,18 @@ class Trainer:
                 self.interval.add(loss, tokens, time.perf_counter() - started)
                 bar.update()
 
-                last = progress.step == config.max_steps
-                evaluate = last or progress.step % config.eval_steps == 0
+                evaluate = progress.step == ending.last_step(config) or progress.step % config.eval_steps == 0
                 if evaluate or progress.step % config.log_steps == 0:
                     self.log(lr, grad_norm, evaluate)
-                    bar.set_postfix_str(self.state_in_short())
+                    bar.set_postfix_str(in_short(self.last))
                     self.interval = Interval()
-                stop = self.parallel.any(stop_signal.came)
-                if last or stop or progress.step % config.save_steps == 0:
+                if missed := ending.at_bound(config, progress.step):
+                    self.say(missed)
+                stop, over = self.parallel.any(stop_signal.came), ending.over(config, progress.step)
+                wanted = ending.asks_for_checkpoint(config, progress.step)
+                if over or stop or wanted or progress.step % config.save_steps == 0:
                     self.save()
-                if stop and not last:
+                if stop and not over:
                     # A launcher ends all processes soon after the first has left, and one of them is still writing.
                     self.accelerator.wait_for_everyone()
                     sys.exit(f"stopped after step {progress.step}; the same command goes on from there.")
@@ -160,14 +166,8 @@ class Trainer:
     def set_learning_rate(self) -> float:
         """Set and return the learning rate of the step that comes."""
         config = self.config
-        lr = learning_rate(
-            self.progress.step,
-            config.max_steps,
-            config.learning_rate,
-            config.warmup_steps,
-            config.schedule,
-            config.decay_fraction,
-        )
+        shape = (config.learning_rate, config.warmup_steps, config.schedule, config.decay_fraction)
+        lr = learning_rate(self.progress.step, self.ending.last_step(config), *shape)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -333,18 +333,7 @@ class Trainer:
 
     def log(self, lr: float, grad_norm: float, evaluate: bool) -> None:
         """Write a line of metrics.jsonl, with the held-out loss if it is time for it."""
-        interval = self.interval
-        line: dict[str, Any] = {
-            "step": self.progress.step,
-            "tokens": self.progress.tokens,
-            "time_s": round(self.progress.time_s, 3),
-            "train_loss": interval.mean_loss if interval.tokens else None,
-            "val_loss": None,
-            "val_bpb": None,
-            "lr": lr,
-            "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
-            "tokens_per_s": interval.tokens / interval.seconds,
-        }
+        line = self.interval.line(self.progress, lr, grad_norm)
         layout = (self.accelerator.device, self.accelerator.num_processes)
         mfu = utilisation_of(*layout, line["tokens_per_s"], self.unwrapped.config, self.config.row_tokens)
         line |= {} if mfu is None else {"mfu": mfu}
@@ -356,6 +345,8 @@ class Trainer:
                 f"held-out loss {held_out.nats_per_token:.4f}, {held_out.bits_per_byte:.4f} bits per byte, "
                 f"{self.progress.time_s:.0f} s"
             )
+            for said in self.ending.note(self.config, self.progress.step, line["val_loss"], line["val_bpb"]):
+                self.say(said)
         self.last |= {key: value for key, value in line.items() if value is not None}
         self.last |= {"val_step": self.progress.step} if evaluate else {}
         if self.accelerator.is_main_process:
@@ -363,32 +354,20 @@ class Trainer:
                 file.write(json.dumps(line) + "\n")
         self.accelerator.log({key: value for key, value in line.items() if value is not None}, step=line["step"])
 
-    def state_in_short(self) -> str:
-        """Return the newest figures, for the progress bar."""
-        last, loss = self.last, self.last.get("train_loss", math.nan)
-        utilisation = f" {last['mfu']:.1%} MFU" if "mfu" in last else ""
-        # No number is as large as the perplexity of a run that diverges.
-        return f"loss {loss:.3f} ppl {math.exp(min(loss, 99)):.4g} {last['tokens_per_s']:,.0f} tokens/s{utilisation}"
-
     def say(self, line: str) -> None:
         """Print a line above the progress bar, once."""
         if self.accelerator.is_main_process:
             tqdm.write(line)
 
     def evaluate(self) -> BitsPerByte:
-        """Return loss and bits per byte on all of the held-out text."""
-        held_out = self.held_out
-        with whole_weights(self.model):
-            return bits_per_byte(
-                self.unwrapped,
-                held_out.tokens,
-                held_out.starts,
-                held_out.num_bytes,
-                self.config.row_tokens,
-                self.accelerator.device,
-                share=(self.parallel.data_index, self.parallel.data_count),
-                add_up=self.parallel.sum,
-            )
+        """Return loss and bits per byte on the held-out text, in the precision of training."""
+        text = (self.held_out.tokens, self.held_out.starts, self.held_out.num_bytes)
+        length, share = self.config.row_tokens, (self.parallel.data_index, self.parallel.data_count)
+        where: dict[str, Any] = {"device": self.accelerator.device, "share": share, "add_up": self.parallel.sum}
+        # In several batches however short the text: each pads its windows to the longest.
+        where["batch_tokens"] = min(default_batch_tokens(self.unwrapped.config.vocab_size), len(text[0]) // 16)
+        with whole_weights(self.model), self.accelerator.autocast():
+            return bits_per_byte(self.unwrapped, *text, length, stride=length, **where)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Return the whole weights by name, the tied LM head once; empty on all but the main process."""
@@ -403,6 +382,7 @@ class Trainer:
             return
         state = {
             "progress": asdict(self.progress),
+            "ending": asdict(self.ending) | {"last_step": self.ending.last_step(self.config)},
             "interval": asdict(self.interval),
             "last": self.last,
             "optimizers": optimizers,
@@ -416,13 +396,18 @@ class Trainer:
             state,
             self.config.keep_checkpoints,
             val_loss=self.last.get("val_loss") if evaluated_now else None,
+            pinned=self.ending.pinned(self.config),
         )
         if self.pusher:
             self.pusher.push(self.progress.step, saved / "model.safetensors")
 
     def resume(self) -> None:
-        """Load the newest checkpoint, if there is one, and drop the metrics that came after it."""
-        found = load_latest(self.folder / "checkpoints")
+        """Load the newest checkpoint, if there is one, and drop the metrics that came after it.
+
+        Raises:
+            ValueError: The run was made longer, and no checkpoint from before its decay is left.
+        """
+        found = load_latest(self.folder / "checkpoints", functools.partial(goes_on, self.config))
         if found is not None:
             weights, state = found
             self.parallel.load_weights(self.unwrapped, weights)
@@ -431,19 +416,34 @@ class Trainer:
             # Earlier checkpoints have the CPU's alone.
             set_random_state(state["random"] if "random" in state else {"cpu": state["torch_rng"]})
             self.progress, self.interval = Progress(**state["progress"]), Interval(**state["interval"])
+            self.ending = ending_of(state)
             self.last = state["last"]
             self.accelerator.print(f"goes on from step {self.progress.step}")
+        self.accelerator.wait_for_everyone()  # until all have read
         if self.accelerator.is_main_process:
+            leave_decay(self.folder, self.progress.step)
             cut_metrics(self.folder / METRICS, self.progress.step)
+
+    def take_best(self) -> None:
+        """Put the weights of the lowest held-out loss in the place of the last ones, with their figures."""
+        best = path_of(self.folder / "checkpoints", self.ending.best_step)
+        if self.ending.best_step in (0, self.progress.step) or find_damage(best):
+            return
+        weights, state = load_checkpoint(best)
+        self.parallel.load_weights(self.unwrapped, weights)
+        self.last = state["last"]
 
     def summary(self) -> dict[str, Any]:
         """Return the run's figures for its record."""
-        sizes = {
+        return {
             "parameters": self.unwrapped.num_parameters(),
             "non_embedding_parameters": self.unwrapped.num_parameters(exclude_embeddings=True),
+            **asdict(self.progress),
+            **{key: self.last.get(key) for key in ("train_loss", "val_loss", "val_bpb")},
+            "val_tokens": len(self.held_out.tokens),
+            "precision": self.precision,
+            **self.ending.figures(self.config),
         }
-        figures = {key: self.last.get(key) for key in ("train_loss", "val_loss", "val_bpb")}
-        return sizes | asdict(self.progress) | figures | {"precision": self.precision}
 
 
 if __name__ == "__main__":

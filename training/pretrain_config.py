@@ -54,6 +54,15 @@ class PretrainConfig:
     warmup_steps: int = field(default=100, metadata={"help": "Steps of linear warmup; 0 is none."})
     schedule: Literal["cosine", "wsd"] = field(default="cosine", metadata={"help": "Fall to 0 after the warmup."})
     decay_fraction: float = field(default=0.2, metadata={"help": "wsd: share of the steps in which it falls."})
+    until_val_bpb: float | None = field(
+        default=None, metadata={"help": "wsd: held-out bits per byte that begin the fall, at max_steps at the latest."}
+    )
+    patience: int = field(
+        default=0,
+        metadata={
+            "help": "Evaluations without a lower held-out loss that end the run; the best model counts. 0: none."
+        },
+    )
     weight_decay: float = field(default=0.1, metadata={"help": "On matrices, none on norms; 0 is none."})
     adam_beta1: float = field(default=0.9, metadata={"help": "AdamW: decay of the mean gradient."})
     adam_beta2: float = field(default=0.95, metadata={"help": "AdamW: decay of the mean squared gradient."})
@@ -66,7 +75,7 @@ class PretrainConfig:
     log_steps: Annotated[int, SameRun()] = field(
         default=20, metadata={"help": "Steps between lines of metrics.jsonl."}
     )
-    eval_steps: Annotated[int, SameRun()] = field(
+    eval_steps: Annotated[int, SameRun(unless=("until_val_bpb", "patience"))] = field(
         default=200, metadata={"help": "Steps between evaluations on the held-out text."}
     )
     save_steps: Annotated[int, SameRun()] = field(default=500, metadata={"help": "Steps between checkpoints."})
@@ -88,6 +97,14 @@ class PretrainConfig:
                 f"row_length={self.row_length} must be between 1 and context_length={self.context_length}, the "
                 "model's longest sequence."
             )
+        if self.until_val_bpb is not None and not (self.schedule == "wsd" and 0 <= self.decay_fraction < 1):
+            raise ValueError(
+                f"until_val_bpb={self.until_val_bpb} begins the fall of a learning rate that is at its peak until "
+                f"then; it needs schedule=wsd, here {self.schedule}, and a decay_fraction from 0 to below 1, here "
+                f"{self.decay_fraction}."
+            )
+        if self.patience < 0:
+            raise ValueError(f"patience={self.patience} must be 0, which is none, or more.")
 
     @property
     def row_tokens(self) -> int:
