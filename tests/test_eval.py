@@ -201,6 +201,8 @@ def test_evaluation_writes_numbers_report_and_picture(
     report = (tmp_path / "eval/report.md").read_text()
     assert f"{logged['val_bpb']:.4f}" in report and "0.0 % (0.0 to 43.4)" in report
     assert results["samples"][1]["prompt"] in report
+    trained = json.loads((run / "base/stage.json").read_text())["precision"]
+    assert f"- Precision: base in {'bf16 autocast' if trained == 'bf16' else 'fp32'}, other in " in report
     assert (tmp_path / "eval/loss.png").read_bytes().startswith(b"\x89PNG")
     (pair,) = results["paired"]
     assert (pair["from"], pair["to"], pair["followed"]["p"]) == ("base", "other", 1)

@@ -12,6 +12,7 @@ import torch
 from test_pretrain import arguments, corpus, one_thread
 
 from hf_scratch import ScratchConfig, ScratchForCausalLM
+from training import hardware
 from training.flops import count_parameters, flops_per_token, peak_flops, utilisation
 from training.memory import Memory, largest_micro_batch
 from training.plan import main as plan
@@ -134,6 +135,26 @@ def test_the_plan_says_what_gpus_will_need(capsys: pytest.CaptureFixture[str]) -
     for line in ("parameters ", "operations ", "suggested ", "DDP ", "FSDP2 ", "time "):
         assert f"\n{line}" in "\n" + shown
     assert "dollars" in shown and "weights" in shown
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_the_plan_says_in_which_precision_this_machine_would_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], native: bool
+) -> None:
+    """Both are measured where bfloat16 is native, also if the recipe has settled on one of them."""
+    monkeypatch.setattr(hardware, "_has_native_bf16", lambda: native)
+    sizes = "hidden_size: 32\nnum_hidden_layers: 1\nnum_attention_heads: 2\ncontext_length: 64\nbatch_rows: 2\n"
+    for setting, start in (
+        ("auto", f"auto is {'bf16' if native else 'fp32'} here; "),
+        ("fp32", "fp32, as the recipe"),
+    ):
+        (tmp_path / "pretrain.yaml").write_text(f"{sizes}precision: {setting}\n")
+        plan(["--config", str(tmp_path), "--vocab_size", "400"])
+        (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("precision "))
+        assert line.removeprefix("precision    ").startswith(start)
+        other = "fp32" if setting == "auto" else "bf16"
+        assert bool(re.search(rf"{other} is [\d.]+ times as fast", line)) == native
+        assert native or line.endswith("bf16 would be emulated")
 
 
 @pytest.mark.parametrize(

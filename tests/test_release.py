@@ -197,6 +197,8 @@ def test_a_run_with_sources_that_fine_tuned_another_model_is_released(run: Path,
     card = ModelCard.load(copy / "release/model/README.md")
     assert (card.data.license, card.data.base_model) == ("mit", "user/base")
     assert "Text of the publisher's choice" in card.text and "(KTO)" in card.text
+    precisions = {json.loads((copy / stage / "stage.json").read_text())["precision"] for stage in ("sft", "dpo")}
+    assert all(f", precision {precision} |" in card.text for precision in precisions)
     assert '"files": "*.txt"' in (copy / "release/model/training_record/data/stage.json").read_text()
 
 
