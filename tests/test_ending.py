@@ -1,6 +1,7 @@
 """Training to a state instead of a step count: a target, patience, and runs that are made longer afterwards."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from test_pretrain import arguments, corpus, metrics, timeless, weights_hash
 
-from training.checkpoint import list_checkpoints
+from training.checkpoint import find_damage, list_checkpoints, path_of
 from training.ending import Ending
 from training.optimizer import learning_rate
 from training.pretrain import Trainer
@@ -50,7 +51,7 @@ def test_a_run_that_is_made_longer_is_the_longer_run(
     pretrain(arguments(corpus, tmp_path / "whole", **changes, max_steps=20))
     run = tmp_path / "run"
     pretrain(arguments(corpus, run, **changes, max_steps=12))
-    short = load_file(run / "model" / "model.safetensors")
+    short, left = weights_hash(run), (run / "metrics.jsonl").read_bytes()
     assert 9 in saved_steps(run) and 12 in saved_steps(run)
     stop_at(monkeypatch, 10, arguments(corpus, run, **changes, max_steps=20))
     shown = capsys.readouterr().out
@@ -60,8 +61,9 @@ def test_a_run_that_is_made_longer_is_the_longer_run(
     assert weights_hash(run) == weights_hash(tmp_path / "whole")
     assert timeless(run) == timeless(tmp_path / "whole")
     assert {path.name for path in tmp_path.iterdir()} == {"run", "whole"}
-    kept = load_file(run / "model.previous" / "model.safetensors")
-    assert all(torch.equal(kept[name], weight) for name, weight in short.items())
+    aside = run / "shorter.previous"
+    assert weights_hash(aside) == short and (aside / "metrics.jsonl").read_bytes() == left
+    assert not find_damage(aside / "step-00000012") and not list(run.glob("shorter.previous-2"))
     pretrain(arguments(corpus, run, **changes, max_steps=20))
     assert "nothing has changed, skipped" in capsys.readouterr().out
 
@@ -79,16 +81,31 @@ def test_what_cannot_be_made_longer_is_moved_aside_and_told_why(corpus: Path, tm
     assert read_json(tmp_path / "run.previous" / "stage.json")["metrics"]["step"] == 12
 
 
-def test_without_a_checkpoint_before_the_decay_nothing_is_begun_anew(corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lost", ["before the decay", "all"])
+def test_without_a_checkpoint_before_the_decay_nothing_is_begun_anew(corpus: Path, tmp_path: Path, lost: str) -> None:
+    """Nor changed: the command of the run as it was finds it done."""
     run = tmp_path / "run"
     pretrain(arguments(corpus, run, **WSD, max_steps=12))
     for path in list_checkpoints(run / "checkpoints"):
-        if path.name <= "step-00000009":
+        if lost == "all":
+            shutil.rmtree(path)
+        elif path.name <= "step-00000009":
             (path / "manifest.json").unlink()
-    before = weights_hash(run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with pytest.raises(SystemExit, match="no checkpoint from before its decay"):
         pretrain(arguments(corpus, run, **WSD, max_steps=20))
-    assert weights_hash(run) == before and 12 in saved_steps(run)
+    pretrain(arguments(corpus, run, **WSD, max_steps=12))
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert list(tmp_path.iterdir()) == [run]
+
+
+def test_the_model_of_a_shorter_run_is_kept_also_without_its_last_checkpoint(corpus: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    pretrain(arguments(corpus, run, **WSD, max_steps=12))
+    before = weights_hash(run)
+    shutil.rmtree(run / "checkpoints" / "step-00000012")
+    pretrain(arguments(corpus, run, **WSD, max_steps=20))
+    assert weights_hash(run / "shorter.previous") == before != weights_hash(run)
 
 
 def test_a_target_begins_the_decay(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -152,6 +169,24 @@ def test_patience_ends_a_run_and_keeps_its_best_model(
     stop_at(monkeypatch, best + 2, arguments(corpus, tmp_path / "stopped", **WORSE))
     pretrain(arguments(corpus, tmp_path / "stopped", **WORSE))
     assert weights_hash(tmp_path / "stopped") == weights_hash(run) and timeless(tmp_path / "stopped") == timeless(run)
+
+
+def test_a_best_model_that_was_damaged_is_said(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    take_best = Trainer.take_best
+
+    def damaged(self: Trainer) -> None:
+        (path_of(tmp_path / "checkpoints", self.ending.best_step) / "manifest.json").unlink()
+        take_best(self)
+
+    monkeypatch.setattr(Trainer, "take_best", damaged)
+    pretrain(arguments(corpus, tmp_path, **WORSE))
+    last = metrics(tmp_path)[-1]
+    assert f"is damaged (manifest.json is missing or cut off); the model is that of step {last['step']}" in (
+        capsys.readouterr().out
+    )
+    assert read_json(tmp_path / "stage.json")["metrics"]["val_loss"] == last["val_loss"]
 
 
 def test_what_decides_about_the_end_counts_as_a_setting(corpus: Path, tmp_path: Path) -> None:

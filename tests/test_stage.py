@@ -184,7 +184,7 @@ def test_a_raise_alone_lets_a_run_go_on(tmp_path: Path, capsys: pytest.CaptureFi
     folder = tmp_path / "stage"
 
     def run(why: str = "", **settings: float) -> bool:
-        stage = open_stage("s", Watched(output_dir=str(folder), **settings), {}, str(folder), {"rate": why})
+        stage = open_stage("s", Watched(output_dir=str(folder), **settings), {}, str(folder), {"rate": lambda: why})
         kept = (folder / "result").exists()
         (folder / "result").write_text("")
         if not stage.done:

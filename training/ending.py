@@ -4,16 +4,17 @@ A run of schedule wsd can be ended from any step at its peak, so it may train to
 may be made longer later: up to the decay, runs of any length are the same run.
 """
 
+import functools
 import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.checkpoint import find_damage, list_checkpoints, path_of
+from training.checkpoint import find_damage, list_checkpoints, load_latest, path_of
 from training.optimizer import decay_steps
 from training.pretrain_config import PretrainConfig
-from training.stage import move_aside
+from training.stage import METRICS, move_aside
 
 
 @dataclass
@@ -108,27 +109,35 @@ def goes_on(config: PretrainConfig, state: dict[str, Any]) -> bool:
     return same or state["progress"]["step"] <= peak_steps(config, last_step)
 
 
-def why_not_longer(config: PretrainConfig) -> str:
-    """Return why a higher max_steps makes another run, empty if it does not."""
-    if config.schedule == "wsd":
-        return ""
-    return f"with schedule={config.schedule} it sets the learning rate of every step (runs of wsd can be made longer)"
-
-
-def leave_decay(folder: Path, step: int) -> None:
-    """Make way for a run that goes on from `step`, before the decay in which it had ended: keep its model, aside.
+def why_another(config: PretrainConfig) -> str:
+    """Return why a higher max_steps makes another run, empty if it does not.
 
     Raises:
-        ValueError: The run would begin anew among its own checkpoints.
+        ValueError: It does not, but nothing is left from which the run could go on: it would begin anew.
     """
-    later = [path for path in list_checkpoints(folder / "checkpoints") if path > path_of(path.parent, step)]
-    later = [path for path in later if not find_damage(path)]
-    if later and not step:
+    if config.schedule != "wsd":
+        every = f"with schedule={config.schedule} it sets the learning rate of every step"
+        return f"{every} (runs of wsd can be made longer)"
+    folder = Path(config.output_dir)
+    trained = (folder / "model").exists() or list_checkpoints(folder / "checkpoints")
+    if trained and load_latest(folder / "checkpoints", functools.partial(goes_on, config)) is None:
         raise ValueError(
             f"{folder} has no checkpoint from before its decay, from which a longer run could go on; choose another "
             "output_dir."
         )
-    if later and (folder / "model").exists():
-        print(f"the model of the shorter run is now {move_aside(folder / 'model')}", flush=True)
-    for path in later:
-        shutil.rmtree(path)
+    return ""
+
+
+def leave_decay(folder: Path, step: int) -> None:
+    """Make way for a run that goes on from `step`: move aside what a shorter run left, in which it had ended."""
+    later = [path for path in list_checkpoints(folder / "checkpoints") if path > path_of(path.parent, step)]
+    left = [*folder.glob("model"), *(path for path in later if not find_damage(path))]
+    beside = folder / "shorter"  # also where an earlier attempt was interrupted
+    if not left and not beside.exists():
+        return
+    beside.mkdir(exist_ok=True)
+    if (folder / METRICS).exists() and not (beside / METRICS).exists():
+        shutil.copy(folder / METRICS, beside / METRICS)
+    for path in left:
+        path.rename(beside / path.name)
+    print(f"model, log and checkpoints of the shorter run are now in {move_aside(beside)}", flush=True)

@@ -32,7 +32,7 @@ from training.checkpoint import find_damage, load_checkpoint, load_latest, path_
 from training.data.batches import IGNORE, Ahead, Batch, Rows, Shards
 from training.data.mixture import data_inputs, open_data
 from training.distributed import Parallel, make_accelerator, whole_weights
-from training.ending import Ending, ending_of, goes_on, leave_decay, why_not_longer
+from training.ending import Ending, ending_of, goes_on, leave_decay, why_another
 from training.flops import utilisation_of
 from training.hardware import DTYPES, join_processes, resolve_precision, settle_precision
 from training.held_out import affordable_tokens, sample_held_out
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     stage, precision = None, resolve_precision(config.precision)
     if join_processes().is_main_process:
         inputs = {"tokenizer": config.tokenizer} | data_inputs(config.data)
-        stage = open_stage("pretrain", config, inputs, config.output_dir, {"max_steps": why_not_longer(config)})
+        stage = open_stage("pretrain", config, inputs, config.output_dir, {"max_steps": lambda: why_another(config)})
         precision = precision if stage.done else settle_precision(stage, config.precision)
     done, precision = broadcast_object_list([stage is not None and stage.done, precision])
     if done:
@@ -402,11 +402,7 @@ class Trainer:
             self.pusher.push(self.progress.step, saved / "model.safetensors")
 
     def resume(self) -> None:
-        """Load the newest checkpoint, if there is one, and drop the metrics that came after it.
-
-        Raises:
-            ValueError: The run was made longer, and no checkpoint from before its decay is left.
-        """
+        """Load the newest checkpoint, if there is one, and drop the metrics that came after it."""
         found = load_latest(self.folder / "checkpoints", functools.partial(goes_on, self.config))
         if found is not None:
             weights, state = found
@@ -421,13 +417,17 @@ class Trainer:
             self.accelerator.print(f"goes on from step {self.progress.step}")
         self.accelerator.wait_for_everyone()  # until all have read
         if self.accelerator.is_main_process:
-            leave_decay(self.folder, self.progress.step)
+            if not self.ending.over(self.config, self.progress.step):
+                leave_decay(self.folder, self.progress.step)
             cut_metrics(self.folder / METRICS, self.progress.step)
 
     def take_best(self) -> None:
         """Put the weights of the lowest held-out loss in the place of the last ones, with their figures."""
         best = path_of(self.folder / "checkpoints", self.ending.best_step)
-        if self.ending.best_step in (0, self.progress.step) or find_damage(best):
+        if self.ending.best_step in (0, self.progress.step):
+            return
+        if problem := find_damage(best):
+            self.say(f"{best} is damaged ({problem}); the model is that of step {self.progress.step}")
             return
         weights, state = load_checkpoint(best)
         self.parallel.load_weights(self.unwrapped, weights)

@@ -162,7 +162,7 @@ def open_stage(
     config: Any,
     inputs: Mapping[str, str | Sequence[str] | None],
     output_dir: str,
-    raised: Mapping[str, str] | None = None,
+    raised: Mapping[str, Callable[[], str]] | None = None,
 ) -> Stage:
     """Open the stage's folder: skip, resume or start anew, and say which.
 
@@ -171,7 +171,8 @@ def open_stage(
             fingerprint.
         inputs: For each field of the config that names an input, a file, a folder or a Hub id, or a list of them.
         output_dir: Folder of the stage. What a symbolic link points to is moved aside, and the link stays.
-        raised: For a setting whose raise alone lets an old run go on, an empty text, else why it does not.
+        raised: For a setting whose raise alone may let an old run go on, what returns an empty text, else why it
+            does not. It is asked before anything is written.
     """
     folder = Path(output_dir)
     settings = {k: v for k, v in asdict(config).items() if k != "output_dir" and k not in inputs and counts(config, k)}
@@ -185,12 +186,11 @@ def open_stage(
     if old:
         hold(folder)
     why = ""
-    for key, reason in (raised or {}).items() if old else ():
+    for key, ask in (raised or {}).items() if old else ():
         before = old["config"].get(key, settings[key])
         if before < settings[key] and fingerprint_of(settings | {key: before}) == old["fingerprint"]:
             print(f"{name}: {key} was raised from {before} to {settings[key]}", flush=True)
-            why = reason
-            if not reason:
+            if not (why := ask()):
                 old |= {"fingerprint": fingerprint, "config": settings, "status": "running"}
     if old and old["fingerprint"] == fingerprint:
         state = "nothing has changed, skipped" if old["status"] == "done" else "goes on where it was"
