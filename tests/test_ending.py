@@ -1,15 +1,13 @@
 """Training to a state instead of a step count: a target, patience, and runs that are made longer afterwards."""
 
-import os
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_pretrain import arguments, corpus, metrics, timeless, weights_hash
+from test_pretrain import arguments, corpus, metrics, stop_at, timeless, weights_hash
 
 from training.checkpoint import find_damage, list_checkpoints, path_of
 from training.ending import Ending
@@ -22,20 +20,6 @@ from training.stage import read_json
 __all__ = ["corpus"]  # a fixture that is used here too
 
 WSD: dict[str, Any] = {"schedule": "wsd", "decay_fraction": 0.25, "save_steps": 3, "eval_steps": 2, "log_steps": 1}
-
-
-def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, command: list[str]) -> None:
-    """Run until it is told to stop, in the step after this one."""
-    train_step = Trainer.train_step
-
-    def stopped(self: Trainer, rows: Any) -> tuple[float, int, float]:
-        if self.progress.step == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return train_step(self, rows)
-
-    with monkeypatch.context() as patch, pytest.raises(SystemExit, match=f"stopped after step {step + 1}"):
-        patch.setattr(Trainer, "train_step", stopped)
-        pretrain(command)
 
 
 def saved_steps(folder: Path) -> list[int]:

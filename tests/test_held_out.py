@@ -1,13 +1,11 @@
 """What a pretraining run evaluates on: little enough not to cost time, the same in the whole run, and honest."""
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from test_pretrain import arguments, corpus, metrics, trainer
+from test_pretrain import arguments, corpus, metrics, stop_at, trainer
 from transformers import AutoTokenizer
 
 from hf_scratch.tokenizer import separator_of
@@ -98,16 +96,7 @@ def test_a_run_evaluates_on_the_same_text_to_its_end(
 ) -> None:
     """How often is evaluated may change when a run goes on; its curve stays one curve."""
     pretrain(arguments(corpus, tmp_path / "whole", eval_steps=2, max_steps=8))
-    train_step = Trainer.train_step
-
-    def stopped(self: Trainer, rows: Any) -> tuple[float, int, float]:
-        if self.progress.step == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return train_step(self, rows)
-
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(Trainer, "train_step", stopped)
-        pretrain(arguments(corpus, tmp_path / "run", eval_steps=2, max_steps=8))
+    stop_at(monkeypatch, 4, arguments(corpus, tmp_path / "run", eval_steps=2, max_steps=8))
     pretrain(arguments(corpus, tmp_path / "run", eval_steps=4, max_steps=8))
     expected, found = (
         {line["step"]: line["val_bpb"] for line in metrics(tmp_path / name) if line["val_bpb"] is not None}

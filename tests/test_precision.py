@@ -1,19 +1,15 @@
 """The precision of training: what `auto` takes, that a run keeps the one that it began with, and what is recorded."""
 
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from test_pretrain import arguments, corpus, metrics, one_thread, weights_hash
+from test_pretrain import arguments, corpus, metrics, one_thread, stop_at, weights_hash
 from tiny_align import CHATS, run_stage, write_jsonl
 
 from training import hardware, sft
 from training.hardware import resolve_precision
-from training.pretrain import Trainer
 from training.pretrain import main as pretrain
 from training.stage import read_json
 
@@ -44,16 +40,7 @@ def test_a_run_that_goes_on_elsewhere_keeps_its_precision(
     changes = {"precision": "auto", "max_steps": 6, "optimizer": "muon"}
     processor(monkeypatch, native=began == "bf16")
     pretrain(arguments(corpus, tmp_path / "whole", **changes))
-    step = Trainer.train_step
-
-    def stopped(self: Trainer, rows: Any) -> tuple[float, int, float]:
-        if self.progress.step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, rows)
-
-    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="stopped after step 3"):
-        patch.setattr(Trainer, "train_step", stopped)
-        pretrain(arguments(corpus, tmp_path / "moved", **changes))
+    stop_at(monkeypatch, 2, arguments(corpus, tmp_path / "moved", **changes))
     processor(monkeypatch, native=began != "bf16")
     capsys.readouterr()
     pretrain(arguments(corpus, tmp_path / "moved", **changes))

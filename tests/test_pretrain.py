@@ -195,6 +195,20 @@ def test_a_run_that_ended_before_its_model_was_written_is_finished(
     assert whole.keys() == late.keys() and whole["val_bpb"] == late["val_bpb"] > 0
 
 
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, command: list[str]) -> None:
+    """Run until it is told to stop, in the step after this one."""
+    train_step = Trainer.train_step
+
+    def stopped(self: Trainer, rows: Any) -> tuple[float, int, float]:
+        if self.progress.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_step(self, rows)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match=f"stopped after step {step + 1}"):
+        patch.setattr(Trainer, "train_step", stopped)
+        pretrain(command)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_stopped_run_goes_on_bit_for_bit_and_its_log_too(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
@@ -202,16 +216,7 @@ def test_a_stopped_run_goes_on_bit_for_bit_and_its_log_too(
     before = signal.getsignal(signal.SIGINT)
     changes = {"optimizer": "muon", "precision": precision}
     pretrain(arguments(corpus, tmp_path / "whole", **changes))
-    step = Trainer.train_step
-
-    def stopped(self: Trainer, rows: PackedDocuments | Windows) -> tuple[float, int, float]:
-        if self.progress.step == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, rows)
-
-    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="stopped after step 5"):
-        patch.setattr(Trainer, "train_step", stopped)
-        pretrain(arguments(corpus, tmp_path / "stopped", **changes))
+    stop_at(monkeypatch, 4, arguments(corpus, tmp_path / "stopped", **changes))
     assert signal.getsignal(signal.SIGINT) is before
     pretrain(arguments(corpus, tmp_path / "stopped", **changes))
     assert weights_hash(tmp_path / "stopped") == weights_hash(tmp_path / "whole")
