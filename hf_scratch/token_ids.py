@@ -8,7 +8,9 @@ import hashlib
 import json
 from collections.abc import Callable
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from .load import load_tokenizer
 
 # Of a tokenizer.json; its template, decoder, truncation and padding make no ids of plain text.
 MAKES_IDS = ("added_tokens", "normalizer", "pre_tokenizer", "model")
@@ -22,13 +24,7 @@ def load_encoder(name: str) -> PreTrainedTokenizerBase:
     Raises:
         ValueError: There is no such tokenizer.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        if reason.startswith("Repo id must"):  # what the Hub's library says of any path
-            raise ValueError(f"there is no folder {name}; check the path, or make the tokenizer first.") from None
-        raise ValueError(f"{name} is not a tokenizer's folder, nor a Hub id that can be read ({reason}).") from None
+    tokenizer = load_tokenizer(name)
     if isinstance(tokenizer, PreTrainedTokenizerFast):
         backend = tokenizer.backend_tokenizer
         backend.no_truncation()

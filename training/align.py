@@ -27,6 +27,8 @@ from transformers import (
 )
 
 from hf_scratch import ScratchForCausalLM  # noqa: F401, registers the model type with the Auto classes
+from hf_scratch.chat_tokens import answer_end_token
+from hf_scratch.load import load_from
 from hf_scratch.tokenizer import CHAT_TEMPLATE, IM_END, IM_START, require_fit
 from training.align_trainer import CHECKPOINTS, AlignConfig, say, train
 from training.data.chat import load_rows
@@ -34,8 +36,7 @@ from training.data.chat_formats import Kind
 from training.data.check import Finding, check_data, refuse_errors, table
 from training.data.tokenized import Tokenized, row_lengths, show, tokenize
 from training.hardware import DTYPES, join_processes, settle_precision
-from training.load import load_from
-from training.save import end_of_answer, end_tokens, save_model, save_tokenizer
+from training.save import end_tokens, save_model, save_tokenizer
 from training.shards import whole
 from training.stage import Stage, atomic_folder, open_stage, write_json
 
@@ -155,8 +156,8 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
                 "save a tokenizer with a chat_template beside the model, or start from its chat version."
             )
         tokenizer.chat_template = CHAT_TEMPLATE
-    if (end := end_of_answer(tokenizer)) is not None:
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
+    if end := answer_end_token(tokenizer):
+        tokenizer.eos_token = end
     if tokenizer.pad_token is None:
         say(f"the tokenizer has no padding token; {tokenizer.eos_token} pads, where no loss is counted")
         tokenizer.pad_token = tokenizer.eos_token

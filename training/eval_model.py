@@ -23,13 +23,13 @@ from transformers.utils.logging import disable_progress_bar
 
 from hf_scratch import ScratchForCausalLM  # noqa: F401, registers the model type with the Auto classes
 from hf_scratch.bits_per_byte import Text, encode
+from hf_scratch.load import load_from, load_tokenizer
 from hf_scratch.tokenizer import Message, require_fit
 from training.answers import Answer, Asking, answer, preference, score, score_turns, variety
 from training.data.stories import Check, Request, check
 from training.data.talk import Turn, prompts, turns
 from training.intervals import mcnemar, paired_difference
 from training.lm_tasks import find_tasks, run_tasks
-from training.load import load_from, load_tokenizer
 from training.report_markdown import card_results, plot_curves, write_report
 from training.report_page import write_page
 from training.stage import command, hash_input, open_stage, parse_config, read_json, write_json

@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 from hf_scratch import ScratchForCausalLM
 from hf_scratch.bits_per_byte import BitsPerByte, bits_per_byte, default_batch_tokens
 from hf_scratch.hub import CheckpointPusher
+from hf_scratch.load import load_tokenizer
 from hf_scratch.token_ids import refuse_other_tokenizer
 from training.checkpoint import find_damage, load_checkpoint, load_latest, path_of, save_checkpoint
 from training.data.batches import IGNORE, Ahead, Batch, Rows, Shards
@@ -36,7 +37,6 @@ from training.ending import Ending, ending_of, goes_on, leave_decay, why_another
 from training.flops import utilisation_of
 from training.hardware import DTYPES, join_processes, resolve_precision, settle_precision
 from training.held_out import affordable_tokens, sample_held_out
-from training.load import load_tokenizer
 from training.loss import PretrainingLoss
 from training.optimizer import build_optimizers, learning_rate
 from training.out_of_memory import is_out_of_memory, random_state, set_random_state

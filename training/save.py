@@ -88,7 +88,7 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> li
 
 def end_of_answer(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Return the control token that the chat template writes behind an answer, None if it writes none."""
-    token = answer_end_token(tokenizer) if tokenizer.chat_template else None
+    token = answer_end_token(tokenizer)
     return None if token is None else tokenizer.convert_tokens_to_ids(token)
 
 
