@@ -4,13 +4,15 @@ A model that was trained on stories alone tells a story whatever it is asked, or
 it can do. Whole phrasings are held out: no template of the test split is one of the training split with other words.
 """
 
+import functools
 import hashlib
 import math
 import random
 from collections.abc import Sequence
 from typing import Literal
 
-Split = Literal["train", "dev", "test"]
+from training.data.stories import Split
+
 Kind = Literal["greeting", "thanks", "other"]
 
 CAN_DO = "I can only tell short stories, such as one about a fox who lost a kite."
@@ -101,13 +103,14 @@ SLOTS: dict[str, dict[bool, str]] = {  # True: words of the test split
 # fmt: on
 
 
-def phrasings(split: Split, kind: Kind) -> list[str]:
+@functools.cache
+def phrasings(split: Split, kind: Kind) -> tuple[str, ...]:
     """Return the templates of a split, drawn by hash: an eighth for tests, a tenth for tuning, the rest is taught."""
     every: dict[Kind, Sequence[str]] = {"greeting": GREETINGS, "thanks": THANKS, "other": OTHERS}
     drawn = sorted(every[kind], key=lambda template: hashlib.sha256(template.encode()).digest())
     tests = math.ceil(len(drawn) / 8)
     tuning = tests + math.ceil(len(drawn) / 10)
-    return {"test": drawn[:tests], "dev": drawn[tests:tuning], "train": drawn[tuning:]}[split]
+    return tuple({"test": drawn[:tests], "dev": drawn[tests:tuning], "train": drawn[tuning:]}[split])
 
 
 def draw(rng: random.Random, split: Split, kind: Kind) -> str:

@@ -118,20 +118,20 @@ def _later(rng: random.Random, split: Split, story: Story) -> list[Message]:
         pairs = rng.sample(questions(story), rng.randint(2, 5))
         return [turn for pair in pairs for turn in (user(rng.choice(pair.asked)), assistant(pair.answer))]
     if kind == "again":
-        return [user(rng.choice(world.AGAIN)), assistant(_told_again(rng, story))]
+        return [user(rng.choice(world.AGAIN)), _tell_again(rng, story, happy=not story.happy)]
     if kind == "small talk":
         return _small_talk(rng, split)
     _, (asked, told) = _told(rng, split)
     return [user(f"{rng.choice(BEFORE_NEXT)} {asked['content']}"), told]
 
 
-def _told_again(rng: random.Random, story: Story) -> str:
-    """Returns the story with the other ending, which the first sentence settles, so that it need not be told late."""
-    return f"{world.ENDS[not story.happy]} {tell(rng, story.request, happy=not story.happy).text}"
+def _tell_again(rng: random.Random, story: Story, *, happy: bool) -> Message:
+    """Returns the story told anew with this ending, which the first sentence settles, so that it is not told late."""
+    return assistant(f"{world.ENDS[happy]} {tell(rng, story.request, happy=happy).text}")
 
 
 def conversations(split: Split, seed: int) -> Iterator[dict[str, list[Message]]]:
-    """Returns the endless stream of conversations for fine-tuning, half of them of more than one turn."""
+    """Returns the endless stream of conversations for fine-tuning, three in five of more than one turn."""
     rng = random.Random(f"conversations/{split}/{seed}")
     while True:
         messages = _system(rng)
@@ -186,16 +186,16 @@ def _near_miss(rng: random.Random, split: Split, facts: Request, asked: Request)
 
 
 def _true_and_untrue(rng: random.Random, split: Split) -> dict[str, list[Message]]:
-    """Returns a pair of short answers, of which one is true."""
+    """Returns a pair that is not about the request of a story, of which one answer is true."""
     if rng.random() < 0.25:
         *before, asked, chosen = [*_system(rng), *_small_talk(rng, split)]
         _, (_, rejected) = _told(rng, split)
         return {"prompt": [*before, asked], "chosen": [chosen], "rejected": [rejected]}
     story, told = _told(rng, split)
     if rng.random() < 0.3:
-        same = f"{world.ENDS[story.happy]} {tell(rng, story.request, happy=story.happy).text}"
+        same = _tell_again(rng, story, happy=story.happy)
         prompt = [*_system(rng), *told, user(rng.choice(world.AGAIN))]
-        return {"prompt": prompt, "chosen": [assistant(_told_again(rng, story))], "rejected": [assistant(same)]}
+        return {"prompt": prompt, "chosen": [_tell_again(rng, story, happy=not story.happy)], "rejected": [same]}
     question = rng.choice(questions(story))
     untrue = question
     while untrue.kind != question.kind or untrue.answer == question.answer:
