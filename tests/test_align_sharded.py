@@ -1,6 +1,5 @@
 """What SFT, DPO and GRPO save where each process holds a part of the model, as with `training/launch/fsdp2.yaml`."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from test_pretrain import one_thread
 from transformers import AutoModelForCausalLM
 
 WORKER = Path(__file__).parent / "sharded_save_worker.py"
@@ -21,10 +21,10 @@ def test_a_model_in_shards_is_saved_whole(tune: str, base: str, tmp_path: Path) 
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]
-    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     command = [sys.executable, WORKER, base, str(tmp_path), tune]
     processes = [
-        subprocess.Popen(command, env=os.environ | group | {"RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")
+        subprocess.Popen(command, env=one_thread() | group | {"RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")
     ]
     try:
         assert [process.wait(timeout=300) for process in processes] == [0, 0]
