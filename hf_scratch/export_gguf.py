@@ -9,7 +9,7 @@ import copy
 import json
 import os
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ def write_gguf(original: Original, folder: Path) -> tuple[dict[str, str], tuple[
     measured = {}
     for name, (kind, file_type) in TYPES.items():
         path = folder / f"model-{name}.gguf"
-        write_file(original, path, kind, file_type)
+        write_file(original, path, kind, file_type, add_tokenizer)
         with llama(path, context) as server:
             check_tokens(server, original)
             check_chat(server, original)
@@ -89,13 +89,16 @@ def write_gguf(original: Original, folder: Path) -> tuple[dict[str, str], tuple[
 # ---- the file ----
 
 
-def write_file(original: Original, path: Path, kind: GGMLQuantizationType, file_type: LlamaFileType) -> None:
-    """Write one GGUF file."""
+def write_file(
+    original: Original, path: Path, kind: GGMLQuantizationType, file_type: LlamaFileType,
+    add_tokens: Callable[[gguf.GGUFWriter, Original], None],
+) -> None:  # fmt: skip
+    """Write one GGUF file, whose vocabulary `add_tokens` writes."""
     writer = gguf.GGUFWriter(path, "qwen3")
     writer.add_file_type(file_type)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_sizes(writer, original.model.config)
-    add_tokenizer(writer, original)
+    add_tokens(writer, original)
     for name, tensor in original.model.state_dict().items():
         if name == "lm_head.weight" and original.model.config.tie_word_embeddings:
             continue

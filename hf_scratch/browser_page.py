@@ -1,0 +1,255 @@
+"""Makes the page that runs a model in the visitor's browser: a static Space, which costs nothing and computes nothing.
+
+The folder has the page's own files, the JavaScript of others, and each model as GGUF, compared with transformers. A
+manifest names the commit that the weights were made from, and the size and hash of what the page loads.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from .card import read_metadata
+from .clean_process import control_tokens
+from .export import Original, greedy, load_original, missing_extra
+from .files import hash_file
+from .npm import write_vendor
+from .tokenizer import encode_prompt
+
+# Bytes of weights in 16 bits: what people wait for (20 s at 100 Mbit/s), and what one thread of a phone still answers
+# with in reading speed. WebAssembly itself would take 2 GB.
+MAX_BYTES = 250_000_000
+MAX_TOKENS = 2 * 0xFFFE  # characters in Unicode's private planes
+MAX_CONTEXT = 4096  # tokens; the cache of a longer one does not fit into a phone's browser
+TOKENS = 200  # greedy ones to compare
+RECORD = "training_record"
+ORDER = ("tokenizer", "data", "pretrain", "sft", "dpo", "grpo")
+EXAMPLES = (
+    "Tell me a story about a fox named Mia who dropped a red kite into a pond.",
+    "Write a story about a baker who lost a little key in the forest.",
+    "Please tell me a story with a happy ending.",
+)
+TEXTS = (  # that must become the same tokens in the browser: spaces, digits, accents, other scripts, control tokens
+    "Once upon a time, there was a fox who didn't sleep.\n\n  It's 12345 o'clock!",
+    "Ünïcödé — 東京, привет, 🦊🎉 \t tabs\r\nand\u00a0spaces   ",
+)
+
+
+def size(folder: Path) -> int:
+    """Return the bytes that a model's weights have in 16 bits, read from the headers alone."""
+    bytes_in_16_bits = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="numpy") as file:
+            bytes_in_16_bits += sum(2 * math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return bytes_in_16_bits
+
+
+def fits(folder: Path) -> bool:
+    """Whether a model is small enough for a browser."""
+    return size(folder) <= MAX_BYTES
+
+
+def build_page(page: Path, models: Mapping[str, Path], folder: Path, say: Callable[[str], None]) -> None:
+    """Write the page with its models; `pin_page` then says which commit they are of.
+
+    Args:
+        page: The page's own files, as the release has them.
+        models: Folder of each model by the name that the page shows, the released one first.
+
+    Raises:
+        ValueError: A model does not fit, or llama.cpp does not say what transformers says.
+        ImportError: The extra `browser` is not installed.
+    """
+    released = next(iter(models.values()))
+    shutil.copytree(page, folder, dirs_exist_ok=True)
+    write_vendor(folder / "vendor")
+    entries, manifest = [], {}
+    (folder / "models").mkdir()
+    for name, source in models.items():
+        original = load_original(source, None)
+        manifest = manifest or describe(original, source)
+        found = write_model(original, folder / "models" / name)
+        entries.append({"name": name} | about(folder, f"models/{found.name}"))
+        say(f"{found.name}: {found.stat().st_size / 1e6:.1f} MB, the greedy tokens of transformers.")
+    copy_tokenizer(released, folder / "tokenizer")
+    (folder / "training.json").write_text(json.dumps(read_record(released)), encoding="utf-8")
+    manifest |= {"models": entries, "engine": describe_engine(folder), "source": None}
+    write_manifest(folder, manifest)
+
+
+def pin_page(folder: Path, model_id: str, commit: str, url: str) -> None:
+    """Say in the manifest which commit the weights were made from."""
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    manifest["source"] = {"id": model_id, "revision": commit, "url": f"{url}/{model_id}/tree/{commit}"}
+    write_manifest(folder, manifest)
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest, with all small files listed, which the page keeps for a visit without network."""
+    large = (".wasm", ".gguf", ".md")
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    kept = [name for name in names if not name.endswith(large) and not name.startswith("vendor/wllama-compat")]
+    manifest["files"] = ["./", *sorted({*kept, "manifest.json"} - {"sw.js"})]
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def about(folder: Path, name: str) -> dict[str, Any]:
+    """Return what the page checks of a file before it uses it."""
+    return {"file": name, "bytes": (folder / name).stat().st_size, "sha256": hash_file(folder / name)}
+
+
+def describe_engine(folder: Path) -> dict[str, Any]:
+    """Return the files of both builds of the engine."""
+    compatible = {
+        "wasm": about(folder, "vendor/wllama-compat/wllama.wasm"),
+        "worker": about(folder, "vendor/wllama-compat/wllama.js"),
+    }
+    return {"default": {"wasm": about(folder, "vendor/wllama/wllama.wasm")}, "compat": compatible}
+
+
+# ---- a model ----
+
+
+def write_model(original: Original, stem: Path) -> Path:
+    """Write the smallest GGUF file that gives the greedy tokens of transformers: 16 bits, or 32.
+
+    Raises:
+        ValueError: Neither does.
+    """
+    try:
+        from . import export_gguf
+    except ImportError as error:
+        raise missing_extra(error) from None
+    prompt, context = original.reference.observed["prompt_ids"], original.model.config.max_position_embeddings
+    never = export_gguf.never(original)
+    expected = greedy(original.in_float32, prompt, min(TOKENS, context - len(prompt) - 1), never)
+    for kind in ("f16", "f32"):
+        path = stem.with_name(f"{stem.name}-{kind}.gguf")
+        export_gguf.write_file(original, path, *export_gguf.TYPES[kind], name_tokens)
+        with export_gguf.llama(path, context) as server:
+            found = export_gguf.complete(server, original, len(expected.tokens))
+        if expected.agrees(found):
+            return path
+        path.unlink()
+    raise ValueError(
+        f"llama.cpp does not say what transformers says: {export_gguf.describe(expected, found)}; take "
+        "--space-kind gradio."
+    )
+
+
+def name_tokens(writer: Any, original: Original) -> None:
+    """Write a vocabulary in which each token is one private character.
+
+    The engine in the browser takes prompts as text, and finds control tokens in it whoever wrote them. With these
+    names a prompt is a list of tokens all the same, and no text of a person is read by it.
+    """
+    from .export_gguf import end_tokens
+
+    size, ends = original.model.config.vocab_size, end_tokens(original)
+    if size > MAX_TOKENS:
+        raise ValueError(
+            f"the vocabulary has {size:,} tokens; a page in the browser can name {MAX_TOKENS:,}. Take --space-kind "
+            "gradio."
+        )
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([name_token(number) for number in range(size)])
+    writer.add_token_types([4] * size)  # user-defined: found in a prompt, and written as they stand
+    writer.add_token_merges(["a b"])  # of no use, and asked for
+    writer.add_eos_token_id(ends[0])
+    writer.add_eot_token_id(ends[-1])
+    writer.add_add_bos_token(False)
+
+
+def name_token(number: int) -> str:
+    """Return the private character of a token, as the page's `engine.js` has it."""
+    return chr(0xF0000 + number if number < 0xFFFE else 0x100000 + number - 0xFFFE)
+
+
+# ---- what the page says and needs to know ----
+
+
+def describe(original: Original, folder: Path) -> dict[str, Any]:
+    """Return what the page shows of the released model, how it samples, and how text becomes its tokens."""
+    from .export_gguf import end_tokens, without_marks
+
+    model, tokenizer, card = original.model, original.tokenizer, read_metadata(folder)
+    if not tokenizer.chat_template:
+        raise ValueError(f"{folder} has no chat template; give a model that was trained to chat.")
+    config, asked = model.config, model.generation_config
+    context = min(config.max_position_embeddings, MAX_CONTEXT)
+    prompts = [item["text"] if "text" in item else item["messages"][-1]["content"] for item in card.get("widget", [])]
+    examples = list(dict.fromkeys([*prompts, *EXAMPLES]))[:3] if only_stories(folder) else prompts
+    temperature = 0.7 if asked.temperature is None else min(asked.temperature, 2.0)
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    checks = [[{"role": "user", "content": text}] for text in (*TEXTS, " ".join(control_tokens(tokenizer)))]
+    return {
+        "name": card.get("model_name") or title(folder),
+        "about": f"A language model with {count(model.num_parameters())} parameters that reads {context:,} tokens.",
+        "context": context,
+        "examples": examples or list(EXAMPLES),
+        "defaults": {
+            "temperature": 0.0 if asked.do_sample is False else temperature,
+            "top_k": min(50 if asked.top_k is None else asked.top_k, 200),
+            "top_p": 1.0 if asked.top_p is None else asked.top_p,
+            "repetition_penalty": min(max(asked.repetition_penalty or 1.0, 1.0), 2.0),
+            "max_new_tokens": min(asked.max_new_tokens or 256, context // 2),
+        },
+        "tokenizer": {
+            "chat_template": without_marks(tokenizer.chat_template),
+            "special": special,
+            "control": control_tokens(tokenizer),
+            "bos": tokenizer.bos_token_id,
+            "end": end_tokens(original),
+            "never": list(asked.suppress_tokens or ()),
+            "checks": [{"messages": messages, "ids": encode_prompt(tokenizer, messages)} for messages in checks],
+        },
+    }
+
+
+def title(folder: Path) -> str:
+    """Return the title of a model's card."""
+    card = folder / "README.md"
+    lines = card.read_text(encoding="utf-8").splitlines() if card.is_file() else []
+    return next((line[2:].strip() for line in lines if line.startswith("# ")), folder.resolve().name)
+
+
+def only_stories(folder: Path) -> bool:
+    """Whether the model's card asks for a story, as those of the embedded stories do."""
+    return "story" in json.dumps(read_metadata(folder).get("widget", "story"))
+
+
+def count(number: int) -> str:
+    """Write a number of parameters with three digits, as 1.23 million."""
+    for of, word in ((10**9, "billion"), (10**6, "million")):
+        if number >= of:
+            return f"{number / of:.3g} {word}"
+    return f"{number:,}"
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy the tokenizer's own files."""
+    folder.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(source / name, folder / name)
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """Return the content of the training record: `results`, and for each stage `metrics` and `stage`; None if none."""
+    record: dict[str, Any] = {"stages": {}, "results": read_json(folder / RECORD / "eval" / "results.json")}
+    for stage in (folder / RECORD / name / "stage.json" for name in (*ORDER, "eval")):
+        if stage.is_file():
+            metrics = stage.with_name("metrics.jsonl")
+            lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
+            rows = [json.loads(line) for line in lines if line.strip()]
+            record["stages"][stage.parent.name] = {"stage": read_json(stage), "metrics": rows}
+    return record if record["stages"] or record["results"] else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return what a file of JSON holds, empty if there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
