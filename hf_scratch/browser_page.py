@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from .card import read_metadata
 from .clean_process import control_tokens
-from .export import Original, greedy, load_original, missing_extra
+from .export import Original, greedy, load_original
 from .files import hash_file
 from .npm import write_vendor
 from .tokenizer import encode_prompt
@@ -64,10 +64,16 @@ def build_page(page: Path, models: Mapping[str, Path], folder: Path, say: Callab
         ValueError: A model does not fit, or llama.cpp does not say what transformers says.
         ImportError: The extra `browser` is not installed.
     """
+    if not (page / "index.html").is_file():
+        raise ValueError(
+            f"{page} does not hold the page; remove the release's stage.json and make it again with "
+            "`python -m training.release`."
+        )
     released = next(iter(models.values()))
     shutil.copytree(page, folder, dirs_exist_ok=True)
     write_vendor(folder / "vendor")
-    entries, manifest = [], {}
+    entries: list[dict[str, Any]] = []
+    manifest: dict[str, Any] = {}
     (folder / "models").mkdir()
     for name, source in models.items():
         original = load_original(source, None)
@@ -123,7 +129,10 @@ def write_model(original: Original, stem: Path) -> Path:
     try:
         from . import export_gguf
     except ImportError as error:
-        raise missing_extra(error) from None
+        raise ImportError(
+            f"the page in the browser needs {error.name}; install it with `pip install 'hf_scratch[browser]'`, or "
+            "take --space-kind gradio."
+        ) from None
     prompt, context = original.reference.observed["prompt_ids"], original.model.config.max_position_embeddings
     never = export_gguf.never(original)
     expected = greedy(original.in_float32, prompt, min(TOKENS, context - len(prompt) - 1), never)

@@ -1,11 +1,17 @@
 """Serves the page in the browser from this machine, as the Hub serves a static Space."""
 
 import functools
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from .browser_page import build_page
 from .card import read_metadata
+from .publish import find_release, page_models
 
 
 class PageHandler(SimpleHTTPRequestHandler):
@@ -36,3 +42,18 @@ def make_server(folder: Path, port: int = 0) -> ThreadingHTTPServer:
     return ThreadingHTTPServer(
         ("127.0.0.1", port), functools.partial(PageHandler, directory=str(folder), headers=headers)
     )
+
+
+def serve(run: Path, port: int, say: Callable[[str], None]) -> None:
+    """Make the page of a run's release and serve it until the process is told to stop."""
+    release = find_release(run)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "page"
+        build_page(release / "browser", page_models(release), folder, say)
+        try:
+            server = make_server(folder, port)
+        except OSError as error:
+            raise ValueError(f"port {port} cannot be had ({error.strerror}); take another one with --port.") from None
+        say(f"Open http://127.0.0.1:{server.server_port} (Ctrl-C ends it).")
+        server.serve_forever()

@@ -144,8 +144,8 @@ export class Chat {
     if (message.role === "user") tools.push(tool("Edit this message", "Edit", () => this.edit(at)));
     else if (!message.open) {
       tools.push(tool("Copy this answer", "Copy", () => navigator.clipboard?.writeText(message.content)));
-      for (const [up, sign, name] of [[true, "👍", "Good answer"], [false, "👎", "Bad answer"]]) {
-        tools.push(tool(name, sign, () => this.thumb(at, up), { "aria-pressed": String(message.up === up) }));
+      for (const [up, name] of [[true, "Good answer"], [false, "Bad answer"]]) {
+        tools.push(tool(name, hand(up), () => this.thumb(at, up), { "aria-pressed": String(message.up === up) }));
       }
       if (last) tools.push(tool("Try this answer again", "Retry", () => this.retry()));
     }
@@ -276,6 +276,13 @@ export class Chat {
     byId("download-thumbs").textContent = count ? `Download my thumbs (${count})` : "Download my thumbs";
     for (const id of ["download-thumbs", "forget-thumbs"]) byId(id).disabled = !count;
   }
+}
+
+/** A hand with the thumb up or down, drawn: not every machine has the characters. */
+function hand(up) {
+  const shape = "M7 10v10H4V10zm2 0 4-7c1.7 0 2.6 1 2.3 2.6L14.7 9H19a2 2 0 0 1 2 2.4l-1.3 7A2 2 0 0 1 17.7 20H9z";
+  const path = element("path", { d: shape, transform: up ? null : "rotate(180 12 12)" });
+  return element("svg", { viewBox: "0 0 24 24", class: "hand", "aria-hidden": "true" }, path);
 }
 
 /** The questions that have an answer, each with it. */

@@ -104,7 +104,7 @@ function plot(caption, label, lines) {
     const value = y0 + part * (y1 - y0);
     return [
       element("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: y(value), y2: y(value) }),
-      element("text", { x: LEFT - 5, y: y(value) + 3, "text-anchor": "end" }, Number(value.toPrecision(3)).toString()),
+      element("text", { x: LEFT - 5, y: y(value) + 3, "text-anchor": "end" }, short(value)),
     ];
   });
   marks.push(
@@ -123,6 +123,9 @@ function plot(caption, label, lines) {
     element("p", { class: "legend" }, ...legend),
   );
 }
+
+/** A number in at most five characters or so, as 0.413 or 2.9e-4. */
+const short = (value) => (value && Math.abs(value) < 0.01 ? value.toExponential(1) : Number(value.toPrecision(3)).toString());
 
 function bounds(values) {
   const [low, high] = [Math.min(...values), Math.max(...values)];
