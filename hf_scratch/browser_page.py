@@ -25,7 +25,7 @@ from .tokenizer import encode_prompt
 MAX_BYTES = 250_000_000
 MAX_TOKENS = 2 * 0xFFFE  # characters in Unicode's private planes
 MAX_CONTEXT = 4096  # tokens; the cache of a longer one does not fit into a phone's browser
-TOKENS = 200  # greedy ones to compare
+TOKENS = 100  # greedy ones to compare after each prompt
 RECORD = "training_record"
 ORDER = ("tokenizer", "data", "pretrain", "sft", "dpo", "grpo")
 EXAMPLES = (
@@ -133,20 +133,26 @@ def write_model(original: Original, stem: Path) -> Path:
             f"the page in the browser needs {error.name}; install it with `pip install 'hf_scratch[browser]'`, or "
             "take --space-kind gradio."
         ) from None
-    prompt, context = original.reference.observed["prompt_ids"], original.model.config.max_position_embeddings
-    never = export_gguf.never(original)
-    expected = greedy(original.in_float32, prompt, min(TOKENS, context - len(prompt) - 1), never)
+    context, never = original.model.config.max_position_embeddings, export_gguf.never(original)
+    prompts = [original.reference.observed["prompt_ids"]]
+    prompts += [encode_prompt(original.tokenizer, [{"role": "user", "content": text}]) for text in EXAMPLES]
+    expected = [
+        greedy(original.in_float32, prompt, min(TOKENS, context - len(prompt) - 1), never) for prompt in prompts
+    ]
     for kind in ("f16", "f32"):
         path = stem.with_name(f"{stem.name}-{kind}.gguf")
         export_gguf.write_file(original, path, *export_gguf.TYPES[kind], name_tokens)
         with export_gguf.llama(path, context) as server:
-            found = export_gguf.complete(server, original, len(expected.tokens))
-        if expected.agrees(found):
+            found = [
+                export_gguf.complete(server, original, prompt, len(answer.tokens))
+                for prompt, answer in zip(prompts, expected, strict=True)
+            ]
+        parted = [pair for pair in zip(expected, found, strict=True) if not pair[0].agrees(pair[1])]
+        if not parted:
             return path
         path.unlink()
     raise ValueError(
-        f"llama.cpp does not say what transformers says: {export_gguf.describe(expected, found)}; take "
-        "--space-kind gradio."
+        f"llama.cpp does not say what transformers says: {export_gguf.describe(*parted[0])}; take --space-kind gradio."
     )
 
 
