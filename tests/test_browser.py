@@ -20,6 +20,7 @@ from running_page import Visit, served
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hf_scratch.browser_page import TIE
 from hf_scratch.export import Greedy, greedy
 from hf_scratch.tokenizer import encode_prompt
 from training.data.talk import prompts
@@ -118,7 +119,7 @@ def test_greedy_tokens_are_those_of_transformers(visit_page: VisitPage, page_url
     for messages, (ids, found) in zip(asked, here.page.evaluate(ANSWER, [asked, most]), strict=True):
         assert ids == encode_prompt(tokenizer, messages)
         expected = cut(greedy(model, ids, most, never), ends)
-        assert expected.agrees(found), (messages, expected.tokens, found)
+        assert expected.agrees(found, TIE), (messages, expected.tokens, found)
         equal += expected.tokens == found
     print(f"\n{equal} of {len(asked)} answers have the same tokens")
     assert equal >= 18  # the others part where two tokens were as likely
