@@ -59,9 +59,11 @@ class Check:
         return self.hero and self.item and self.place and self.problem and self.complete
 
 
-INTRODUCED, EXAMINED = 0.45, 0.35  # shares of the pretraining texts
-FORETOLD = 0.5  # of the stories, those that say before all else how they end
-INTRODUCED_KINDS = ("who", "name", "had", "place", "color")  # of questions that an introduction answers
+INTRODUCED, BRIEF, EXAMINED = 0.4, 0.1, 0.35  # shares of the pretraining texts
+FORETOLD = 0.5  # of the stories, those that say how they will end
+# Kinds of questions that an introduction and a short story answer.
+INTRODUCED_KINDS = ("who", "name", "had", "place", "color")
+BRIEF_KINDS = ("who", "name", "had", "color", "happened", "mood")
 
 
 # ---- facts ----
@@ -98,11 +100,6 @@ def draw(rng: random.Random, split: Split, *, placed: bool = True) -> Request:
             return Request(kind, rng.choice(names_for(kind)), item, adjective, place, problem)
 
 
-def with_article(words: str) -> str:
-    """Returns the words with a or an before them."""
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
-
-
 def _thing(request: Request) -> str:
     return f"{request.adjective} {request.item}".strip()
 
@@ -116,8 +113,8 @@ def hero(request: Request) -> str:
     """Returns the hero and the mishap as an instruction names them: a fox named Pip who lost a red kite."""
     named = f" named {request.name}" if request.name else ""
     thing = _thing(request)
-    clause = world.PROBLEMS[request.problem].asked.format(a=with_article(thing), thing=thing)
-    return f"{with_article(request.kind)}{named} {clause}"
+    clause = world.PROBLEMS[request.problem].asked.format(a=f"a {thing}", thing=thing)
+    return f"a {request.kind}{named} {clause}"
 
 
 def about(request: Request) -> str:
@@ -134,10 +131,10 @@ def _slots(request: Request, helper: str) -> Slots:
     boy = request.name in world.BOYS
     ability = world.PROBLEMS[request.problem].ability
     return {
-        "name": request.name, "kind": request.kind, "a_kind": with_article(request.kind), "about": about(request),
+        "name": request.name, "kind": request.kind, "a_kind": f"a {request.kind}", "about": about(request),
         "he": "he" if boy else "she", "his": "his" if boy else "her",
-        "noun": request.item, "full": _thing(request), "a_full": with_article(_thing(request)),
-        "place": request.place, "helper": helper, "a_helper": with_article(helper),
+        "noun": request.item, "full": _thing(request), "a_full": f"a {_thing(request)}",
+        "place": request.place, "helper": helper, "a_helper": f"a {helper}",
         "can": world.ABILITIES[ability][0], "own": world.ABILITIES[world.ABILITY_OF[helper]][0],
     }  # fmt: skip
 
@@ -233,8 +230,8 @@ SHAPES = {
 }  # fmt: skip
 
 
-def tell(rng: random.Random, request: Request, *, happy: bool) -> Story:
-    """Returns a story of the full request with the wanted ending, in a random shape."""
+def tell(rng: random.Random, request: Request, *, happy: bool, foretold: bool = False) -> Story:
+    """Returns a story of the full request with the wanted ending, in a random shape; foretold, it says how it ends."""
     able = happy or rng.random() < 0.6
     _, helpers, useless = world.ABILITIES[world.PROBLEMS[request.problem].ability]
     helper = rng.choice(helpers if able else world.ABILITIES[rng.choice(useless)][1])
@@ -242,15 +239,17 @@ def tell(rng: random.Random, request: Request, *, happy: bool) -> Story:
     story = Story(request, helper, able, happy, shape, "")
     slots = _slots(request, helper)
     lines = SHAPES[shape](rng, request.problem, slots)
+    if foretold:
+        lines = [world.ENDS[happy], *lines, world.ENDS_SO[happy]]
     lines += [*_outcome(rng, story, slots), _ending(rng, story, slots)]
     return replace(story, text=" ".join(lines))
 
 
-def stories(split: Split, seed: int) -> Iterator[Story]:
-    """Returns the endless stream of the split's stories; half of them end happily."""
+def stories(split: Split, seed: int, foretold: float = 0.0) -> Iterator[Story]:
+    """Returns the endless stream of the split's stories; half of them end happily, a share is foretold."""
     rng = random.Random(f"stories/{split}/{seed}")
     while True:
-        yield tell(rng, draw(rng, split), happy=rng.random() < 0.5)
+        yield tell(rng, draw(rng, split), happy=rng.random() < 0.5, foretold=rng.random() < foretold)
 
 
 def introduce(rng: random.Random, story: Story) -> str:
@@ -258,6 +257,14 @@ def introduce(rng: random.Random, story: Story) -> str:
     slots = _slots(story.request, story.helper)
     habits = rng.sample(world.HABITS, rng.randint(4, 6))
     return " ".join(line.format_map(slots) for line in [rng.choice(world.MEET), *habits])
+
+
+def shorten(rng: random.Random, story: Story) -> str:
+    """Returns the story's hero, mishap and ending, without the helper."""
+    slots, problem = _slots(story.request, story.helper), story.request.problem
+    return " ".join(
+        [_say(rng, world.OPEN, slots), _mishap(rng, problem, slots, world.LEADS), _ending(rng, story, slots)]
+    )
 
 
 def frame(rng: random.Random, story: Story) -> str:
@@ -305,33 +312,40 @@ def examine(rng: random.Random, text: str, about: list[Question]) -> str:
     return "\n\n".join([text, "\n".join(f"{rng.choice(pair.asked)} {pair.answer}" for pair in pairs)])
 
 
-def _is_said(question: Question, story: Story, text: str) -> bool:
-    """Returns whether a text holds the facts that the answer to a question names."""
+def _said(story: Story, text: str, kinds: Sequence[str]) -> list[Question]:
+    """Returns the questions of these kinds whose answers name no fact that the text leaves out."""
     facts = {str(story.request.place), story.request.item, story.request.adjective} - {""}
-    return all(fact in text for fact in facts & set(re.findall(r"[a-z]+", question.answer)))
+    left_out = {fact for fact in facts if fact not in text}
+    asked = [question for question in questions(story) if question.kind in kinds]
+    return [question for question in asked if not left_out & set(re.findall(r"[a-z]+", question.answer))]
 
 
 def documents(split: Split, seed: int) -> Iterator[str]:
-    """Returns the endless stream of pretraining texts: short introductions and stories.
+    """Returns the endless stream of pretraining texts: introductions, short and whole stories.
 
     An introduction repeats few facts often. A small model learns there to carry a name on, which it does hundreds of
-    steps later from stories alone. Of both, many are asked about at their end, and some stories say first what they
-    are about, as an instruction will.
+    steps later from stories alone. A short story is asked how it ended. Of the others, many are asked about at their
+    end, and some say first what they are about, as an instruction will.
     """
     rng = random.Random(f"introductions/{split}/{seed}")
-    for story in stories(split, seed):
+    for story in stories(split, seed, FORETOLD):
         kind = rng.random()
-        before = f"{world.ENDS[story.happy]} " if rng.random() < FORETOLD else ""
         if kind < INTRODUCED:
             text = introduce(rng, story)
-            said = [one for one in questions(story) if one.kind in INTRODUCED_KINDS and _is_said(one, story, text)]
-            yield examine(rng, text, said) if rng.random() < 0.5 else text
-        elif kind < INTRODUCED + EXAMINED:
+            yield examine(rng, text, _said(story, text, INTRODUCED_KINDS)) if rng.random() < 0.5 else text
+        elif kind < INTRODUCED + BRIEF:
+            text = shorten(rng, story)
+            yield examine(rng, text, _said(story, text, BRIEF_KINDS)) + _once_more(rng, story)
+        elif kind < INTRODUCED + BRIEF + EXAMINED:
             text = examine(rng, story.text, questions(story))
-            other = f"\n{rng.choice(world.AGAIN)} {world.ENDS[not story.happy]}" if rng.random() < 0.5 else ""
-            yield before + text + other
+            yield text + _once_more(rng, story) if rng.random() < 0.5 else text
         else:
-            yield before + (frame(rng, story) if story.shape != "frame" and rng.random() < 0.6 else story.text)
+            yield frame(rng, story) if story.shape != "frame" and rng.random() < 0.6 else story.text
+
+
+def _once_more(rng: random.Random, story: Story) -> str:
+    """Returns how the story is asked for with another ending, and the first sentence of the answer."""
+    return f"\n{rng.choice(world.AGAIN)} {world.ENDS[not story.happy]}"
 
 
 # ---- checking ----

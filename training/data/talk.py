@@ -127,7 +127,7 @@ def _later(rng: random.Random, split: Split, story: Story) -> list[Message]:
 
 def _tell_again(rng: random.Random, story: Story, *, happy: bool) -> Message:
     """Returns the story told anew with this ending, which the first sentence settles, so that it is not told late."""
-    return assistant(f"{world.ENDS[happy]} {tell(rng, story.request, happy=happy).text}")
+    return assistant(tell(rng, story.request, happy=happy, foretold=True).text)
 
 
 def conversations(split: Split, seed: int) -> Iterator[dict[str, list[Message]]]:
@@ -199,7 +199,9 @@ def _true_and_untrue(rng: random.Random, split: Split) -> dict[str, list[Message
     question = rng.choice(questions(story))
     untrue = question
     while untrue.kind != question.kind or untrue.answer == question.answer:
-        untrue = rng.choice(questions(tell(rng, draw(rng, split), happy=rng.random() < 0.5)))
+        # What it could be taken for: the same story with one fact and its ending changed.
+        other = _near_miss(rng, split, story.request, story.request)
+        untrue = rng.choice(questions(tell(rng, other, happy=not story.happy)))
     prompt = [*_system(rng), *told, user(rng.choice(question.asked))]
     return {"prompt": prompt, "chosen": [assistant(question.answer)], "rejected": [assistant(untrue.answer)]}
 

@@ -6,6 +6,8 @@ Every sentence a story can hold is one of these templates, so that a checker can
 
 from dataclasses import dataclass
 
+# No hero, thing, look or helper begins with a vowel: a model of this size copies a word from where it stood before, and
+# after the rare "an" it has learnt that too little; then an elf became a bear, and an orange drum "a orange drum".
 # The lists are packed by hand.
 # fmt: off
 
@@ -22,12 +24,12 @@ NAMES = (*BOYS, *GIRLS)
 SHE_KINDS = "girl queen princess cow hen".split()
 HE_KINDS = "boy king prince knight".split()
 OTHER_KINDS = (
-    "fox bear pig sheep goat donkey pony panda lion tiger wolf zebra camel llama lamb farmer baker clown robot elf "
-    "dwarf"
+    "fox bear pig sheep goat donkey pony panda lion tiger wolf zebra camel llama lamb farmer baker clown robot "
+    "gnome dwarf"
 ).split()
 KINDS = (*SHE_KINDS, *HE_KINDS, *OTHER_KINDS)
 
-ADJECTIVES = "red blue green yellow pink white black brown purple orange big little old new pretty".split()
+ADJECTIVES = "red blue green yellow pink white black brown purple gray big little shiny new pretty".split()
 COLORS = ADJECTIVES[:10]
 
 # Each thing with what can happen to it: light (wind, trees), small (holes, thieving birds), cloth (tears),
@@ -45,7 +47,7 @@ ITEMS: dict[str, frozenset[str]] = {
             "key:small+metal bell:small+metal button:small+roll spoon:small+metal "
             "shell:small+break pearl:small+roll crown:small+metal ball:light+roll+float "
             "wagon:roll+heavy bike:metal+heavy+break cart:roll+heavy bucket:metal+float+heavy "
-            "apron:light+cloth+paper basket:float+heavy boat:float+break+heavy doll:small+float book:paper broom:float"
+            "towel:light+cloth+paper basket:float+heavy boat:float+break+heavy doll:small+float book:paper broom:float"
         ).split()
     )
 }
@@ -65,14 +67,14 @@ PLACES: dict[str, str] = {
 ABILITIES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "smell": ("smell well", ("hound", "boar"), ("swim", "sew", "mend")),
     "climb": ("climb", ("squirrel", "monkey"), ("dig", "swim", "sew")),
-    "swim": ("swim", ("otter", "duck", "seal"), ("dig", "sew", "mend")),
-    "fly": ("fly", ("owl", "robin", "eagle"), ("dig", "swim", "sew")),
+    "swim": ("swim", ("swan", "duck", "seal"), ("dig", "sew", "mend")),
+    "fly": ("fly", ("hawk", "robin", "crow"), ("dig", "swim", "sew")),
     "dig": ("dig", ("mole", "badger"), ("swim", "sew", "run")),
-    "lift": ("lift heavy things", ("ox", "horse"), ("sew", "fly", "swim")),
+    "lift": ("lift heavy things", ("bull", "horse"), ("sew", "fly", "swim")),
     "run": ("run fast", ("hare", "deer"), ("dig", "swim", "sew")),
     "mend": ("mend things", ("smith", "tinker"), ("swim", "dig", "fly")),
     "sew": ("sew", ("tailor", "weaver"), ("swim", "dig", "fly")),
-    "fit": ("fit in small gaps", ("mouse", "ant"), ("lift", "run", "smell")),
+    "fit": ("fit in small gaps", ("mouse", "beetle"), ("lift", "run", "smell")),
     "see": ("see in the dark", ("bat", "cat"), ("swim", "lift", "sew")),
     "gnaw": ("gnaw wood", ("beaver", "rat"), ("fly", "sew", "swim")),
     "wash": ("wash things clean", ("maid", "nurse"), ("dig", "fly", "lift")),
@@ -423,8 +425,9 @@ ENDINGS = (
 # Words of a helper's failure; a story that ends well holds none of them.
 GLOOM = ("too late", "gone for good", "no use", "nothing could save", "no one else came")
 
-# Said before a story, so that its ending is settled first, and asked for where it is to be the other one.
+# Said before a story, so that its ending is settled first, and again before that comes, where it has to be obeyed.
 ENDS = {True: "This story ends well.", False: "This story ends badly."}
+ENDS_SO = {True: "And this story ends well.", False: "But this story ends badly."}
 AGAIN = (
     "Tell it again with another ending.", "Can you tell it again with another ending?", "Now give it another ending.",
     "Tell me the same story with another ending.", "Please tell it again, but end it another way.",
