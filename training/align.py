@@ -256,6 +256,8 @@ def save(trainer: Trainer, config: AlignConfig, stage: Stage) -> None:
             model = PeftModel.from_pretrained(load_weights(config.model), stage.folder / "adapter")
             weights = None
         model = model.merge_and_unload()
+    if config.answer_temperature:
+        model.generation_config.update(do_sample=True, temperature=config.answer_temperature, top_k=50)
     save_model(model, tokenizer, stage.folder / "model", weights)
 
 

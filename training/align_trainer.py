@@ -75,6 +75,13 @@ class AlignConfig:
     activation_checkpointing: Annotated[bool, SameRun()] = field(
         default=False, metadata={"help": "Compute activations twice to save memory; about 20%% slower."}
     )
+    answer_temperature: float = field(
+        default=0.0,
+        metadata={
+            "help": "Temperature at which the saved model asks to be sampled, in its generation_config.json with a "
+            "top-k of 50, so that a chat with it does so; 0 keeps how it generates."
+        },
+    )
     precision: Precision = field(default="auto", metadata={"help": PRECISION_HELP})
     seed: int = field(default=0, metadata={"help": "Seed of the order of rows, of LoRA's weights and of stories."})
 

@@ -59,7 +59,7 @@ class Check:
         return self.hero and self.item and self.place and self.problem and self.complete
 
 
-INTRODUCED, BRIEF, EXAMINED = 0.4, 0.1, 0.35  # shares of the pretraining texts
+INTRODUCED, BRIEF, EXAMINED = 0.35, 0.15, 0.35  # shares of the pretraining texts
 FORETOLD = 0.5  # of the stories, those that say how they will end
 # Kinds of questions that an introduction and a short story answer.
 INTRODUCED_KINDS = ("who", "name", "had", "place", "color")
@@ -164,7 +164,7 @@ def _outcome(rng: random.Random, story: Story, slots: Slots) -> list[str]:
         lines = [_say(rng, world.OFFER, slots), done.format_map(slots)]
     else:
         lines = [_say(rng, world.REFUSE, slots), _say(rng, world.NO_ONE, slots)]
-    if rng.random() < (0.2 if story.happy else 0.45):  # unlike, so that happy and unhappy stories are of one length
+    if rng.random() < (0.1 if story.happy else 0.55):  # unlike, so that happy and unhappy stories are of one length
         lines.append(_say(rng, world.THANKS if story.happy else world.SORRY, slots))
     return lines
 
@@ -259,12 +259,12 @@ def introduce(rng: random.Random, story: Story) -> str:
     return " ".join(line.format_map(slots) for line in [rng.choice(world.MEET), *habits])
 
 
-def shorten(rng: random.Random, story: Story) -> str:
-    """Returns the story's hero, mishap and ending, without the helper."""
+def shorten(rng: random.Random, story: Story, *, happy: bool) -> str:
+    """Returns the story's hero, mishap and this ending, without the helper."""
     slots, problem = _slots(story.request, story.helper), story.request.problem
-    return " ".join(
-        [_say(rng, world.OPEN, slots), _mishap(rng, problem, slots, world.LEADS), _ending(rng, story, slots)]
-    )
+    start = _say(rng, world.FRAME if rng.random() < 0.5 else world.OPEN, slots)
+    mishap = _mishap(rng, problem, slots, world.LEADS)
+    return " ".join([start, mishap, _ending(rng, replace(story, happy=happy), slots)])
 
 
 def frame(rng: random.Random, story: Story) -> str:
@@ -324,8 +324,8 @@ def documents(split: Split, seed: int) -> Iterator[str]:
     """Returns the endless stream of pretraining texts: introductions, short and whole stories.
 
     An introduction repeats few facts often. A small model learns there to carry a name on, which it does hundreds of
-    steps later from stories alone. A short story is asked how it ended. Of the others, many are asked about at their
-    end, and some say first what they are about, as an instruction will.
+    steps later from stories alone. A short story is asked about and told again with the other ending. Of the others,
+    many are asked about at their end, and some say first what they are about, as an instruction will.
     """
     rng = random.Random(f"introductions/{split}/{seed}")
     for story in stories(split, seed, FORETOLD):
@@ -334,8 +334,9 @@ def documents(split: Split, seed: int) -> Iterator[str]:
             text = introduce(rng, story)
             yield examine(rng, text, _said(story, text, INTRODUCED_KINDS)) if rng.random() < 0.5 else text
         elif kind < INTRODUCED + BRIEF:
-            text = shorten(rng, story)
-            yield examine(rng, text, _said(story, text, BRIEF_KINDS)) + _once_more(rng, story)
+            text = shorten(rng, story, happy=story.happy)
+            other = shorten(rng, story, happy=not story.happy)
+            yield f"{examine(rng, text, _said(story, text, BRIEF_KINDS))}{_once_more(rng, story)} {other}"
         elif kind < INTRODUCED + BRIEF + EXAMINED:
             text = examine(rng, story.text, questions(story))
             yield text + _once_more(rng, story) if rng.random() < 0.5 else text

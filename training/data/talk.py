@@ -59,7 +59,7 @@ BEFORE_NEXT = ("Thank you!", "Nice story.", "One more, please.", "Now another on
 SMALL_TALK, OPEN = 0.12, 0.1
 # Shares of the preference pairs that are about something else than a story, and, of the others, about facts, and
 # after another story.
-BESIDES, NEAR_MISSES, AFTER_ANOTHER = 0.2, 1 / 3, 0.2
+BESIDES, NEAR_MISSES, AFTER_ANOTHER = 0.3, 1 / 3, 0.2
 
 
 def user(text: str) -> Message:
@@ -113,7 +113,7 @@ def _told(rng: random.Random, split: Split) -> tuple[Story, list[Message]]:
 def _later(rng: random.Random, split: Split, story: Story) -> list[Message]:
     """Returns the later turns: questions about the story, its retelling with the other ending, a new story, or
     something else altogether."""
-    kind = rng.choices(("questions", "again", "next", "small talk"), (5, 2, 2, 1))[0]
+    kind = rng.choices(("questions", "again", "next", "small talk"), (4, 3, 3, 1))[0]
     if kind == "questions":
         pairs = rng.sample(questions(story), rng.randint(2, 5))
         return [turn for pair in pairs for turn in (user(rng.choice(pair.asked)), assistant(pair.answer))]
@@ -149,7 +149,7 @@ def preferences(split: Split, seed: int) -> Iterator[dict[str, list[Message]]]:
     """Returns the endless stream of pairs: chosen tells what was asked and ends happily; rejected ends unhappily,
     or (one in three) ends happily and has one of the facts wrong.
 
-    One pair in five is about what comes besides such a story. Of a question the true answer is chosen and an untrue
+    Three pairs in ten are about what comes besides such a story. Of a question the true answer is chosen and an untrue
     one rejected, of small talk the honest sentence and a story, of another ending that one and the same again.
     """
     rng = random.Random(f"preferences/{split}/{seed}")
@@ -192,7 +192,7 @@ def _true_and_untrue(rng: random.Random, split: Split) -> dict[str, list[Message
         _, (_, rejected) = _told(rng, split)
         return {"prompt": [*before, asked], "chosen": [chosen], "rejected": [rejected]}
     story, told = _told(rng, split)
-    if rng.random() < 0.3:
+    if rng.random() < 0.4:
         same = _tell_again(rng, story, happy=story.happy)
         prompt = [*_system(rng), *told, user(rng.choice(world.AGAIN))]
         return {"prompt": prompt, "chosen": [_tell_again(rng, story, happy=not story.happy)], "rejected": [same]}

@@ -6,8 +6,7 @@ Every sentence a story can hold is one of these templates, so that a checker can
 
 from dataclasses import dataclass
 
-# No hero, thing, look or helper begins with a vowel: a model of this size copies a word from where it stood before, and
-# after the rare "an" it has learnt that too little; then an elf became a bear, and an orange drum "a orange drum".
+# No hero, thing, look or helper begins with a vowel: after the rare "an" a small model learns too little to copy.
 # The lists are packed by hand.
 # fmt: off
 
@@ -22,10 +21,9 @@ NAMES = (*BOYS, *GIRLS)
 
 # The heroes; none of them has an ability of the helpers below, so each really needs help.
 SHE_KINDS = "girl queen princess cow hen".split()
-HE_KINDS = "boy king prince knight".split()
+HE_KINDS = "boy king prince knight dwarf".split()
 OTHER_KINDS = (
-    "fox bear pig sheep goat donkey pony panda lion tiger wolf zebra camel llama lamb farmer baker clown robot "
-    "gnome dwarf"
+    "fox bear pig sheep goat donkey pony panda lion tiger wolf zebra camel llama lamb farmer baker clown robot gnome"
 ).split()
 KINDS = (*SHE_KINDS, *HE_KINDS, *OTHER_KINDS)
 
@@ -368,9 +366,8 @@ HABITS = (
     "No {kind} near the {place} is like {name} the {kind}.",
 )
 HELPER_FIRST = (
-    "{a_helper} lived near the {place}.",
+    "{a_helper} lived near the {place}.", "{a_helper} had a home near the {place}.",
     "There was {a_helper} near the {place} who could {own}.", "Once {a_helper} lived near the {place}.",
-    "{a_helper} had a home near the {place}.",
     "Everyone near the {place} knew {a_helper} who could {own}.", "{a_helper} sat near the {place} one day.",
 )
 HERO_COMES = (
