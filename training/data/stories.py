@@ -63,7 +63,7 @@ INTRODUCED, BRIEF, EXAMINED = 0.35, 0.15, 0.35  # shares of the pretraining text
 FORETOLD = 0.5  # of the stories, those that say how they will end
 # Kinds of questions that an introduction and a short story answer.
 INTRODUCED_KINDS = ("who", "name", "had", "place", "color")
-BRIEF_KINDS = ("who", "name", "had", "color", "happened", "mood")
+BRIEF_KINDS = ("who", "name", "had", "color", "where", "place", "happened", "mood")
 
 
 # ---- facts ----
@@ -260,11 +260,10 @@ def introduce(rng: random.Random, story: Story) -> str:
 
 
 def shorten(rng: random.Random, story: Story, *, happy: bool) -> str:
-    """Returns the story's hero, mishap and this ending, without the helper."""
-    slots, problem = _slots(story.request, story.helper), story.request.problem
-    start = _say(rng, world.FRAME if rng.random() < 0.5 else world.OPEN, slots)
-    mishap = _mishap(rng, problem, slots, world.LEADS)
-    return " ".join([start, mishap, _ending(rng, replace(story, happy=happy), slots)])
+    """Returns what the story is about, its mishap and this ending."""
+    slots = _slots(story.request, story.helper)
+    mishap = _mishap(rng, story.request.problem, slots, world.LEADS)
+    return " ".join([_say(rng, world.FRAME, slots), mishap, _ending(rng, replace(story, happy=happy), slots)])
 
 
 def frame(rng: random.Random, story: Story) -> str:
@@ -312,11 +311,11 @@ def examine(rng: random.Random, text: str, about: list[Question]) -> str:
     return "\n\n".join([text, "\n".join(f"{rng.choice(pair.asked)} {pair.answer}" for pair in pairs)])
 
 
-def _said(story: Story, text: str, kinds: Sequence[str]) -> list[Question]:
-    """Returns the questions of these kinds whose answers name no fact that the text leaves out."""
+def _introduced(story: Story, text: str) -> list[Question]:
+    """Returns the questions that an introduction answers: their answers name no fact that it leaves out."""
     facts = {str(story.request.place), story.request.item, story.request.adjective} - {""}
     left_out = {fact for fact in facts if fact not in text}
-    asked = [question for question in questions(story) if question.kind in kinds]
+    asked = [question for question in questions(story) if question.kind in INTRODUCED_KINDS]
     return [question for question in asked if not left_out & set(re.findall(r"[a-z]+", question.answer))]
 
 
@@ -332,11 +331,12 @@ def documents(split: Split, seed: int) -> Iterator[str]:
         kind = rng.random()
         if kind < INTRODUCED:
             text = introduce(rng, story)
-            yield examine(rng, text, _said(story, text, INTRODUCED_KINDS)) if rng.random() < 0.5 else text
+            yield examine(rng, text, _introduced(story, text)) if rng.random() < 0.5 else text
         elif kind < INTRODUCED + BRIEF:
             text = shorten(rng, story, happy=story.happy)
             other = shorten(rng, story, happy=not story.happy)
-            yield f"{examine(rng, text, _said(story, text, BRIEF_KINDS))}{_once_more(rng, story)} {other}"
+            about = [question for question in questions(story) if question.kind in BRIEF_KINDS]
+            yield f"{examine(rng, text, about)}{_once_more(rng, story)} {other}"
         elif kind < INTRODUCED + BRIEF + EXAMINED:
             text = examine(rng, story.text, questions(story))
             yield text + _once_more(rng, story) if rng.random() < 0.5 else text
