@@ -217,7 +217,9 @@ def test_how_answers_are_to_be_sampled_is_saved_and_kept_by_the_next_stage(
 
 
 def test_the_quickstart_is_measured_as_its_page_samples() -> None:
-    asked, measured = (yaml.safe_load((RECIPES / "quickstart" / f"{name}.yaml").read_text()) for name in ("sft", "eval"))
+    asked, measured = (
+        yaml.safe_load((RECIPES / "quickstart" / f"{name}.yaml").read_text()) for name in ("sft", "eval")
+    )
     assert asked["answer_temperature"] == measured["temperature"]
 
 
