@@ -306,8 +306,14 @@ def _sentence(template: str, slots: Slots) -> str:
 
 
 def examine(rng: random.Random, text: str, about: list[Question]) -> str:
-    """Returns the text and a few questions about it with their answers."""
-    pairs = rng.sample(about, rng.randint(2, min(4, len(about))))
+    """Returns the text and a few questions about it with their answers; how it ended is always asked.
+
+    No word of a story is the answer to that one, so that it is learnt last.
+    """
+    mood = [question for question in about if question.kind == "mood"]
+    others = [question for question in about if question.kind != "mood"]
+    pairs = mood + rng.sample(others, rng.randint(2 - len(mood), min(4, len(others)) - len(mood)))
+    rng.shuffle(pairs)
     return "\n\n".join([text, "\n".join(f"{rng.choice(pair.asked)} {pair.answer}" for pair in pairs)])
 
 
