@@ -59,7 +59,7 @@ BEFORE_NEXT = ("Thank you!", "Nice story.", "One more, please.", "Now another on
 SMALL_TALK, OPEN = 0.12, 0.1
 # Shares of the preference pairs that are about something else than a story, and, of the others, about facts, and
 # after another story.
-BESIDES, NEAR_MISSES, AFTER_ANOTHER = 0.3, 1 / 3, 0.2
+BESIDES, NEAR_MISSES, AFTER_ANOTHER = 0.3, 1 / 3, 0.25
 
 
 def user(text: str) -> Message:

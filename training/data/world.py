@@ -27,7 +27,7 @@ OTHER_KINDS = (
 ).split()
 KINDS = (*SHE_KINDS, *HE_KINDS, *OTHER_KINDS)
 
-ADJECTIVES = "red blue green yellow pink white black brown purple gray big little shiny new pretty".split()
+ADJECTIVES = "red blue green yellow pink white black brown purple gray big little shiny tiny pretty".split()
 COLORS = ADJECTIVES[:10]
 
 # Each thing with what can happen to it: light (wind, trees), small (holes, thieving birds), cloth (tears),
@@ -314,9 +314,8 @@ SORRY = (
 
 # The shapes that do not begin "Once there was".
 FIRST_WORDS = (
-    '"Oh no! My {full}!" cried {name}.', '"My poor {full}!" said {name}.', '"Help! My {full}!" called {name}.',
     '"Please help me with my {full}!" said {name}.', '"Look what happened to my {full}!" cried {name}.',
-    '"Oh dear, my {full}!" said {name}.',
+    '"Who can help me with my {full}?" asked {name}.', '"Oh dear, my {full}!" said {name}.',
 )
 WHO_CALLED = (
     "It was {a_kind} named {name} who called near the {place}.", "It was {name}, {a_kind} all alone near the {place}.",
