@@ -186,6 +186,7 @@ def test_every_pair_is_of_two_answers_to_one_prompt() -> None:
         ]
         before = check(next(stories("train", 0)).request, pair["prompt"][-2]["content"]).happy
         assert moods == [not before, before]
+        assert all(pair[side][0]["content"].startswith(world.ENDS[not before]) for side in ("chosen", "rejected"))
 
 
 def test_pairs_are_told_apart_and_of_one_length() -> None:

@@ -230,8 +230,11 @@ SHAPES = {
 }  # fmt: skip
 
 
-def tell(rng: random.Random, request: Request, *, happy: bool, foretold: bool = False) -> Story:
-    """Returns a story of the full request with the wanted ending, in a random shape; foretold, it says how it ends."""
+def tell(rng: random.Random, request: Request, *, happy: bool, foretold: bool | None = None) -> Story:
+    """Returns a story of the full request with the wanted ending, in a random shape.
+
+    One that is foretold says at its beginning, and before it comes, what its ending is.
+    """
     able = happy or rng.random() < 0.6
     _, helpers, useless = world.ABILITIES[world.PROBLEMS[request.problem].ability]
     helper = rng.choice(helpers if able else world.ABILITIES[rng.choice(useless)][1])
@@ -239,8 +242,8 @@ def tell(rng: random.Random, request: Request, *, happy: bool, foretold: bool = 
     story = Story(request, helper, able, happy, shape, "")
     slots = _slots(request, helper)
     lines = SHAPES[shape](rng, request.problem, slots)
-    if foretold:
-        lines = [world.ENDS[happy], *lines, world.ENDS_SO[happy]]
+    if foretold is not None:
+        lines = [world.ENDS[foretold], *lines, world.ENDS_SO[foretold]]
     lines += [*_outcome(rng, story, slots), _ending(rng, story, slots)]
     return replace(story, text=" ".join(lines))
 
@@ -249,7 +252,8 @@ def stories(split: Split, seed: int, foretold: float = 0.0) -> Iterator[Story]:
     """Returns the endless stream of the split's stories; half of them end happily, a share is foretold."""
     rng = random.Random(f"stories/{split}/{seed}")
     while True:
-        yield tell(rng, draw(rng, split), happy=rng.random() < 0.5, foretold=rng.random() < foretold)
+        happy = rng.random() < 0.5
+        yield tell(rng, draw(rng, split), happy=happy, foretold=happy if rng.random() < foretold else None)
 
 
 def introduce(rng: random.Random, story: Story) -> str:

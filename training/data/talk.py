@@ -126,8 +126,8 @@ def _later(rng: random.Random, split: Split, story: Story) -> list[Message]:
 
 
 def _tell_again(rng: random.Random, story: Story, *, happy: bool) -> Message:
-    """Returns the story told anew with this ending, which the first sentence settles, so that it is not told late."""
-    return assistant(tell(rng, story.request, happy=happy, foretold=True).text)
+    """Returns the story told anew, with this ending; that it would be the other one is said before."""
+    return assistant(tell(rng, story.request, happy=happy, foretold=not story.happy).text)
 
 
 def conversations(split: Split, seed: int) -> Iterator[dict[str, list[Message]]]:
@@ -150,7 +150,8 @@ def preferences(split: Split, seed: int) -> Iterator[dict[str, list[Message]]]:
     or (one in three) ends happily and has one of the facts wrong.
 
     Three pairs in ten are about what comes besides such a story. Of a question the true answer is chosen and an untrue
-    one rejected, of small talk the honest sentence and a story, of another ending that one and the same again.
+    one rejected, of small talk the honest sentence and a story. Of another ending both say first that they have it, but
+    the rejected one ends as before.
     """
     rng = random.Random(f"preferences/{split}/{seed}")
     while True:
