@@ -150,8 +150,8 @@ def preferences(split: Split, seed: int) -> Iterator[dict[str, list[Message]]]:
     or (one in three) ends happily and has one of the facts wrong.
 
     Three pairs in ten are about what comes besides such a story. Of a question the true answer is chosen and an untrue
-    one rejected, of small talk the honest sentence and a story. Of another ending both say first that they have it, but
-    the rejected one ends as before.
+    one rejected, of small talk the honest sentence and a story. Of another ending both say first that they have it,
+    but the rejected one ends as before.
     """
     rng = random.Random(f"preferences/{split}/{seed}")
     while True:
