@@ -21,12 +21,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from hf_scratch import ScratchForCausalLM
 from hf_scratch.tokenizer import CHAT_TEMPLATE
-from training import align_trainer, dpo, eval_model, grpo, prepare_data, pretrain, release, sft, train_tokenizer
-from training.align import load_model, load_weights
-from training.align_trainer import AlignConfig, last_checkpoint, row_order, training_arguments
-from training.hardware import resolve_precision
-from training.save import save_model
-from training.stage import parse_config, read_json
+from training import dpo, eval_model, grpo, prepare_data, pretrain, release, sft, train_tokenizer
+from training.alignment import trainer as align_trainer
+from training.alignment.stage import load_model, load_weights
+from training.alignment.trainer import AlignConfig, last_checkpoint, row_order, training_arguments
+from training.engine.device import resolve_precision
+from training.engine.save import save_model
+from training.stage.record import parse_config, read_json
 
 ROOT = Path(__file__).parent.parent
 RECIPES = ROOT / "training" / "recipes"

@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file
 from test_pretrain import arguments, corpus, metrics, stop_at, timeless, weights_hash
 
-from training.checkpoint import find_damage, list_checkpoints, path_of
-from training.ending import Ending
-from training.optimizer import learning_rate
+from training.engine.checkpoint import find_damage, list_checkpoints, path_of
+from training.engine.config import PretrainConfig
+from training.engine.ending import Ending
+from training.engine.optimizer import learning_rate
 from training.pretrain import Trainer
 from training.pretrain import main as pretrain
-from training.pretrain_config import PretrainConfig
-from training.stage import read_json
+from training.stage.record import read_json
 
 __all__ = ["corpus"]  # a fixture that is used here too
 

@@ -13,9 +13,10 @@ from transformers import AutoTokenizer
 
 from hf_scratch import ScratchConfig, ScratchForCausalLM
 from training import grpo, sft, train_tokenizer
-from training.data import stories, talk
+from training.engine.save import save_model
 from training.run import steps as plan_steps
-from training.save import save_model
+from training.stories import talk
+from training.stories import tell as stories
 
 
 def answers(*texts: str) -> list[list[dict[str, str]]]:

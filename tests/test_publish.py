@@ -21,10 +21,10 @@ from tiny_release import make_published_run, save_published
 from tiny_run import make_tokenizer_and_data
 from transformers import PreTrainedTokenizerBase
 
-from hf_scratch import hub as client
-from hf_scratch.hub import HubError
-from hf_scratch.publish import Plan, Space, find_release, listing, pin, publish, targets
-from hf_scratch.verify import check_ending, load_reference
+from hf_scratch.hub import client as client
+from hf_scratch.hub.client import HubError
+from hf_scratch.hub.publish import Plan, Space, find_release, listing, pin, publish, targets
+from hf_scratch.hub.verify import check_ending, load_reference
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 CLI = ("-m", "hf_scratch.cli")

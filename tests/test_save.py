@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from hf_scratch import ScratchForCausalLM
 from training import sft
-from training.align import load_model
-from training.save import end_of_answer, save_model
+from training.alignment.stage import load_model
+from training.engine.save import end_of_answer, save_model
 
 END_OF_TURN = "<end_of_turn>"
 GEMMA = (

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 import pytest
 import torch
 
-from training.checkpoint import find_damage, list_checkpoints, load_latest, save_checkpoint
-from training.stage import SameRun, atomic_folder, command, hash_input, open_stage, parse_config, read_json
+from training.engine.checkpoint import find_damage, list_checkpoints, load_latest, save_checkpoint
+from training.stage.record import SameRun, atomic_folder, command, hash_input, open_stage, parse_config, read_json
 
 
 @dataclass(kw_only=True)

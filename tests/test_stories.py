@@ -18,8 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.data import small_talk, talk, world
-from training.data.stories import (
+from training.stories import small_talk, talk, world
+from training.stories.talk import Turn, conversations, preferences, prompts, turns
+from training.stories.tell import (
     FORETOLD,
     SHAPES,
     Request,
@@ -34,7 +35,6 @@ from training.data.stories import (
     split_of,
     stories,
 )
-from training.data.talk import Turn, conversations, preferences, prompts, turns
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 seeds = st.integers(0, 2**32)
@@ -320,7 +320,7 @@ def test_splits_share_no_combination(many: list[Story]) -> None:
 def test_the_streams_depend_on_split_and_seed_only() -> None:
     program = (
         "from itertools import islice; from hashlib import sha256\n"
-        "from training.data.stories import *; from training.data.talk import *\n"
+        "from training.stories.tell import *; from training.stories.talk import *\n"
         "streams = [list(islice(f(s, 11), 30)) for f in (documents, conversations, preferences, prompts, stories)"
         " for s in ('train', 'dev', 'test')]\n"
         "import sys; sys.stdout.write(sha256(repr(streams).encode()).hexdigest())"

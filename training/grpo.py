@@ -21,11 +21,9 @@ import trl
 from accelerate import PartialState
 from datasets import Dataset
 
-from training.align import finish, gather_weights, load_model, quiet
-from training.align_trainer import CHECKPOINTS, MetricsLog, run_trainer
-from training.answers import PARTS
-from training.data import stories, talk
-from training.hardware import (
+from training.alignment.stage import finish, gather_weights, load_model, quiet
+from training.alignment.trainer import CHECKPOINTS, MetricsLog, run_trainer
+from training.engine.device import (
     PRECISION_HELP,
     Precision,
     join_processes,
@@ -33,8 +31,11 @@ from training.hardware import (
     resolve_precision,
     settle_precision,
 )
-from training.save import save_model
-from training.stage import METRICS, SameRun, command, open_stage, parse_config
+from training.engine.save import save_model
+from training.evaluation.answers import PARTS
+from training.stage.record import METRICS, SameRun, command, open_stage, parse_config
+from training.stories import talk
+from training.stories import tell as stories
 
 MEASURES = (
     "reward",

@@ -18,10 +18,10 @@ from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_scratch.token_ids import refuse_other_tokenizer
-from training.align import Data, lora_config, run_stage
-from training.align_trainer import AlignConfig, WholeStep, say, training_arguments
-from training.data.batches import load_shards, pieces
-from training.stage import command, parse_config
+from training.alignment.stage import Data, lora_config, run_stage
+from training.alignment.trainer import AlignConfig, WholeStep, say, training_arguments
+from training.engine.batches import load_shards, pieces
+from training.stage.record import command, parse_config
 
 
 @dataclass(kw_only=True)
