@@ -29,7 +29,9 @@ from typing import Any
 
 import yaml
 
-from training.stage.record import command, environment, parse_config, read_json, write_json
+from training.stage.config import parse_config
+from training.stage.files import read_json, write_json
+from training.stage.record import command, environment
 
 STEPS: list[Any] = [
     "fix_encoding",

@@ -27,7 +27,8 @@ from training.alignment.stage import load_model, load_weights
 from training.alignment.trainer import AlignConfig, last_checkpoint, row_order, training_arguments
 from training.engine.device import resolve_precision
 from training.engine.save import save_model
-from training.stage.record import parse_config, read_json
+from training.stage.config import parse_config
+from training.stage.files import read_json
 
 ROOT = Path(__file__).parent.parent
 RECIPES = ROOT / "training" / "recipes"

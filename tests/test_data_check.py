@@ -11,7 +11,7 @@ from training import dpo, sft
 from training.chat.check import Finding, check_data, refuse_errors, table
 from training.chat.formats import Kind, Row
 from training.chat.tokenize import tokenize
-from training.stage.record import read_json
+from training.stage.files import read_json
 
 
 def check(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from training.engine import mixture
 from training.engine.batches import IGNORE, Joined, PackedDocuments, Shards, Windows, load_shards
 from training.engine.mixture import Mixture, StreamedWindows, data_inputs, open_data
-from training.stage.record import write_json
+from training.stage.files import write_json
 
 CONTEXT = 8
 

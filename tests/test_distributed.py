@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from training.engine.parallel import USE_FSDP, USE_SIZES
 from training.pretrain import main as pretrain
 from training.run import Step, run_step
-from training.stage.record import read_json
+from training.stage.files import read_json
 
 __all__ = ["corpus"]  # a fixture that is used here too
 

@@ -15,7 +15,7 @@ from training.engine.ending import Ending
 from training.engine.optimizer import learning_rate
 from training.pretrain import Trainer
 from training.pretrain import main as pretrain
-from training.stage.record import read_json
+from training.stage.files import read_json
 
 __all__ = ["corpus"]  # a fixture that is used here too
 

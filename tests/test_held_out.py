@@ -14,7 +14,7 @@ from training.engine.config import PretrainConfig
 from training.engine.held_out import affordable_tokens, sample_held_out
 from training.pretrain import Trainer
 from training.pretrain import main as pretrain
-from training.stage.record import read_json
+from training.stage.files import read_json
 
 __all__ = ["corpus"]  # a fixture that is used here too
 

@@ -12,7 +12,7 @@ from training import sft
 from training.engine import device as hardware
 from training.engine.device import resolve_precision
 from training.pretrain import main as pretrain
-from training.stage.record import read_json
+from training.stage.files import read_json
 
 __all__ = ["corpus"]  # a fixture that is used here too
 

@@ -14,7 +14,7 @@ from training.evaluation.charts import line_chart, ticks
 from training.evaluation.markdown import quoted
 from training.evaluation.page import write_page
 from training.evaluation.statistics import mcnemar, mean, rate
-from training.stage.record import read_json
+from training.stage.files import read_json
 
 EVIL = '<script>alert("x")</script> & <img src=x onerror=alert(1)>'
 

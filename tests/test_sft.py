@@ -13,7 +13,7 @@ from training import sft
 from training.chat.tokenize import tokenize
 from training.engine.batches import load_shards
 from training.prepare_data import main as prepare_data
-from training.stage.record import read_json
+from training.stage.files import read_json
 
 
 @pytest.fixture

@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from training.engine.checkpoint import find_damage, list_checkpoints, load_latest, save_checkpoint
-from training.stage.record import SameRun, atomic_folder, command, hash_input, open_stage, parse_config, read_json
+from training.stage.config import SameRun, parse_config
+from training.stage.files import atomic_folder, hash_input, read_json
+from training.stage.record import command, open_stage
 
 
 @dataclass(kw_only=True)

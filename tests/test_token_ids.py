@@ -20,7 +20,7 @@ from training.engine.mixture import open_data
 from training.evaluation.text_bits import read_shards
 from training.prepare_data import main as prepare_data
 from training.pretrain import main as pretrain
-from training.stage.record import read_json, write_json
+from training.stage.files import read_json, write_json
 
 BLOCKS: dict[str, Any] = {
     "truncation": {"direction": "Right", "max_length": 6, "strategy": "LongestFirst", "stride": 0},

@@ -31,7 +31,9 @@ from training.evaluation.page import write_page
 from training.evaluation.statistics import mcnemar, paired_difference
 from training.evaluation.tasks import find_tasks, run_tasks
 from training.evaluation.text_bits import measure_text, read_shards, read_texts
-from training.stage.record import command, hash_input, open_stage, parse_config, read_json, write_json
+from training.stage.config import parse_config
+from training.stage.files import hash_input, read_json, write_json
+from training.stage.record import command, open_stage
 from training.stories.talk import Turn, prompts, turns
 from training.stories.tell import Check, Request, check
 

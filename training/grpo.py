@@ -33,7 +33,8 @@ from training.engine.device import (
 )
 from training.engine.save import save_model
 from training.evaluation.answers import PARTS
-from training.stage.record import METRICS, SameRun, command, open_stage, parse_config
+from training.stage.config import SameRun, parse_config
+from training.stage.record import METRICS, command, open_stage
 from training.stories import talk
 from training.stories import tell as stories
 

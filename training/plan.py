@@ -30,7 +30,8 @@ from training.engine.flops import PEAKS, count_parameters, flops_per_token, util
 from training.engine.memory import Memory, largest_micro_batch, training_memory
 from training.engine.parallel import make_accelerator
 from training.pretrain import Trainer
-from training.stage.record import command, parse_config
+from training.stage.config import parse_config
+from training.stage.record import command
 
 # Name on the command line: the key of its peak, and its memory in bytes.
 HARDWARE = {

@@ -29,7 +29,9 @@ from training.corpus.documents import (
 )
 from training.corpus.recipe import describe_files, evaluation_units, read_sources, read_steps
 from training.corpus.revisions import pin
-from training.stage.record import SameRun, Stage, command, open_stage, parse_config, write_json
+from training.stage.config import SameRun, parse_config
+from training.stage.files import write_json
+from training.stage.record import Stage, command, open_stage
 
 # Worker processes import this file as well: what takes long to import is imported where it is used.
 if TYPE_CHECKING:

@@ -45,16 +45,9 @@ from training.engine.progress import Interval, Progress, in_short
 from training.engine.save import make_pusher, save_model
 from training.engine.stop_signal import StopSignal
 from training.engine.tracker import finish_tracker, start_tracker, tracker_options
-from training.stage.record import (
-    MEMORY,
-    METRICS,
-    command,
-    cut_metrics,
-    open_stage,
-    parse_config,
-    read_json,
-    write_json,
-)
+from training.stage.config import parse_config
+from training.stage.files import cut_metrics, read_json, write_json
+from training.stage.record import MEMORY, METRICS, command, open_stage
 
 T = TypeVar("T")
 

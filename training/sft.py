@@ -21,7 +21,8 @@ from hf_scratch.token_ids import refuse_other_tokenizer
 from training.alignment.stage import Data, lora_config, run_stage
 from training.alignment.trainer import AlignConfig, WholeStep, say, training_arguments
 from training.engine.batches import load_shards, pieces
-from training.stage.record import command, parse_config
+from training.stage.config import parse_config
+from training.stage.record import command
 
 
 @dataclass(kw_only=True)

@@ -38,7 +38,8 @@ from training.chat.tokenize import Tokenized, row_lengths, show, tokenize
 from training.engine.device import DTYPES, join_processes, settle_precision
 from training.engine.save import end_tokens, save_model, save_tokenizer
 from training.engine.shards import whole
-from training.stage.record import Stage, atomic_folder, open_stage, write_json
+from training.stage.files import atomic_folder, write_json
+from training.stage.record import Stage, open_stage
 
 
 @dataclass(frozen=True)

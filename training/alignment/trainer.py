@@ -25,7 +25,9 @@ from transformers import ProgressCallback, Trainer
 from training.engine.device import DTYPES, PRECISION_HELP, Precision, on_cpu, resolve_precision
 from training.engine.optimizer import AsOne, build_optimizers
 from training.engine.out_of_memory import is_out_of_memory, random_state, set_random_state
-from training.stage.record import METRICS, SameRun, Stage, cut_metrics, read_json
+from training.stage.config import SameRun
+from training.stage.files import cut_metrics, read_json
+from training.stage.record import METRICS, Stage
 
 CHECKPOINTS = "checkpoints"
 POOL = 50  # batches whose rows are sorted by length together: little padding, and still a random mixture

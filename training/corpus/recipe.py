@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from training.stage.record import hash_text, suggest
+from training.stage.config import suggest
+from training.stage.files import hash_text
 
 SUFFIXES = {
     ".txt": "text",

@@ -19,7 +19,7 @@ from training.corpus.recipe import Source, Step
 from training.corpus.report import dataset_card, page
 from training.corpus.shards import shard_names
 from training.corpus.steps import EVALUATIONS
-from training.stage.record import write_json
+from training.stage.files import write_json
 
 SHARD_FILES = (".bin", ".starts.npy", ".parquet", ".json")
 

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from training.stage.record import read_json
+from training.stage.files import read_json
 
 IGNORE = -100  # label of a position that carries no loss, as everywhere in the Hugging Face stack
 

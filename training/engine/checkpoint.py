@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hf_scratch.hub.files import hash_file
-from training.stage.record import atomic_folder, write_json
+from training.stage.files import atomic_folder, write_json
 
 MANIFEST = "manifest.json"
 

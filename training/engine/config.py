@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_scratch import ScratchConfig, ScratchForCausalLM
 from training.engine.device import PRECISION_HELP, Precision
 from training.engine.initial_weights import let_attention_copy
-from training.stage.record import SameRun
+from training.stage.config import SameRun
 
 
 @dataclass(kw_only=True)

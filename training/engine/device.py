@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from accelerate import PartialState
 
-from training.stage.record import Stage, write_json
+from training.stage.files import write_json
+from training.stage.record import Stage
 
 Precision = Literal["auto", "fp32", "bf16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -9,7 +9,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from hf_scratch.chat_tokens import answer_end_token
 from hf_scratch.hub.client import CheckpointPusher
-from training.stage.record import atomic_folder
+from training.stage.files import atomic_folder
 
 # Settings that are of use where tokens are drawn; beside `do_sample=False` transformers refuses to save them.
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")

@@ -24,7 +24,8 @@ from training.evaluation.markdown import (
     result_rows,
 )
 from training.run import MODELS
-from training.stage.record import METRICS, read_json
+from training.stage.files import read_json
+from training.stage.record import METRICS
 
 STAGES = ("tokenizer", "data", *MODELS.values(), "eval", "release")
 CSS = (Path(__file__).parent / "report_page.css").read_text(encoding="utf-8")

@@ -5,117 +5,28 @@ fingerprint it does nothing or goes on where it was; with another one the old ou
 What changes no result, as how often a run is saved, is marked `SameRun` where the setting is defined.
 """
 
-import difflib
 import fcntl
 import functools
-import hashlib
 import itertools
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
-import yaml
-
-from hf_scratch.hub.files import hash_file
-
-Config = TypeVar("Config")
+from training.stage.config import SameRun
+from training.stage.files import hash_input, hash_text, read_json, write_json
 
 METRICS = "metrics.jsonl"  # of every stage that trains: a line a log point
 MEMORY = "memory.json"  # how many rows a process may hold, since one of several ran out of memory
 _held: dict[Path, int] = {}  # descriptors of the folders that this process works in; closed, they are free again
 PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "trl", "peft", "datasets", "safetensors")
-
-
-@dataclass(frozen=True)
-class SameRun:
-    """Marks a setting, as `Annotated[int, SameRun()]`: whatever its value, the run is the same and goes on.
-
-    `unless`: settings that, if set, make it count after all.
-    """
-
-    unless: tuple[str, ...] = ()
-
-
-def parse_config(config_class: type[Config], argv: Sequence[str] | None = None, description: str = "") -> Config:
-    """Read `--config FILE.yaml` and `--name value` options into the dataclass; the command line wins.
-
-    Raises:
-        ValueError: A key that the dataclass does not have, a value of the wrong type, or no such file.
-    """
-    from trl import TrlParser  # takes seconds, and the processes that prepare data import this file too
-
-    argv = list(sys.argv[1:] if argv is None else argv)
-    known = [f.name for f in fields(config_class)]  # type: ignore[arg-type]
-    if "--config" in argv[:-1]:
-        _check_yaml(Path(argv[argv.index("--config") + 1]), get_type_hints(config_class))
-    parser = TrlParser([config_class], description=description, allow_abbrev=False)
-    for option in argv:
-        name = option.removeprefix("--").split("=")[0]
-        if option.startswith("--") and name not in {*known, "config", "help"} and not name.startswith("no_"):
-            raise ValueError(f"option --{name} does not exist{suggest(name, known)}")
-    (config,) = parser.parse_args_and_config(argv)
-    return config
-
-
-def _check_yaml(path: Path, kinds: dict[str, Any]) -> None:
-    """Refuse what the parser takes over as it stands: values of a YAML file are to it defaults, not input."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise ValueError(f"the recipe {path} cannot be read ({error.strerror}); check the path.") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"the recipe {path} is not YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"the recipe {path} must hold `key: value` lines.")
-    for key, value in content.items():
-        if key not in kinds:
-            raise ValueError(f"{path}: {key!r} is not a setting of this stage{suggest(str(key), list(kinds))}")
-        if not is_a(kinds[key], value):
-            if get_origin(kinds[key]) is Literal:
-                raise ValueError(
-                    f"{path}: {key}: {value!r} does not exist{suggest(str(value), [*get_args(kinds[key])])}"
-                )
-            wanted = kinds[key].__name__ if isinstance(kinds[key], type) else str(kinds[key])
-            raise ValueError(f"{path}: {key}: {value!r} is no {wanted}.")
-
-
-def is_a(kind: Any, value: Any) -> bool:
-    """Return whether a value from YAML is of a field's type; 6e-4, which YAML reads as text, is a number."""
-    origin, parts = get_origin(kind), get_args(kind)
-    if kind is Any:
-        return True
-    if origin is Literal:
-        return value in parts
-    if origin in (Union, UnionType):
-        return any(is_a(part, value) for part in parts)
-    if origin is list:
-        return isinstance(value, list) and all(is_a(parts[0], item) for item in value)
-    if kind is float and not isinstance(value, bool):
-        try:
-            return isinstance(float(value), float)
-        except (TypeError, ValueError):
-            return False
-    if kind is int and isinstance(value, bool):
-        return False
-    kind = origin or kind
-    return isinstance(value, kind)
-
-
-def suggest(name: str, known: list[str]) -> str:
-    """Return the end of a sentence on a name that is not known: the nearest one that is, or all of them."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(sorted(known))}."
 
 
 def command(main: Callable[..., None]) -> Callable[..., None]:
@@ -301,88 +212,3 @@ def _git_commit() -> str | None:
         return run(["git", "rev-parse", "HEAD"]).stdout.strip() + dirty
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def hash_text(text: str) -> str:
-    """Return the hex SHA-256 of a string."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def hash_input(value: str | Sequence[str]) -> str:
-    """Hash what a path contains: a file's bytes, or a folder's files by name. A Hub id hashes as its own text."""
-    if not isinstance(value, str):
-        return hash_text(json.dumps([hash_input(item) for item in value]))
-    path = Path(value)
-    if path.is_file():
-        return hash_file(path)
-    if not path.is_dir():
-        return hash_text(value)
-    files = sorted(p for p in path.rglob("*") if p.is_file() and p.name != "stage.json")
-    return hash_text(json.dumps([(str(p.relative_to(path)), hash_file(p)) for p in files]))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file, empty if there is no such file or it was cut off while being written."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that the file is either the old one or the new one, whatever happens meanwhile."""
-    beside = path.with_name(path.name + ".tmp")
-    with beside.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2, default=str)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-
-
-def cut_metrics(path: Path, step: int) -> None:
-    """Drop the lines of steps that will be trained again."""
-    if not path.exists():
-        return
-    kept = [line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step]
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text("".join(line + "\n" for line in kept))
-    beside.replace(path)
-
-
-@contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Give a folder beside `path` to write into, and rename it to `path` when all of it is on the disk.
-
-    Where `path` is a symbolic link, what it points to is written, beside that, and the link stays.
-
-    Raises:
-        OSError: Something could not be written, a full disk for example; what stood at `path` before is untouched.
-    """
-    path = path.resolve()
-    beside = path.with_name(path.name + ".tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    try:
-        yield beside
-        for file in [*beside.rglob("*"), beside]:
-            _fsync(file)
-    except Exception as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        # Each library has its own exception for a write that failed: OSError, SafetensorError, RuntimeError.
-        raise OSError(f"{path} could not be written ({error}); free some space or choose another folder.") from error
-    old = path.with_name(path.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
-        path.rename(old)
-    beside.rename(path)
-    _fsync(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
