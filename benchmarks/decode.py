@@ -27,7 +27,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from transformers import CompileConfig, GenerationMixin
 
 from hf_scratch import encode_prompt
-from hf_scratch.export.transformers import Original, load_original
+from hf_scratch.export.original import Original, load_original
 from hf_scratch.fast_generate import can_decode, generate
 from hf_scratch.hub.client import find_folder
 

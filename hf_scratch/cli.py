@@ -198,7 +198,7 @@ def run_verify(args: argparse.Namespace) -> int:
 
 def add_export(parser: argparse.ArgumentParser) -> None:
     """Describe `export`."""
-    from hf_scratch.export.record import FORMATS
+    from hf_scratch.hub.exports import FORMATS
 
     parser.add_argument("model", metavar="MODEL", help="folder or Hub id")
     parser.add_argument("--to", required=True, choices=FORMATS, help="stock qwen3, llama.cpp, 8 bits, ONNX")
@@ -209,7 +209,7 @@ def add_export(parser: argparse.ArgumentParser) -> None:
 
 def run_export(args: argparse.Namespace) -> int:
     """Export a model and say what was measured."""
-    from hf_scratch.export.transformers import export
+    from hf_scratch.export.run import export
 
     record = export(args.model, args.to, args.output, args.text, print)
     for name, found in record["measured"].items():

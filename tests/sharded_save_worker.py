@@ -12,7 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import AutoTokenizer
 
 from training.alignment import stage as align
-from training.alignment.trainer import AlignConfig
+from training.alignment.config import AlignConfig
 
 if __name__ == "__main__":
     base, output, tune = sys.argv[1:]

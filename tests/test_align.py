@@ -23,8 +23,9 @@ from hf_scratch import ScratchForCausalLM
 from hf_scratch.tokenizer import CHAT_TEMPLATE
 from training import dpo, eval_model, grpo, prepare_data, pretrain, release, sft, train_tokenizer
 from training.alignment import trainer as align_trainer
+from training.alignment.config import AlignConfig, training_arguments
 from training.alignment.stage import load_model, load_weights
-from training.alignment.trainer import AlignConfig, last_checkpoint, row_order, training_arguments
+from training.alignment.trainer import last_checkpoint, row_order
 from training.engine.device import resolve_precision
 from training.engine.save import save_model
 from training.stage.config import parse_config

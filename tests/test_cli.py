@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_scratch import cli, fast_generate
 from hf_scratch.chat import HELP, Speaker, answer, chat, continue_text, fit, load_speaker
-from hf_scratch.export.record import write_record
+from hf_scratch.hub.exports import write_record
 from hf_scratch.hub.verify import Reference, foreign_code, save_reference, verify_anywhere
 
 COMMANDS = ("publish", "publish-data", "verify", "export", "import", "chat", "generate")

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from training.corpus.documents import DocumentSource, read_documents
-from training.engine.batches import IGNORE, PackedDocuments, Shards, Windows, load_shards
+from training.engine.batches import IGNORE, PackedDocuments, Windows
+from training.engine.token_shards import Shards, load_shards
 from training.prepare_data import DataConfig, describe_tokenizer, write_split
 from training.prepare_data import main as prepare_data
 from training.train_tokenizer import main as train_tokenizer

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.engine import mixture
-from training.engine.batches import IGNORE, Joined, PackedDocuments, Shards, Windows, load_shards
+from training.engine.batches import IGNORE, PackedDocuments, Windows
 from training.engine.mixture import Mixture, StreamedWindows, data_inputs, open_data
+from training.engine.token_shards import Joined, Shards, load_shards
 from training.stage.files import write_json
 
 CONTEXT = 8

@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hf_scratch.hub.client import Target
 from hf_scratch.hub.publish_data import publish_data
-from training.engine.batches import load_shards
+from training.engine.token_shards import load_shards
 from training.prepare_data import main as prepare_data
 
 ROOT = Path(__file__).parent.parent

@@ -11,7 +11,7 @@ import yaml
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from training.corpus.documents import DocumentSource, fraction_of, read_documents
-from training.engine.batches import load_shards
+from training.engine.token_shards import load_shards
 from training.prepare_data import main as prepare_data
 from training.train_tokenizer import main as train_tokenizer
 

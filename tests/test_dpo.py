@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from hf_scratch import encode_prompt
 from training import dpo
+from training.alignment.config import training_arguments
 from training.alignment.stage import load_model
-from training.alignment.trainer import training_arguments
 from training.chat.tokenize import last_answer, tokenize
 
 

@@ -26,8 +26,9 @@ from training.evaluation.statistics import bootstrap_ratio, jackknife, mcnemar, 
 from training.evaluation.tasks import run_tasks
 from training.evaluation.text_bits import measure_text
 from training.stories import world
+from training.stories.checker import check
 from training.stories.talk import TURNS, prompts
-from training.stories.tell import Story, check, stories
+from training.stories.tell import Story, stories
 
 CONTEXT, STRIDE = 16, 4
 LENGTHS = (0, 1, 5, 15, 16, 17, 20, 33, 50)  # tokens of documents: none, shorter, equal to and longer than the context

@@ -24,15 +24,10 @@ from transformers import (
 )
 
 from hf_scratch import ScratchForCausalLM
-from hf_scratch.export.record import BEGIN, FORMATS, check_exports, list_on_card, read_records, write_record
-from hf_scratch.export.transformers import (
-    differences,
-    export,
-    import_stock,
-    load_original,
-    read_held_out,
-    require_replaceable,
-)
+from hf_scratch.export.original import differences, load_original, read_held_out
+from hf_scratch.export.run import export, require_replaceable
+from hf_scratch.export.transformers import import_stock
+from hf_scratch.hub.exports import BEGIN, FORMATS, check_exports, list_on_card, read_records, write_record
 from hf_scratch.hub.verify import load_reference, make_reference, save_reference
 from hf_scratch.tokenizer import QWEN2_PATTERN, encode_texts
 

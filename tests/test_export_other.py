@@ -14,8 +14,9 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, Qwen3Config
 
 from hf_scratch import ScratchForCausalLM
-from hf_scratch.export.record import GREEDY, list_on_card
-from hf_scratch.export.transformers import Greedy, export, greedy
+from hf_scratch.export.original import Greedy, greedy
+from hf_scratch.export.run import export
+from hf_scratch.hub.exports import GREEDY, list_on_card
 from hf_scratch.hub.verify import compare, make_reference, save_reference
 
 TEXT = "Once upon a time a little fox lost a red kite. The owl said: it's there.\n" * 8

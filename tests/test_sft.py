@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from hf_scratch import encode_prompt
 from training import sft
 from training.chat.tokenize import tokenize
-from training.engine.batches import load_shards
+from training.engine.token_shards import load_shards
 from training.prepare_data import main as prepare_data
 from training.stage.files import read_json
 

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.stories import small_talk, talk, world
+from training.stories.checker import check
 from training.stories.talk import Turn, conversations, preferences, prompts, turns
 from training.stories.tell import (
     FORETOLD,
@@ -26,7 +27,6 @@ from training.stories.tell import (
     Request,
     Split,
     Story,
-    check,
     count_requests,
     documents,
     introduce,

@@ -10,13 +10,13 @@ import yaml
 from transformers import PreTrainedTokenizerBase
 
 from hf_scratch import ScratchForCausalLM
-from hf_scratch.export.transformers import read_run
+from hf_scratch.export.original import read_run
 from hf_scratch.hub.client import Target
 from hf_scratch.hub.publish_data import build_folder, publish_data
 from hf_scratch.token_ids import hash_tokenizer, load_encoder
 from training import sft
-from training.engine.batches import load_shards
 from training.engine.mixture import open_data
+from training.engine.token_shards import load_shards
 from training.evaluation.text_bits import read_shards
 from training.prepare_data import main as prepare_data
 from training.pretrain import main as pretrain

@@ -15,7 +15,7 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hf_scratch.chat import load_speaker
-from hf_scratch.export.transformers import load_original
+from hf_scratch.export.original import load_original
 from hf_scratch.hub import verify
 from hf_scratch.hub.clean_process import tokens_without_row
 from hf_scratch.hub.files import Check, check_files

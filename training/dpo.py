@@ -21,9 +21,10 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
+from training.alignment.config import AlignConfig, training_arguments
 from training.alignment.kto import make_kto_trainer
 from training.alignment.stage import Data, lora_config, run_stage
-from training.alignment.trainer import AlignConfig, WholeStep, training_arguments
+from training.alignment.trainer import WholeStep
 from training.stage.config import parse_config
 from training.stage.record import command
 

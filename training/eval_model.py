@@ -34,8 +34,9 @@ from training.evaluation.text_bits import measure_text, read_shards, read_texts
 from training.stage.config import parse_config
 from training.stage.files import hash_input, read_json, write_json
 from training.stage.record import command, open_stage
+from training.stories.checker import Check, check
 from training.stories.talk import Turn, prompts, turns
-from training.stories.tell import Check, Request, check
+from training.stories.tell import Request
 
 LONGEST_TRUE_ANSWER = 64  # tokens of the answer to a question, more than any has
 Asked = list[tuple[Request, list[Message]]]

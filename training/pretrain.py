@@ -29,22 +29,22 @@ from hf_scratch.bits_per_byte import BitsPerByte, bits_per_byte, default_batch_t
 from hf_scratch.hub.client import CheckpointPusher
 from hf_scratch.load import load_tokenizer
 from hf_scratch.token_ids import refuse_other_tokenizer
-from training.engine.batches import IGNORE, Ahead, Batch, Rows, Shards
-from training.engine.checkpoint import find_damage, load_checkpoint, load_latest, path_of, save_checkpoint
+from training.engine.batches import IGNORE, Ahead, Batch, Rows
+from training.engine.checkpoint import Progress, find_damage, load_checkpoint, load_latest, path_of, save_checkpoint
 from training.engine.config import PretrainConfig, build_model
+from training.engine.cost import utilisation_of
 from training.engine.device import DTYPES, join_processes, resolve_precision, settle_precision
 from training.engine.ending import Ending, ending_of, goes_on, leave_decay, why_another
-from training.engine.flops import utilisation_of
 from training.engine.held_out import affordable_tokens, sample_held_out
+from training.engine.log import Interval, finish_tracker, in_short, start_tracker, tracker_options
 from training.engine.loss import PretrainingLoss
 from training.engine.mixture import data_inputs, open_data
 from training.engine.optimizer import build_optimizers, learning_rate
 from training.engine.out_of_memory import is_out_of_memory, random_state, set_random_state
 from training.engine.parallel import Parallel, make_accelerator, whole_weights
-from training.engine.progress import Interval, Progress, in_short
 from training.engine.save import make_pusher, save_model
 from training.engine.stop_signal import StopSignal
-from training.engine.tracker import finish_tracker, start_tracker, tracker_options
+from training.engine.token_shards import Shards
 from training.stage.config import parse_config
 from training.stage.files import cut_metrics, read_json, write_json
 from training.stage.record import MEMORY, METRICS, command, open_stage

@@ -26,10 +26,9 @@ from hf_scratch.hub.verify import MESSAGES, make_reference, require, save_refere
 from hf_scratch.tokenizer import keep_control_tokens_text
 from training.eval_model import learns_stories
 from training.evaluation.markdown import eval_results, procedure, results_table
-from training.run import MODELS
 from training.stage.config import parse_config
 from training.stage.files import atomic_folder, hash_input, hash_text, read_json, write_json
-from training.stage.record import command, open_stage
+from training.stage.record import MODELS, command, open_stage
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("tokenizer", "data", *MODELS.values(), "eval")

@@ -18,7 +18,7 @@ import torch
 import xllamacpp
 from gguf import GGMLQuantizationType, LlamaFileType
 
-from hf_scratch.export.transformers import Greedy, Original, compare_bits, greedy, measure_bits
+from hf_scratch.export.original import Greedy, Original, compare_bits, greedy, measure_bits
 from hf_scratch.tokenizer import QWEN2_PATTERN, encode_prompt, encode_texts
 
 TYPES = {

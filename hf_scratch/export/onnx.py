@@ -16,7 +16,8 @@ import onnxruntime
 import torch
 from transformers import DynamicCache
 
-from hf_scratch.export.transformers import Original, greedy, stock_config
+from hf_scratch.export.original import Original, greedy
+from hf_scratch.export.transformers import stock_config
 
 INPUTS = ("input_ids", "attention_mask", "position_ids")
 OPSET = 20

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from hf_scratch.hub import client as hub
+from hf_scratch.hub import client
 from hf_scratch.hub.client import HubError, Target
 from hf_scratch.hub.files import check_leaks, link_or_copy
 from hf_scratch.hub.verify import FOLDER, load_reference, require, verify_with_exports
@@ -73,7 +73,7 @@ def publish(run: Path, plan: Plan, say: Callable[[str], None], *, dry_run: bool 
         if plan.private:
             spaces = [Target(plan.space.repo_id, kind="space")] if plan.space else []
             for target in [*(target for target, _ in ready), *spaces]:
-                hub.require_private(api, target)
+                client.require_private(api, target)
         pushed = {copy.name: push_model(api, target, copy, plan.private, say) for target, copy in ready}
         if plan.space:
             push_space(api, plan.space, shown, released_as(release), pushed, plan.private, say)
@@ -126,9 +126,9 @@ def make_again(release: Path, stages: str) -> str:
 
 def check_names(target: Target, space: Space | None) -> None:
     """Raise HubError for a name that cannot be, before anything is done."""
-    hub.check_repo_id(target.repo_id)
+    client.check_repo_id(target.repo_id)
     if space:
-        hub.check_repo_id(space.repo_id)
+        client.check_repo_id(space.repo_id)
         for name in space.secrets:
             if name not in os.environ:
                 raise ValueError(f"--space-secret {name}: there is no such environment variable; set it first.")
@@ -149,7 +149,7 @@ def copy_for(target: Target, folder: Path, ready: Path, release: Path, space: Sp
         if target.branch != "main":
             text = text.replace("(name, trust_remote", f'(name, revision="{target.branch}", trust_remote')
         if space:
-            link = f"[a page to talk to it]({hub.endpoint()}/spaces/{space.repo_id})"
+            link = f"[a page to talk to it]({client.endpoint()}/spaces/{space.repo_id})"
             text = text.replace("## Results\n", f"In the browser: {link}.\n\n## Results\n", 1)
         card.unlink()  # it is the release's own file under a second name
         card.write_text(text, encoding="utf-8")
@@ -188,11 +188,11 @@ def list_files(target: Target, folder: Path, say: Callable[[str], None]) -> None
 
 def push_model(api: HfApi, target: Target, ready: Path, private: bool | None, say: Callable[[str], None]) -> str:
     """Push the folder in one commit, verify what the Hub now holds, and return ID@COMMIT."""
-    hub.ensure_repo(api, target, private)
-    commit = hub.commit(api, target, dict(listing(ready)), f"Publish {target.repo_id.split('/')[1]}")
-    say(f"{hub.endpoint()}/{target.repo_id}/tree/{commit} holds {sum(sizes(ready).values()):,} bytes.")
+    client.ensure_repo(api, target, private)
+    commit = client.commit(api, target, dict(listing(ready)), f"Publish {target.repo_id.split('/')[1]}")
+    say(f"{client.endpoint()}/{target.repo_id}/tree/{commit} holds {sum(sizes(ready).values()):,} bytes.")
     with tempfile.TemporaryDirectory() as cache:
-        pushed = hub.download(api, target, commit, Path(cache))
+        pushed = client.download(api, target, commit, Path(cache))
         checks = verify_with_exports(pushed, load_reference(ready))
     try:
         require(checks, f"commit {commit} of {target} is bad; do not use it, and publish again: it")
@@ -257,13 +257,13 @@ def push_space(
     files["README.md"] = copied["README.md"].read_text(encoding="utf-8").replace(released, model_id).encode()
     app = copied["app.py"].read_text(encoding="utf-8")
     files["app.py"] = pin(app, dict(zip(PINNED, (model_id, commit, stages), strict=True))).encode()
-    hub.ensure_repo(api, target, private, space_sdk="gradio")
+    client.ensure_repo(api, target, private, space_sdk="gradio")
     for name in space.secrets:
-        hub.call(f"setting a secret of {target}", api.add_space_secret, space.repo_id, name, os.environ[name])
+        client.call(f"setting a secret of {target}", api.add_space_secret, space.repo_id, name, os.environ[name])
     if space.hardware:
-        hub.call(f"asking hardware for {target}", api.request_space_hardware, space.repo_id, space.hardware)
-    head = hub.commit(api, target, files, f"Show {model_id} at {commit[:8]}")
-    say(f"{hub.endpoint()}/spaces/{space.repo_id} shows it (commit {head}).")
+        client.call(f"asking hardware for {target}", api.request_space_hardware, space.repo_id, space.hardware)
+    head = client.commit(api, target, files, f"Show {model_id} at {commit[:8]}")
+    say(f"{client.endpoint()}/spaces/{space.repo_id} shows it (commit {head}).")
 
 
 def pin(app: str, defaults: dict[str, str]) -> str:

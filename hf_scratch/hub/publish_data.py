@@ -12,7 +12,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from hf_scratch.hub import client as hub
+from hf_scratch.hub import client
 from hf_scratch.hub.client import Target
 from hf_scratch.hub.files import check_leaks, link_or_copy
 
@@ -39,7 +39,7 @@ def publish_data(
         ValueError: No finished shards, shards of another size than their records say, no tokenizer that fits them, a
             secret or a path of this machine in what would be public, or the Hub refused.
     """
-    hub.check_repo_id(target.repo_id)
+    client.check_repo_id(target.repo_id)
     data = find_data(run)
     # Beside the data, where files are linked and not copied.
     with tempfile.TemporaryDirectory(dir=data.absolute().parent, prefix=".publish-") as scratch:
@@ -58,7 +58,7 @@ def publish_data(
             say("Nothing was sent.")
             return
         upload(folder, target, private)
-    say(f"{hub.endpoint()}/datasets/{target.repo_id}")
+    say(f"{client.endpoint()}/datasets/{target.repo_id}")
 
 
 def find_data(run: Path) -> Path:
@@ -164,9 +164,9 @@ def plain_card(meta: dict[str, Any]) -> str:
 def upload(folder: Path, target: Target, private: bool | None) -> None:
     """Make the branch hold the folder and nothing else, in one commit."""
     api = HfApi()
-    hub.ensure_repo(api, target, private=private)
+    client.ensure_repo(api, target, private=private)
     # Made a second time, the same commit changes nothing.
-    hub.call(
+    client.call(
         f"the commit to {target}",
         api.upload_folder,
         **target.where,

@@ -20,9 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_scratch.export.record import check_exports
-from hf_scratch.hub import clean_process
-from hf_scratch.hub import client as hub
+from hf_scratch.hub import clean_process, client
+from hf_scratch.hub.exports import check_exports
 from hf_scratch.hub.files import Check, check_files, code_elsewhere, hash_file
 
 MAX_DIFFERENCE = 1e-5  # of logits; the same weights on the same machine give 0
@@ -124,7 +123,7 @@ def verify_anywhere(model: str, revision: str = "main", trust_remote_code: bool 
     checked, and the model, which was not loaded, does not pass.
     """
     with tempfile.TemporaryDirectory() as cache:
-        folder = hub.find_folder(model, revision, Path(cache))
+        folder = client.find_folder(model, revision, Path(cache))
         if (foreign := foreign_code(folder)) and not trust_remote_code:
             about = f"not run: give --trust-remote-code to run code of its own, {', '.join(foreign)}"
             not_run = Check("loads in a clean process", False, about)
@@ -134,7 +133,7 @@ def verify_anywhere(model: str, revision: str = "main", trust_remote_code: bool 
 
 def foreign_code(folder: Path) -> list[str]:
     """Return the code of a folder that is not a copy of what this package ships with a model, or not in it at all."""
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     ours = {hash_file(path) for path in (*package.glob("model/*.py"), package / "fast_generate.py")}
     files = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() == ".py" and path.is_file())
     return [*(path.name for path in files if hash_file(path) not in ours), *code_elsewhere(folder)]

@@ -9,7 +9,8 @@ from typing import Any
 import trl
 from datasets import Dataset
 
-from training.alignment.trainer import AlignConfig, WholeStep, training_arguments
+from training.alignment.config import AlignConfig, training_arguments
+from training.alignment.trainer import WholeStep
 
 MEASURES = ("rewards/chosen", "rewards/rejected", "rewards/margins")
 LOGPS = ("logps/chosen", "logps/rejected", "kl")

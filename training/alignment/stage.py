@@ -30,14 +30,15 @@ from hf_scratch import ScratchForCausalLM  # noqa: F401, registers the model typ
 from hf_scratch.chat_tokens import answer_end_token
 from hf_scratch.load import load_from
 from hf_scratch.tokenizer import CHAT_TEMPLATE, IM_END, IM_START, require_fit
-from training.alignment.trainer import CHECKPOINTS, AlignConfig, say, train
+from training.alignment.config import CHECKPOINTS, AlignConfig, say
+from training.alignment.trainer import train
 from training.chat.check import Finding, check_data, refuse_errors, table
 from training.chat.formats import Kind
 from training.chat.rows import load_rows
 from training.chat.tokenize import Tokenized, row_lengths, show, tokenize
 from training.engine.device import DTYPES, join_processes, settle_precision
+from training.engine.parallel import whole
 from training.engine.save import end_tokens, save_model, save_tokenizer
-from training.engine.shards import whole
 from training.stage.files import atomic_folder, write_json
 from training.stage.record import Stage, open_stage
 

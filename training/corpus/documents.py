@@ -16,7 +16,7 @@ from training.corpus.recipe import COMPRESSIONS, SUFFIXES, find_files, name_of, 
 from training.corpus.revisions import commit_of
 from training.corpus.rows import TABLES, Bad, decode, explain, mend, read_table
 from training.corpus.unpack import DecompressionBomb, open_unpacked
-from training.stories import tell as stories
+from training.stories.tell import documents as tell_documents
 
 Split = Literal["train", "val"]
 Sized = TypeVar("Sized")
@@ -58,7 +58,7 @@ def read_documents(source: DocumentSource, split: Split) -> Iterator[str]:
     """
     if not source.sources and not source.files and source.dataset is None:
         wanted = source.num_stories if split == "train" else round(source.num_stories * source.val_fraction)
-        yield from itertools.islice(stories.documents("train" if split == "train" else "dev", source.seed), wanted)
+        yield from itertools.islice(tell_documents("train" if split == "train" else "dev", source.seed), wanted)
         return
     cut = not _fill_both_splits(source)
     for text, whole in _documents(source, say=split == "train"):

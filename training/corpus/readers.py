@@ -19,7 +19,7 @@ from training.corpus import rows
 from training.corpus.recipe import Source, Unit, type_of
 from training.corpus.rows import TABLES, Bad, mend
 from training.corpus.unpack import DecompressionBomb, open_unpacked
-from training.stories import tell as stories
+from training.stories.tell import documents as tell_documents
 
 # datatrove tells about each task on the terminal; our own lines say what a user wants to know.
 logger.disable("datatrove")
@@ -195,7 +195,7 @@ def _read_hub(unit: Unit) -> Iterator[Found]:
 
 def _read_stories(unit: Unit) -> Iterator[Found]:
     part, parts = map(int, unit.path.split("/"))
-    for number, text in enumerate(stories.documents("train", seed=0)):
+    for number, text in enumerate(tell_documents("train", seed=0)):
         if number == unit.source.stories:
             return
         if number % parts == part:

@@ -4,101 +4,16 @@ Row k of the run is found from the seed and k, so a resumed run, or one on anoth
 same rows without any state. Every token is seen once an epoch.
 """
 
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from training.stage.files import read_json
+from training.engine.packing import cut_documents, pack
+from training.engine.token_shards import Shards
 
 IGNORE = -100  # label of a position that carries no loss, as everywhere in the Hugging Face stack
-
-
-class Joined:
-    """Memory-mapped token streams (N,) read as one; each ends with a separator, of which the last one stays."""
-
-    def __init__(self, streams: Sequence["np.ndarray | Joined"]) -> None:
-        self.streams = streams
-        lengths = [len(stream) - 1 for stream in streams[:-1]] + [len(streams[-1])]
-        self.begins = np.cumsum([0, *lengths])
-        self.dtype: np.dtype = streams[0].dtype
-
-    def __len__(self) -> int:
-        return int(self.begins[-1])
-
-    def __getitem__(self, wanted: slice) -> np.ndarray:
-        """Return the tokens of a slice without step; it may cross from one stream into the next."""
-        start, stop, _ = wanted.indices(len(self))
-        found = []
-        for i in range(int(np.searchsorted(self.begins, start, side="right")) - 1, len(self.streams)):
-            begin, end = int(self.begins[i]), int(self.begins[i + 1])
-            if begin >= stop:
-                break
-            found.append(self.streams[i][max(0, start - begin) : min(stop, end) - begin])
-        return found[0] if len(found) == 1 else np.concatenate(found or [np.empty(0, self.dtype)])
-
-
-Tokens = np.ndarray | Joined
-
-
-@dataclass
-class Shards:
-    """One split of the data stage's output: the token stream (memory-mapped), its document starts and its size."""
-
-    tokens: Tokens
-    starts: np.ndarray
-    num_bytes: int
-    vocab_size: int
-    tokenizer: str | None = None  # hash of what made the ids (hf_scratch.token_ids); None in shards older than it
-
-
-def load_shards(folder: Path, split: str) -> Shards:
-    """Open a split written by the stage `data`.
-
-    Raises:
-        ValueError: The folder holds no shards.
-    """
-    meta = read_json(folder / "meta.json")
-    if not meta:
-        raise ValueError(f"{folder} holds no token shards; run `python -m training.prepare_data` first.")
-    names = meta[split].get("shards", [split])
-    parts = [
-        Shards(
-            np.memmap(folder / f"{name}.bin", dtype=meta["dtype"], mode="r"),
-            np.load(folder / f"{name}.starts.npy"),
-            0,
-            meta["vocab_size"],
-            meta.get("tokenizer_sha256"),
-        )
-        for name in names
-    ]
-    joined = join_shards(parts)
-    joined.num_bytes = meta[split]["bytes"]
-    return joined
-
-
-def join_shards(parts: list[Shards]) -> Shards:
-    """Return shards as one.
-
-    Raises:
-        ValueError: They were made by different tokenizers.
-    """
-    if len(parts) == 1:
-        return parts[0]
-    sizes = {part.vocab_size for part in parts}
-    if len(sizes) > 1:
-        raise ValueError(f"the data was made by tokenizers of {sorted(sizes)} tokens; prepare all of it with one.")
-    made_by = {part.tokenizer for part in parts}
-    if len(made_by - {None}) > 1:
-        raise ValueError("the data was made by different tokenizers of the same size; prepare all of it with one.")
-    tokens = Joined([part.tokens for part in parts])
-    starts = np.concatenate([part.starts + begin for part, begin in zip(parts, tokens.begins, strict=False)])
-    known = made_by.pop() if len(made_by) == 1 else None
-    return Shards(tokens, starts, sum(part.num_bytes for part in parts), parts[0].vocab_size, known)
 
 
 class EpochOrder:
@@ -171,7 +86,7 @@ class PackedDocuments:
 
     def __init__(self, shards: Shards, context: int, seed: int) -> None:
         self.tokens, self.context, self.seed = shards.tokens, context, seed
-        self.pieces, self.begins = pack(pieces(shards, context), context, self.GROUP, seed)
+        self.pieces, self.begins = pack(cut_documents(shards, context), context, self.GROUP, seed)
         self.order = EpochOrder(seed, len(self.begins) - 1)
 
     def batch(self, rows: np.ndarray) -> Batch:
@@ -220,44 +135,3 @@ class Ahead:
         if torch.cuda.is_available():
             batches = [{key: tensor.pin_memory() for key, tensor in batch.items()} for batch in batches]
         return batches
-
-
-def pieces(shards: Shards, context: int) -> np.ndarray:
-    """Return (start, length) of every document, those longer than `context` in pieces, (n, 2) int64."""
-    lengths = np.diff(shards.starts, append=len(shards.tokens) - 1)
-    counts = -(-lengths // context)
-    number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)  # of a piece in its document
-    return np.stack(
-        [
-            np.repeat(shards.starts, counts) + number * context,
-            np.minimum(context, np.repeat(lengths, counts) - number * context),
-        ],
-        axis=1,
-    )
-
-
-def pack(pieces: np.ndarray, context: int, group: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Put (start, length) pieces into rows of at most `context` tokens, each where it leaves the least room.
-
-    Returns:
-        The pieces (n, 2) in the order of their rows, and where each row begins among them, (rows + 1,) int64.
-    """
-    random = np.random.default_rng((seed, 2))
-    order = random.permutation(len(pieces))
-    packed: list[np.ndarray] = []
-    sizes: list[int] = []
-    for begin in range(0, len(order), group):
-        chosen = pieces[order[begin : begin + group]]
-        rows: list[list[tuple[int, int]]] = []
-        by_room: dict[int, list[list[tuple[int, int]]]] = {}
-        roughly = chosen[:, 1] + random.normal(0, context / 8, len(chosen))
-        for start, length in chosen[np.argsort(-roughly, kind="stable")].tolist():
-            room = next((room for room in range(length, context + 1) if by_room.get(room)), context)
-            row = by_room[room].pop() if by_room.get(room) else []
-            if not row:
-                rows.append(row)
-            row.append((start, length))
-            by_room.setdefault(room - length, []).append(row)
-        packed.append(np.array([piece for row in rows for piece in row], dtype=np.int64))
-        sizes += map(len, rows)
-    return np.concatenate(packed), np.cumsum([0, *sizes])

@@ -7,6 +7,7 @@ A checkpoint is a folder `step-00000500` with the weights as safetensors, the op
 import json
 import shutil
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +111,15 @@ def find_damage(path: Path) -> str:
         if hash_file(path / name) != sha256:
             return f"{name} was truncated or altered"
     return ""
+
+
+@dataclass
+class Progress:
+    """What a checkpoint remembers besides weights and optimizers; the position in the data follows from `step`."""
+
+    step: int = 0
+    tokens: int = 0  # trained on so far
+    time_s: float = 0.0  # in training steps, without evaluation and saving
+    skipped_steps: int = 0  # whose loss or gradient was not finite
+    micro_batch_rows: int = 0  # rows a process holds at once; 0 until it is known what fits
+    val_tokens: int = 0  # most that an evaluation reads, the same in the whole run; 0 until it is settled

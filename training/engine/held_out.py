@@ -9,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from training.engine.batches import Shards
 from training.engine.config import PretrainConfig
+from training.engine.token_shards import Shards
 
 SHARE = 0.15  # of the tokens that are trained on
 GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, are evenly spaced however many are taken

@@ -22,17 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from training.engine.batches import (
-    IGNORE,
-    Batch,
-    EpochOrder,
-    PackedDocuments,
-    Rows,
-    Shards,
-    Windows,
-    join_shards,
-    load_shards,
-)
+from training.engine.batches import IGNORE, Batch, EpochOrder, PackedDocuments, Rows, Windows
+from training.engine.token_shards import Shards, join_shards, load_shards
 
 POLL_SECONDS = 1.0  # between looks for a shard that is not written yet
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from training.engine.shards import gather, local, part_of
+from training.engine.parallel import gather, local, part_of
 
 Schedule = Literal["cosine", "wsd"]
 

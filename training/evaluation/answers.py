@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_scratch.tokenizer import Message, encode_prompt
 from training.evaluation.statistics import jackknife, mean, rate
-from training.stories.tell import Check
+from training.stories.checker import Check
 from training.stories.world import QUESTIONS
 
 PARTS = ("hero", "item", "place", "problem", "complete")  # what `Check.followed` is made of

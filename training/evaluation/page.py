@@ -23,12 +23,11 @@ from training.evaluation.markdown import (
     read_metrics,
     result_rows,
 )
-from training.run import MODELS
 from training.stage.files import read_json
-from training.stage.record import METRICS
+from training.stage.record import METRICS, MODELS
 
 STAGES = ("tokenizer", "data", *MODELS.values(), "eval", "release")
-CSS = (Path(__file__).parent / "report_page.css").read_text(encoding="utf-8")
+CSS = (Path(__file__).parent.parent / "report_page.css").read_text(encoding="utf-8")
 PANELS = (  # title, and (key in metrics.jsonl, label) of each line
     ("Loss", LOSSES),
     ("Bits per byte of held-out text", (("val_bpb", "held-out"),)),

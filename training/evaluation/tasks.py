@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness by name: the local ones of `training/evaluation/task_files`, and public ones such as hellaswag.
+"""Tasks of lm-evaluation-harness by name: the local ones of `task_files`, and public ones such as hellaswag.
 
 Local tasks need no network; public ones are downloaded by their name at the first use.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-LOCAL = Path(__file__).parent / "tasks"
+LOCAL = Path(__file__).parent / "task_files"
 
 
 def local_tasks() -> list[str]:

@@ -25,6 +25,8 @@ from training.stage.files import hash_input, hash_text, read_json, write_json
 
 METRICS = "metrics.jsonl"  # of every stage that trains: a line a log point
 MEMORY = "memory.json"  # how many rows a process may hold, since one of several ran out of memory
+# What a model is called, and the stage that makes it, in the order of training.
+MODELS = {"base": "pretrain", "sft": "sft", "dpo": "dpo", "grpo": "grpo"}
 _held: dict[Path, int] = {}  # descriptors of the folders that this process works in; closed, they are free again
 PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "trl", "peft", "datasets", "safetensors")
 
@@ -205,7 +207,7 @@ def environment() -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parent.parent.parent
     try:
         run = functools.partial(subprocess.run, cwd=root, capture_output=True, text=True, check=True)
         dirty = "-dirty" if run(["git", "status", "--porcelain"]).stdout.strip() else ""

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from training.stories import small_talk, world
+from training.stories.checker import check
 from training.stories.tell import (
     Message,
     Request,
@@ -16,7 +17,6 @@ from training.stories.tell import (
     Story,
     about,
     at,
-    check,
     draw,
     fill,
     hero,

@@ -10,22 +10,22 @@ from typing import Any
 
 from datasets import Dataset
 
-from training.stories import tell as stories
 from training.stories import world
+from training.stories.tell import stories
 
 ROWS = 200
 
 
 def texts(**kwargs: Any) -> dict[str, Dataset]:
     """Stories to be read, for bits per byte."""
-    told = itertools.islice(stories.stories("test", 0), ROWS)
+    told = itertools.islice(stories("test", 0), ROWS)
     return {"test": Dataset.from_list([{"text": story.text} for story in told])}
 
 
 def hero(**kwargs: Any) -> dict[str, Dataset]:
     """Stories without their last sentence, and four ways to end them, of which one names the right hero."""
     rng, rows = random.Random(0), []
-    for story in stories.stories("test", 0):
+    for story in stories("test", 0):
         name = story.request.name
         before, _, ending = story.text.rpartition(". ")
         if name and re.search(rf"\b{name}\b", before) and re.search(rf"\b{name}\b", ending):
