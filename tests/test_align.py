@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 import trl
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -208,24 +207,6 @@ def test_what_a_run_leaves(name: str, base: str, data: dict[str, str], tmp_path:
     assert "nothing has changed, skipped" in capsys.readouterr().out
 
 
-def test_how_answers_are_to_be_sampled_is_saved_and_kept_by_the_next_stage(
-    base: str, data: dict[str, str], tmp_path: Path
-) -> None:
-    settings = {"epochs": 1, "answer_temperature": 0.5}
-    sft.main(arguments(base, data["sft"], tmp_path / "sft", **settings))
-    dpo.main(arguments(str(tmp_path / "sft/model"), data["dpo"], tmp_path / "dpo", epochs=1))
-    for stage in ("sft", "dpo"):
-        how = AutoModelForCausalLM.from_pretrained(tmp_path / stage / "model").generation_config
-        assert (how.do_sample, how.temperature, how.top_k) == (True, 0.5, 50)
-
-
-def test_the_quickstart_is_measured_as_its_page_samples() -> None:
-    asked, measured = (
-        yaml.safe_load((RECIPES / "quickstart" / f"{name}.yaml").read_text()) for name in ("sft", "eval")
-    )
-    assert asked["answer_temperature"] == measured["temperature"]
-
-
 @pytest.mark.parametrize("name", ["sft", "dpo"])
 def test_a_stock_model_is_trained_as_ours(
     name: str,
@@ -374,7 +355,8 @@ def test_a_checkpoint_that_was_cut_off_is_not_used(tmp_path: Path) -> None:
 
 KILLED = """
 import os, signal, sys
-from training import align_trainer, {name}
+from training import {name}
+from training.alignment import trainer as align_trainer
 
 class Killing(align_trainer.MetricsLog):
     def on_step_end(self, args, state, control, **kwargs):

@@ -106,8 +106,8 @@ def imported_modules(node: ast.Import | ast.ImportFrom, place: tuple[str, ...]) 
 
 # What a folder may import: those before it. Commands stand beside the folders of `training` and may import all.
 ROOMS = (
-    "hf_scratch.model", "hf_scratch", "hf_scratch.hub", "hf_scratch.export", "training.stage", "training.stories",
-    "training.corpus", "training.chat", "training.engine", "training.alignment", "training.evaluation", "training",
+    "hf_scratch.model", "hf_scratch", "hf_scratch.hub", "hf_scratch.export", "training.stage", "training.engine",
+    "training.stories", "training.corpus", "training.chat", "training.alignment", "training.evaluation", "training",
 )  # fmt: skip
 
 

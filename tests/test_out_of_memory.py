@@ -10,7 +10,7 @@ from tiny_align import CHATS, run_stage, write_jsonl
 
 from training import sft
 from training.alignment import stage as align
-from training.engine.out_of_memory import is_out_of_memory, random_state, set_random_state
+from training.engine.micro_batch import is_out_of_memory, random_state, set_random_state
 
 
 @pytest.mark.parametrize(

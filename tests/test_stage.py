@@ -289,7 +289,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path) -> None:
         """
         import resource, sys, torch
         from pathlib import Path
-        from training.checkpoint import save_checkpoint
+        from training.engine.checkpoint import save_checkpoint
         folder = Path(sys.argv[1])
         save_checkpoint(folder, 1, {"w": torch.ones(10)}, {"step": 1}, keep=2)
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))

@@ -16,15 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils.memory import clear_device_cache
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import ProgressCallback, Trainer
 
 from training.alignment.config import CHECKPOINTS, AlignConfig, say
 from training.engine.device import DTYPES, resolve_precision
+from training.engine.micro_batch import until_it_fits
 from training.engine.optimizer import AsOne, build_optimizers
-from training.engine.out_of_memory import is_out_of_memory, random_state, set_random_state
 from training.stage.files import cut_metrics, read_json
 from training.stage.record import METRICS, Stage
 
@@ -85,21 +84,16 @@ class WholeStep(Trainer):
         Raises:
             ValueError: One row is too much, or another process would wait for this one.
         """
-        rows, rng = self.prepare_rows(inputs.data), random_state()
-        while True:
-            figures = {name: list(values) for name, values in self._metrics["train"].items()}
-            try:
-                return self.step_in_pieces(model, rows)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                self.halve(len(rows))
-            # Behind the except clause, where the error no longer holds the tensors of the failed attempt.
+        rows = self.prepare_rows(inputs.data)
+        figures = {name: list(values) for name, values in self._metrics["train"].items()}
+
+        def halve() -> None:
+            self.halve(len(rows))
             self._metrics["train"].clear()
-            self._metrics["train"].update(figures)
+            self._metrics["train"].update({name: list(values) for name, values in figures.items()})
             model.zero_grad(set_to_none=True)
-            clear_device_cache(garbage_collection=True)
-            set_random_state(rng)
+
+        return until_it_fits(lambda: self.step_in_pieces(model, rows), halve)
 
     def step_in_pieces(self, model: Any, rows: list[dict[str, Any]]) -> torch.Tensor:
         """Do forward and backward for each piece of the step."""

@@ -29,23 +29,30 @@ def parse_config(config_class: type[Config], argv: Sequence[str] | None = None, 
     Raises:
         ValueError: A key that the dataclass does not have, a value of the wrong type, or no such file.
     """
-    from trl import TrlParser  # takes seconds, and the processes that prepare data import this file too
+    from transformers import HfArgumentParser  # the processes that prepare data import this file too
 
     argv = list(sys.argv[1:] if argv is None else argv)
-    known = [f.name for f in fields(config_class)]  # type: ignore[arg-type]
+    settings: dict[str, Any] = {}
     if "--config" in argv[:-1]:
-        _check_yaml(Path(argv[argv.index("--config") + 1]), get_type_hints(config_class))
-    parser = TrlParser([config_class], description=description, allow_abbrev=False)
+        place = argv.index("--config")
+        settings = _read_yaml(Path(argv[place + 1]), get_type_hints(config_class))
+        del argv[place : place + 2]
+    parser = HfArgumentParser([config_class], description=description, allow_abbrev=False)
+    parser.add_argument("--config", help="YAML file with any of these settings; options on the command line win.")
+    known = [f.name for f in fields(config_class)]  # type: ignore[arg-type]
     for option in argv:
         name = option.removeprefix("--").split("=")[0]
         if option.startswith("--") and name not in {*known, "config", "help"} and not name.startswith("no_"):
             raise ValueError(f"option --{name} does not exist{suggest(name, known)}")
-    (config,) = parser.parse_args_and_config(argv)
+    parser.set_defaults(**settings)
+    for action in parser._actions:
+        action.required = action.required and action.dest not in settings
+    config, *_ = parser.parse_args_into_dataclasses(argv)
     return config
 
 
-def _check_yaml(path: Path, kinds: dict[str, Any]) -> None:
-    """Refuse what the parser takes over as it stands: values of a YAML file are to it defaults, not input."""
+def _read_yaml(path: Path, kinds: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a file; the parser takes them as they stand, as defaults, so they are checked here."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
@@ -64,6 +71,7 @@ def _check_yaml(path: Path, kinds: dict[str, Any]) -> None:
                 )
             wanted = kinds[key].__name__ if isinstance(kinds[key], type) else str(kinds[key])
             raise ValueError(f"{path}: {key}: {value!r} is no {wanted}.")
+    return content
 
 
 def is_a(kind: Any, value: Any) -> bool:

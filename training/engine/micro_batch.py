@@ -1,9 +1,13 @@
-"""Running out of memory: how it is told from other errors, and the random state from which a step is taken again."""
+"""Rows that do not fit into memory: how that is told from other errors, and the same work again with fewer at once."""
 
 import re
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+T = TypeVar("T")
 
 # As CUDA, HIP, XPU and MPS, cuBLAS and cuDNN, PyTorch's and C++'s allocators, the kernel, oneDNN and MKL say it.
 # oneDNN gives no reason; a "primitive descriptor" that it cannot create is an operation that it does not have.
@@ -39,3 +43,21 @@ def set_random_state(state: dict[str, torch.Tensor]) -> None:
     device = torch.accelerator.current_accelerator(check_available=True)
     if device is not None and device.type in state:
         torch.get_device_module(device).set_rng_state(state[device.type])
+
+
+def until_it_fits(work: Callable[[], T], shrink: Callable[[], None]) -> T:
+    """Do the work; where memory runs out, shrink what it holds at once and do it again from the same random state.
+
+    `shrink` raises ValueError where that cannot be.
+    """
+    state = random_state()
+    while True:
+        try:
+            return work()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Outside the except clause, whose traceback would keep the tensors of the failed work alive.
+        shrink()
+        clear_device_cache(garbage_collection=True)
+        set_random_state(state)
