@@ -118,7 +118,12 @@ def test_a_target_that_is_missed_is_said_and_can_be_trained_for_later(
     corpus: Path, tmp_path: Path, capsys: Any
 ) -> None:
     pretrain(arguments(corpus, tmp_path / "long", **WSD, max_steps=30))
-    target = metrics(tmp_path / "long")[13]["val_bpb"]
+    curve = {line["step"]: line["val_bpb"] for line in metrics(tmp_path / "long") if line["val_bpb"]}
+    # The loss of so small a run goes up and down.
+    reached_at = next(
+        step for step in curve if step > 12 and curve[step] < min(curve[one] for one in curve if one < step)
+    )
+    target = curve[reached_at]
     changes, run = WSD | {"until_val_bpb": target}, tmp_path / "run"
     pretrain(arguments(corpus, run, **changes, max_steps=12))
     shown = capsys.readouterr().out
@@ -126,7 +131,7 @@ def test_a_target_that_is_missed_is_said_and_can_be_trained_for_later(
     assert read_json(run / "stage.json")["metrics"]["until_val_bpb"] == {"target": target, "reached_at": None}
     pretrain(arguments(corpus, run, **changes, max_steps=100))
     found = read_json(run / "stage.json")["metrics"]
-    assert found["until_val_bpb"]["reached_at"] == 14 and found["step"] == round(14 / 0.75)
+    assert found["until_val_bpb"]["reached_at"] == reached_at and found["step"] == round(reached_at / 0.75)
 
 
 # Better while the rate is low, worse when it is far too high.

@@ -14,7 +14,6 @@ import yaml
 from datasets import Dataset
 from huggingface_hub import ModelCardData
 from tiny_run import make_base, make_tokenizer_and_data
-from training.tasks import story_rows
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from hf_scratch import ScratchForCausalLM
@@ -23,6 +22,7 @@ from training import eval_model
 from training.evaluation import tasks as lm_tasks
 from training.evaluation.answers import Answer, Asking, answer, preference, read_answer, score, variety
 from training.evaluation.statistics import bootstrap_ratio, jackknife, mcnemar, paired_difference, wilson
+from training.evaluation.task_files import story_rows
 from training.evaluation.tasks import run_tasks
 from training.evaluation.text_bits import measure_text
 from training.stories import world
