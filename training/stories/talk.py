@@ -59,7 +59,7 @@ BEFORE_NEXT = ("Thank you!", "Nice story.", "One more, please.", "Now another on
 SMALL_TALK, OPEN = 0.12, 0.1
 # Shares of the preference pairs that are about something else than a story, and, of the others, about facts, and
 # after another story.
-BESIDES, NEAR_MISSES, AFTER_ANOTHER = 0.3, 1 / 3, 0.25
+BESIDES, NEAR_MISSES, AFTER_ANOTHER = 0.4, 1 / 3, 0.25
 
 
 def user(text: str) -> Message:
@@ -149,7 +149,7 @@ def preferences(split: Split, seed: int) -> Iterator[dict[str, list[Message]]]:
     """Returns the endless stream of pairs: chosen tells what was asked and ends happily; rejected ends unhappily,
     or (one in three) ends happily and has one of the facts wrong.
 
-    Three pairs in ten are about what comes besides such a story. Of a question the true answer is chosen and an untrue
+    Two pairs in five are about what comes besides such a story. Of a question the true answer is chosen and an untrue
     one rejected, of small talk the honest sentence and a story. Of another ending both say first that they have it,
     but the rejected one ends as before.
     """
@@ -188,12 +188,12 @@ def _near_miss(rng: random.Random, split: Split, facts: Request, asked: Request)
 
 def _true_and_untrue(rng: random.Random, split: Split) -> dict[str, list[Message]]:
     """Returns a pair that is not about the request of a story, of which one answer is true."""
-    if rng.random() < 0.25:
+    if rng.random() < 0.2:
         *before, asked, chosen = [*_system(rng), *_small_talk(rng, split)]
         _, (_, rejected) = _told(rng, split)
         return {"prompt": [*before, asked], "chosen": [chosen], "rejected": [rejected]}
     story, told = _told(rng, split)
-    if rng.random() < 0.4:
+    if rng.random() < 0.55:
         same = _tell_again(rng, story, happy=story.happy)
         prompt = [*_system(rng), *told, user(rng.choice(world.AGAIN))]
         return {"prompt": prompt, "chosen": [_tell_again(rng, story, happy=not story.happy)], "rejected": [same]}

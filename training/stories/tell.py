@@ -46,6 +46,7 @@ INTRODUCED, BRIEF, EXAMINED = 0.35, 0.15, 0.35  # shares of the pretraining text
 FORETOLD = 0.5  # of the stories, those that say how they will end
 # Kinds of questions that an introduction and a short story answer.
 INTRODUCED_KINDS = ("who", "name", "had", "place", "color")
+HARD_KINDS = ("happened", "helped", "mood")
 BRIEF_KINDS = ("who", "name", "had", "color", "where", "place", "happened", "mood")
 
 
@@ -275,10 +276,10 @@ def fill(template: str, facts: Request) -> str:
 def questions(story: Story) -> list[Question]:
     """Returns what can be asked about the story."""
     facts, slots = story.request, _slots(story.request, story.helper)
-    told = world.PROBLEMS[facts.problem].told.format(name=slots["he"], it=f"the {facts.item}") + "."
+    told = world.PROBLEMS[facts.problem].told.format(name=facts.name, it=f"the {facts.item}")
     helped = "{a_helper} helped {name}." if story.happy else "{a_helper} came, but could not help."
     mood = "Yes, {name} was happy." if story.happy else "No, {name} was sad."
-    answers = {"happened": told, "helped": helped, "mood": mood} | world.ANSWERS
+    answers = {"happened": f"This happened: {told}.", "helped": helped, "mood": mood} | world.ANSWERS
     if facts.adjective not in world.COLORS:
         del answers["color"]
     return [
@@ -293,13 +294,13 @@ def _sentence(template: str, slots: Slots) -> str:
 
 
 def examine(rng: random.Random, text: str, about: list[Question]) -> str:
-    """Returns the text and a few questions about it with their answers; how it ended is always asked.
+    """Returns the text and a few questions about it with their answers; the hard ones are always asked.
 
-    No word of a story is the answer to that one, so that it is learnt last.
+    How a story ended, what happened and who helped are learnt last: no single word before is the answer.
     """
-    mood = [question for question in about if question.kind == "mood"]
-    others = [question for question in about if question.kind != "mood"]
-    pairs = mood + rng.sample(others, rng.randint(2 - len(mood), min(4, len(others)) - len(mood)))
+    hard = [question for question in about if question.kind in HARD_KINDS]
+    others = [question for question in about if question.kind not in HARD_KINDS]
+    pairs = hard + rng.sample(others, rng.randint(1, 2) if hard else rng.randint(2, min(4, len(others))))
     rng.shuffle(pairs)
     return "\n\n".join([text, "\n".join(f"{rng.choice(pair.asked)} {pair.answer}" for pair in pairs)])
 
