@@ -21,7 +21,7 @@ class Check:
 
     @property
     def followed(self) -> bool:
-        """Returns whether everything asked for is there, whatever the mood of the ending."""
+        """Return whether everything asked for is there, whatever the mood of the ending."""
         return self.hero and self.item and self.place and self.problem and self.complete
 
 
@@ -57,12 +57,12 @@ _CAPITAL_INSIDE = re.compile(r"(?<=[a-z,;:] )[A-Z][a-z]+")
 
 
 def _found(words: Iterable[str], text: str) -> set[str]:
-    """Returns which of the words stand in the text."""
+    """Return which of the words stand in the text."""
     return set(words) & set(re.findall(r"[a-z]+", text.lower()))
 
 
 def _as_ending(sentence: str) -> tuple[bool, str] | None:
-    """Returns whether the sentence ends a story happily, and the name in it; None where it is no ending."""
+    """Return whether the sentence ends a story happily, and the name in it; None where it is no ending."""
     for happy, pattern in _ENDINGS:
         if match := pattern.fullmatch(sentence):
             return happy, match["name"]
@@ -70,25 +70,25 @@ def _as_ending(sentence: str) -> tuple[bool, str] | None:
 
 
 def _one_hero(text: str, name: str) -> bool:
-    """Returns whether the text names this hero and no other."""
+    """Return whether the text names this hero and no other."""
     named = _found(map(str.lower, world.NAMES), text)
     return named == {name.lower()} and set(_CAPITAL_INSIDE.findall(text)) <= {name}
 
 
 def _right_item(request: Request, text: str) -> bool:
-    """Returns whether the thing is the one asked for, of the asked look, and the only thing."""
+    """Return whether the thing is the one asked for, of the asked look, and the only thing."""
     looks = set(re.findall(rf"\b({'|'.join(world.ADJECTIVES)}) {request.item}\b", text.lower()))
     looks_right = looks == {request.adjective} if request.adjective else True
     return looks_right and _is_one(request.item, _found(world.ITEMS, text))
 
 
 def _is_one(wanted: str, found: set[str]) -> bool:
-    """Returns whether there is what was wanted and nothing else; of what was left open, any one."""
+    """Return whether there is what was wanted and nothing else; of what was left open, any one."""
     return found == {wanted} if wanted else len(found) == 1
 
 
 def check(request: Request, completion: str) -> Check:
-    """Returns which parts of the request the completion fulfils, and whether its ending is a happy one."""
+    """Return which parts of the request the completion fulfils, and whether its ending is a happy one."""
     text = completion.strip()
     *before, last = [_as_ending(sentence) for sentence in _SENTENCE_END.split(text)]
     ends_well = last is not None and all(ending is None or ending[0] for ending in (*before, last))

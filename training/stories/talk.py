@@ -63,17 +63,17 @@ BESIDES, NEAR_MISSES, AFTER_ANOTHER = 0.4, 1 / 3, 0.25
 
 
 def user(text: str) -> Message:
-    """Returns a user's turn."""
+    """Return a user's turn."""
     return {"role": "user", "content": text}
 
 
 def assistant(text: str) -> Message:
-    """Returns the assistant's turn."""
+    """Return the assistant's turn."""
     return {"role": "assistant", "content": text}
 
 
 def _ask(rng: random.Random, split: Split) -> tuple[Request, Request, str]:
-    """Returns full facts, what the instruction asks of them, and the instruction."""
+    """Return full facts, what the instruction asks of them, and the instruction."""
     placed = rng.random() < 0.85
     facts = draw(rng, split, placed=placed)
     asked = replace(facts, name=facts.name if rng.random() < 0.85 else None, place=facts.place if placed else None)
@@ -84,24 +84,24 @@ def _ask(rng: random.Random, split: Split) -> tuple[Request, Request, str]:
 
 
 def _ask_openly(rng: random.Random, split: Split) -> tuple[Request, str]:
-    """Returns full facts and a request that names the hero at most."""
+    """Return full facts and a request that names the hero at most."""
     facts = draw(rng, split)
     return facts, fill(rng.choice(OPEN_REQUESTS), facts)
 
 
 def _system(rng: random.Random) -> list[Message]:
-    """Returns a system message, one time in four."""
+    """Return a system message, one time in four."""
     return [{"role": "system", "content": rng.choice(SYSTEM)}] if rng.random() < 0.25 else []
 
 
 def _small_talk(rng: random.Random, split: Split) -> list[Message]:
-    """Returns something that is no request for a story, and the honest answer."""
+    """Return something that is no request for a story, and the honest answer."""
     kind = small_talk.kind_of(rng)
     return [user(small_talk.draw(rng, split, kind)), assistant(small_talk.ANSWERS[kind])]
 
 
 def _told(rng: random.Random, split: Split) -> tuple[Story, list[Message]]:
-    """Returns a story that was asked for, and the two turns that have it."""
+    """Return a story that was asked for, and the two turns that have it."""
     if rng.random() < OPEN:
         facts, instruction = _ask_openly(rng, split)
     else:
@@ -111,7 +111,7 @@ def _told(rng: random.Random, split: Split) -> tuple[Story, list[Message]]:
 
 
 def _later(rng: random.Random, split: Split, story: Story) -> list[Message]:
-    """Returns the later turns: questions about the story, its retelling with the other ending, a new story, or
+    """Return the later turns: questions about the story, its retelling with the other ending, a new story, or
     something else altogether."""
     kind = rng.choices(("questions", "again", "next", "small talk"), (4, 3, 3, 1))[0]
     if kind == "questions":
@@ -126,12 +126,12 @@ def _later(rng: random.Random, split: Split, story: Story) -> list[Message]:
 
 
 def _tell_again(rng: random.Random, story: Story, *, happy: bool) -> Message:
-    """Returns the story told anew, with this ending; that it would be the other one is said before."""
+    """Return the story told anew, with this ending; that it would be the other one is said before."""
     return assistant(tell(rng, story.request, happy=happy, foretold=not story.happy).text)
 
 
 def conversations(split: Split, seed: int) -> Iterator[dict[str, list[Message]]]:
-    """Returns the endless stream of conversations for fine-tuning, three in five of more than one turn."""
+    """Return the endless stream of conversations for fine-tuning, three in five of more than one turn."""
     rng = random.Random(f"conversations/{split}/{seed}")
     while True:
         messages = _system(rng)
@@ -146,7 +146,7 @@ def conversations(split: Split, seed: int) -> Iterator[dict[str, list[Message]]]
 
 
 def preferences(split: Split, seed: int) -> Iterator[dict[str, list[Message]]]:
-    """Returns the endless stream of pairs: chosen tells what was asked and ends happily; rejected ends unhappily,
+    """Return the endless stream of pairs: chosen tells what was asked and ends happily; rejected ends unhappily,
     or (one in three) ends happily and has one of the facts wrong.
 
     Two pairs in five are about what comes besides such a story. Of a question the true answer is chosen and an untrue
@@ -175,7 +175,7 @@ def preferences(split: Split, seed: int) -> Iterator[dict[str, list[Message]]]:
 
 
 def _near_miss(rng: random.Random, split: Split, facts: Request, asked: Request) -> Request:
-    """Returns the facts with one that was asked for replaced, where a story can be told of the rest."""
+    """Return the facts with one that was asked for replaced, where a story can be told of the rest."""
     named = [name for name in ("kind", "name", "item", "adjective", "place", "problem") if getattr(asked, name)]
     while True:
         name = rng.choice(named)
@@ -187,7 +187,7 @@ def _near_miss(rng: random.Random, split: Split, facts: Request, asked: Request)
 
 
 def _true_and_untrue(rng: random.Random, split: Split) -> dict[str, list[Message]]:
-    """Returns a pair that is not about the request of a story, of which one answer is true."""
+    """Return a pair that is not about the request of a story, of which one answer is true."""
     if rng.random() < 0.2:
         *before, asked, chosen = [*_system(rng), *_small_talk(rng, split)]
         _, (_, rejected) = _told(rng, split)
@@ -208,7 +208,7 @@ def _true_and_untrue(rng: random.Random, split: Split) -> dict[str, list[Message
 
 
 def prompts(split: Split, seed: int) -> Iterator[tuple[Request, list[Message]]]:
-    """Returns the endless stream of single-turn instructions for evaluation, each with what it asks for."""
+    """Return the endless stream of single-turn instructions for evaluation, each with what it asks for."""
     rng = random.Random(f"prompts/{split}/{seed}")
     while True:
         _, asked, instruction = _ask(rng, split)
@@ -229,7 +229,7 @@ class Turn:
     happy: bool | None = None
 
     def is_right(self, completion: str) -> bool:
-        """Returns whether the completion is the true answer, or a story of the request with the wanted ending."""
+        """Return whether the completion is the true answer, or a story of the request with the wanted ending."""
         if self.kind == "small talk":
             return small_talk.is_honest(completion)
         if self.request is None:
@@ -242,7 +242,7 @@ TURNS = (*world.QUESTIONS, "again", "next", "open", "small talk")
 
 
 def turns(split: Split, seed: int, number: int) -> list[Turn]:
-    """Returns so many questions, an equal number of each kind; half as many turns of small talk; and an eighth as many
+    """Return so many questions, an equal number of each kind; half as many turns of small talk; and an eighth as many
     of each kind that asks for another story: the other ending, the next one, an open request. At least one of each.
 
     A story that is asked about is the true one, told by the generator, so that a turn measures what comes after it.
@@ -259,7 +259,7 @@ def turns(split: Split, seed: int, number: int) -> list[Turn]:
 
 
 def _named_in(facts: Request, instruction: str) -> Request:
-    """Returns what an open request says of the facts."""
+    """Return what an open request says of the facts."""
     kind = facts.kind if facts.kind in instruction else ""
     name = facts.name if facts.name and facts.name in instruction else None
     return Request(kind, name, item="", adjective="", place=None, problem="")

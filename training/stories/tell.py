@@ -54,28 +54,28 @@ BRIEF_KINDS = ("who", "name", "had", "color", "where", "place", "happened", "moo
 
 
 def split_of(kind: str, item: str, place: str, problem: str) -> Split:
-    """Returns the one split that tells of this combination: 90 in 100 train, 5 dev, 5 test."""
+    """Return the one split that tells of this combination: 90 in 100 train, 5 dev, 5 test."""
     digest = hashlib.sha256(f"{kind}|{item}|{place}|{problem}".encode()).digest()
     slot = int.from_bytes(digest[:8], "big") % 100
     return "train" if slot < 90 else "dev" if slot < 95 else "test"
 
 
 def names_for(kind: str) -> Sequence[str]:
-    """Returns the names a hero of this kind can have."""
+    """Return the names a hero of this kind can have."""
     if kind in world.SHE_KINDS:
         return world.GIRLS
     return world.BOYS if kind in world.HE_KINDS else world.NAMES
 
 
 def count_requests() -> int:
-    """Returns how many full requests there are; each tells at least one story that no other request tells."""
+    """Return how many full requests there are; each tells at least one story that no other request tells."""
     heroes = sum(len(names_for(kind)) for kind in world.KINDS)
     things = sum(len(problem.items) * len(problem.places) for problem in world.PROBLEMS.values())
     return heroes * things * (len(world.ADJECTIVES) + 1)
 
 
 def draw(rng: random.Random, split: Split, *, placed: bool = True) -> Request:
-    """Returns random full facts of the split; without a place the facts left over must be of the split as well."""
+    """Return random full facts of the split; without a place the facts left over must be of the split as well."""
     while True:
         kind, problem = rng.choice(world.KINDS), rng.choice(list(world.PROBLEMS))
         item, place = rng.choice(world.PROBLEMS[problem].items), rng.choice(world.PROBLEMS[problem].places)
@@ -89,12 +89,12 @@ def _thing(request: Request) -> str:
 
 
 def at(place: str) -> str:
-    """Returns where a story happens, as an instruction says it: in the forest."""
+    """Return where a story happens, as an instruction says it: in the forest."""
     return f"{world.PLACES[place]} the {place}"
 
 
 def hero(request: Request) -> str:
-    """Returns the hero and the mishap as an instruction names them: a fox named Pip who lost a red kite."""
+    """Return the hero and the mishap as an instruction names them: a fox named Pip who lost a red kite."""
     named = f" named {request.name}" if request.name else ""
     thing = _thing(request)
     clause = world.PROBLEMS[request.problem].asked.format(a=f"a {thing}", thing=thing)
@@ -102,7 +102,7 @@ def hero(request: Request) -> str:
 
 
 def about(request: Request) -> str:
-    """Returns what a story is about, as an instruction says it."""
+    """Return what a story is about, as an instruction says it."""
     return f"{hero(request)} {at(request.place)}" if request.place else hero(request)
 
 
@@ -110,7 +110,7 @@ def about(request: Request) -> str:
 
 
 def _slots(request: Request, helper: str) -> Slots:
-    """Returns the words that fill the templates; request must be full."""
+    """Return the words that fill the templates; request must be full."""
     assert request.name and request.place
     boy = request.name in world.BOYS
     ability = world.PROBLEMS[request.problem].ability
@@ -124,12 +124,12 @@ def _slots(request: Request, helper: str) -> Slots:
 
 
 def _say(rng: random.Random, templates: Sequence[str], slots: Slots) -> str:
-    """Returns one of the templates, filled, as a sentence with a capital."""
+    """Return one of the templates, filled, as a sentence with a capital."""
     return _sentence(rng.choice(templates), slots)
 
 
 def _mishap(rng: random.Random, problem: str, slots: Slots, leads: Sequence[str]) -> str:
-    """Returns the sentence that tells the mishap."""
+    """Return the sentence that tells the mishap."""
     it = rng.choice(("the {noun}", "the {full}", "{his} {noun}")).format_map(slots)
     clause = world.PROBLEMS[problem].told.format(name=slots["name"], it=it)
     lead = rng.choice(leads)
@@ -139,7 +139,7 @@ def _mishap(rng: random.Random, problem: str, slots: Slots, leads: Sequence[str]
 
 
 def _outcome(rng: random.Random, story: Story, slots: Slots) -> list[str]:
-    """Returns what came of the helper's visit, up to the ending."""
+    """Return what came of the helper's visit, up to the ending."""
     problem = world.PROBLEMS[story.request.problem]
     if story.able:
         act, worked = rng.choice(problem.acts)
@@ -159,14 +159,14 @@ def _ending(rng: random.Random, story: Story, slots: Slots) -> str:
 
 
 def _call_and_meet(rng: random.Random, slots: Slots) -> list[str]:
-    """Returns the hero's call and the helper's coming; one of them names the place again."""
+    """Return the hero's call and the helper's coming; one of them names the place again."""
     if rng.random() < 0.5:
         return [_say(rng, world.CRY_HERE, slots), _say(rng, world.ARRIVE, slots)]
     return _ask_one_here(rng, slots)
 
 
 def _ask_one_here(rng: random.Random, slots: Slots) -> list[str]:
-    """Returns the hero's words and the helper's coming at the place."""
+    """Return the hero's words and the helper's coming at the place."""
     return [_say(rng, world.CRY, slots), _say(rng, world.ARRIVE_HERE, slots)]
 
 
@@ -215,7 +215,7 @@ SHAPES = {
 
 
 def tell(rng: random.Random, request: Request, *, happy: bool, foretold: bool | None = None) -> Story:
-    """Returns a story of the full request with the wanted ending, in a random shape.
+    """Return a story of the full request with the wanted ending, in a random shape.
 
     One that is foretold says at its beginning, and before it comes, what its ending is.
     """
@@ -233,7 +233,7 @@ def tell(rng: random.Random, request: Request, *, happy: bool, foretold: bool | 
 
 
 def stories(split: Split, seed: int, foretold: float = 0.0) -> Iterator[Story]:
-    """Returns the endless stream of the split's stories; half of them end happily, a share is foretold."""
+    """Return the endless stream of the split's stories; half of them end happily, a share is foretold."""
     rng = random.Random(f"stories/{split}/{seed}")
     while True:
         happy = rng.random() < 0.5
@@ -241,21 +241,21 @@ def stories(split: Split, seed: int, foretold: float = 0.0) -> Iterator[Story]:
 
 
 def introduce(rng: random.Random, story: Story) -> str:
-    """Returns a few lines about the story's hero, thing and place, without what happens to them."""
+    """Return a few lines about the story's hero, thing and place, without what happens to them."""
     slots = _slots(story.request, story.helper)
     habits = rng.sample(world.HABITS, rng.randint(4, 6))
     return " ".join(line.format_map(slots) for line in [rng.choice(world.MEET), *habits])
 
 
 def shorten(rng: random.Random, story: Story, *, happy: bool) -> str:
-    """Returns what the story is about, its mishap and this ending."""
+    """Return what the story is about, its mishap and this ending."""
     slots = _slots(story.request, story.helper)
     mishap = _mishap(rng, story.request.problem, slots, world.LEADS)
     return " ".join([_say(rng, world.FRAME, slots), mishap, _ending(rng, replace(story, happy=happy), slots)])
 
 
 def frame(rng: random.Random, story: Story) -> str:
-    """Returns the story's text after a sentence that says what it is about."""
+    """Return the story's text after a sentence that says what it is about."""
     return f"{_say(rng, world.FRAME, _slots(story.request, story.helper))} {story.text}"
 
 
@@ -269,12 +269,12 @@ class Question:
 
 
 def fill(template: str, facts: Request) -> str:
-    """Returns the template with the words of the facts, of which no helper is a part."""
+    """Return the template with the words of the facts, of which no helper is a part."""
     return template.format_map(_slots(facts, world.HELPERS[0]))
 
 
 def questions(story: Story) -> list[Question]:
-    """Returns what can be asked about the story."""
+    """Return what can be asked about the story."""
     facts, slots = story.request, _slots(story.request, story.helper)
     told = world.PROBLEMS[facts.problem].told.format(name=facts.name, it=f"the {facts.item}")
     helped = "{a_helper} helped {name}." if story.happy else "{a_helper} came, but could not help."
@@ -294,7 +294,7 @@ def _sentence(template: str, slots: Slots) -> str:
 
 
 def examine(rng: random.Random, text: str, about: list[Question]) -> str:
-    """Returns the text and a few questions about it with their answers; the hard ones are always asked.
+    """Return the text and a few questions about it with their answers; the hard ones are always asked.
 
     How a story ended, what happened and who helped are learnt last: no single word before is the answer.
     """
@@ -306,7 +306,7 @@ def examine(rng: random.Random, text: str, about: list[Question]) -> str:
 
 
 def _introduced(story: Story, text: str) -> list[Question]:
-    """Returns the questions that an introduction answers: their answers name no fact that it leaves out."""
+    """Return the questions that an introduction answers: their answers name no fact that it leaves out."""
     facts = {str(story.request.place), story.request.item, story.request.adjective} - {""}
     left_out = {fact for fact in facts if fact not in text}
     asked = [question for question in questions(story) if question.kind in INTRODUCED_KINDS]
@@ -314,7 +314,7 @@ def _introduced(story: Story, text: str) -> list[Question]:
 
 
 def documents(split: Split, seed: int) -> Iterator[str]:
-    """Returns the endless stream of pretraining texts: introductions, short and whole stories.
+    """Return the endless stream of pretraining texts: introductions, short and whole stories.
 
     An introduction repeats few facts often. A small model learns there to carry a name on, which it does hundreds of
     steps later from stories alone. A short story is asked about and told again with the other ending. Of the others,
@@ -339,7 +339,7 @@ def documents(split: Split, seed: int) -> Iterator[str]:
 
 
 def _once_more(rng: random.Random, story: Story) -> str:
-    """Returns how the story is asked for with another ending, and the first sentence of the answer."""
+    """Return how the story is asked for with another ending, and the first sentence of the answer."""
     return f"\n{rng.choice(world.AGAIN)} {world.ENDS[not story.happy]}"
 
 

@@ -98,18 +98,18 @@ class Problem:
 
 
 def _things(tags: str) -> tuple[str, ...]:
-    """Returns the things with one of the tags; all things for no tag."""
+    """Return the things with one of the tags; all things for no tag."""
     wanted = frozenset(tags.split())
     return tuple(noun for noun, has in ITEMS.items() if not wanted or wanted & has)
 
 
 def _without(places: str) -> tuple[str, ...]:
-    """Returns all places but these."""
+    """Return all places but these."""
     return tuple(place for place in PLACES if place not in places.split())
 
 
 def _only(places: str) -> tuple[str, ...]:
-    """Returns these places."""
+    """Return these places."""
     return tuple(place for place in PLACES if place in places.split())
 
 
