@@ -1,5 +1,6 @@
 """Training to a state instead of a step count: a target, patience, and runs that are made longer afterwards."""
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ import torch
 from safetensors.torch import load_file
 from test_pretrain import arguments, corpus, metrics, stop_at, timeless, weights_hash
 
-from training.engine.checkpoint import find_damage, list_checkpoints, path_of
+from training.engine.checkpoint import best_checkpoint, find_damage, list_checkpoints, path_of, save_checkpoint
 from training.engine.config import PretrainConfig
 from training.engine.ending import Ending
 from training.engine.optimizer import learning_rate
+from training.evaluation.markdown import write_report
 from training.pretrain import Trainer
 from training.pretrain import main as pretrain
 from training.stage.files import read_json
@@ -219,3 +221,17 @@ def test_up_to_the_step_that_a_longer_run_goes_on_from_the_rate_is_at_its_peak(f
         assert ending.reached_at == step < last and ending.decay_from(config) <= step
         assert rates[:step] == [1.0] * step or last == step + 1
         assert rates[ending.decay_from(config) + 1 :] == sorted(rates[ending.decay_from(config) + 1 :], reverse=True)
+
+
+def test_a_loss_that_is_not_a_number_is_never_the_best(tmp_path: Path) -> None:
+    for step, loss in ((1, math.nan), (2, 2.0), (3, 1.0), (4, math.nan), (5, math.inf)):
+        save_checkpoint(tmp_path, step, {"w": torch.zeros(1)}, {}, keep=9, val_loss=loss)
+    assert best_checkpoint(tmp_path) == path_of(tmp_path, 3)
+
+
+def test_the_report_names_a_target_that_was_not_reached(tmp_path: Path) -> None:
+    targets = {"base": {"target": 0.16, "reached_at": None}, "other": {"target": 0.2, "reached_at": 400}}
+    results = {"models": {}, "targets": targets, "curves": {}, "prompts": None, "samples": [], "paired": []}
+    write_report(results, tmp_path / "report.md")
+    lacking = (tmp_path / "report.md").read_text().partition("## What is missing")[2]
+    assert "base: 0.16 bits per byte" in lacking and "other" not in lacking

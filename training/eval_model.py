@@ -113,6 +113,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     results["curves"] = plot_curves(models, stage.folder / "loss.png")
     records = {name: read_json(Path(folder).parent / "stage.json") for name, folder in models.items()}
     results["precision"] = {name: record["precision"] for name, record in records.items() if "precision" in record}
+    metrics = {name: record.get("metrics", {}) for name, record in records.items()}
+    results["targets"] = {name: one["until_val_bpb"] for name, one in metrics.items() if "until_val_bpb" in one}
     write_json(stage.folder / "results.json", results)
     write_answers(stage.folder / "answers.jsonl", asked, later, outcomes)
     card_results(results, stage.folder / "card_results.yaml")

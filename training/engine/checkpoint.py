@@ -5,6 +5,7 @@ A checkpoint is a folder `step-00000500` with the weights as safetensors, the op
 """
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -59,8 +60,9 @@ def path_of(folder: Path, step: int) -> Path:
 
 def best_checkpoint(folder: Path) -> Path | None:
     """Return the checkpoint of the lowest held-out loss, the older of equal ones; None if none was measured."""
-    measured = [(loss, path) for path in list_checkpoints(folder) if (loss := _val_loss(path)) is not None]
-    return min(measured)[1] if measured else None
+    losses = {path: loss for path in list_checkpoints(folder) if (loss := _val_loss(path)) is not None}
+    finite = {path: loss for path, loss in losses.items() if math.isfinite(loss)}
+    return min(finite, key=lambda path: finite[path]) if finite else None
 
 
 def _val_loss(path: Path) -> float | None:

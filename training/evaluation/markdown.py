@@ -93,7 +93,7 @@ MEANING = """\
 def write_report(results: dict[str, Any], path: Path) -> None:
     """Write report.md from the content of results.json."""
     sections = ["# Evaluation", results_table(results["models"])]
-    if lacking := missing(results["models"]):
+    if lacking := [*missed_targets(results.get("targets", {})), *missing(results["models"])]:
         sections += ["## What is missing", "\n".join(f"- {line}" for line in lacking), MISSING]
     if paired := paired_table(results):
         sections += ["## What each stage changed", paired]
@@ -106,6 +106,15 @@ def write_report(results: dict[str, Any], path: Path) -> None:
     if results["samples"]:
         sections += ["## Samples", samples(results["samples"])]
     path.write_text("\n\n".join(section.rstrip() for section in sections) + "\n", encoding="utf-8")
+
+
+def missed_targets(targets: dict[str, Any]) -> list[str]:
+    """Return a line for each model whose training ended before it had the bits per byte that it was to reach."""
+    return [
+        f"{name}: {found['target']} bits per byte of held-out text, which training did not reach; raise max_steps"
+        for name, found in targets.items()
+        if found["reached_at"] is None
+    ]
 
 
 def missing(models: dict[str, Any]) -> list[str]:
