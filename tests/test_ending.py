@@ -230,15 +230,8 @@ def test_a_loss_that_is_not_a_number_is_never_the_best(tmp_path: Path) -> None:
 
 
 def test_the_report_names_a_target_that_was_not_reached(tmp_path: Path) -> None:
-    targets = {"base": {"target": 0.16, "reached_at": None}, "other": {"target": 0.2, "reached_at": 400}}
-    results = {
-        "models": {"base": {"texts": {}}},
-        "targets": targets,
-        "curves": {},
-        "prompts": None,
-        "samples": [],
-        "paired": [],
-    }
-    write_report(results, tmp_path / "report.md")
+    targets = {"base": {"target": 0.16, "reached_at": None}, "again": {"target": 0.2, "reached_at": 400}}
+    results: dict[str, Any] = {"models": {"base": {"texts": {}}}, "targets": targets, "paired": []}
+    write_report(results | {"curves": {}, "prompts": None, "samples": []}, tmp_path / "report.md")
     lacking = (tmp_path / "report.md").read_text().partition("## What is missing")[2]
-    assert "base: 0.16 bits per byte" in lacking and "other" not in lacking
+    assert "- base: 0.16 bits per byte" in lacking and "- again" not in lacking
