@@ -4,7 +4,7 @@ import re
 
 import yaml
 
-from hf_scratch.card import LICENSES
+from hf_scratch.hub.card import LICENSES
 
 KINDS = {"license": str, "tags": list, "library_name": str, "pipeline_tag": str, "models": list, "sdk": str}
 COLOURS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}

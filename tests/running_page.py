@@ -49,7 +49,7 @@ class Visit:
 @pytest.fixture(scope="session")
 def vendor(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The packages of npm, from the cache or the registry; without both there is nothing to test."""
-    from hf_scratch.npm import write_vendor
+    from hf_scratch.export.npm import write_vendor
 
     folder = tmp_path_factory.mktemp("vendor")
     try:
@@ -76,8 +76,8 @@ def page_release(
 @pytest.fixture(scope="session")
 def page_folder(page_release: Path, vendor: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page with its models, as `publish` makes it."""
-    from hf_scratch.browser_page import build_page
-    from hf_scratch.publish import page_models
+    from hf_scratch.export.browser import build_page
+    from hf_scratch.hub.page import page_models
 
     folder = tmp_path_factory.mktemp("page") / "page"
     build_page(PAGE, page_models(page_release.parent), folder, print)
@@ -93,7 +93,7 @@ def page_copy(page_folder: Path, tmp_path: Path) -> Path:
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
     """Serve a folder and give its address."""
-    from hf_scratch.browser_server import make_server
+    from hf_scratch.export.browser_server import make_server
 
     server = make_server(folder)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()

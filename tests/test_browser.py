@@ -20,10 +20,10 @@ from running_page import Visit, served
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_scratch.browser_page import TIE
-from hf_scratch.export import Greedy, greedy
+from hf_scratch.export.browser import TIE
+from hf_scratch.export.original import Greedy, greedy
 from hf_scratch.tokenizer import encode_prompt
-from training.data.talk import prompts
+from training.stories.talk import prompts
 
 VisitPage = Callable[..., Visit]
 STORY = "Tell me a story about a fox named Pip who lost a red kite in the forest."
