@@ -39,7 +39,7 @@ def build(bots: dict[str, Bot], preferences: Preferences, record: Record) -> gr.
         gr.Markdown(f"# {bot.name}\n{bot.description}", elem_id="title")
         with gr.Tabs():
             with gr.Tab("Chat"):
-                chat_page(bot, page)
+                chat_page(bot, page, preferences)
             with gr.Tab("Compare"):
                 compare_page(bots, preferences)
             with gr.Tab("Look inside") as inside:

@@ -1,5 +1,6 @@
 """Serves the page in the browser from this machine, as the Hub serves a static Space."""
 
+import contextlib
 import functools
 import signal
 import sys
@@ -32,6 +33,11 @@ class PageHandler(SimpleHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Cache-Control", "no-cache")
         super().end_headers()
+
+    def copyfile(self, source: Any, outputfile: Any) -> None:
+        """Send a file; a browser that has gone needs none of it."""
+        with contextlib.suppress(ConnectionError):
+            super().copyfile(source, outputfile)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing."""

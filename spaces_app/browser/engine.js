@@ -54,7 +54,7 @@ export class Engine {
     engine.context = manifest.context;
     engine.end = new Set(manifest.tokenizer.end);
     engine.never = manifest.tokenizer.never.map((id) => [id, false]);
-    const gpu = Boolean(navigator.gpu) && model.bytes >= SMALL;
+    const gpu = model.bytes >= SMALL && Boolean(await navigator.gpu?.requestAdapter().catch(() => null));
     try {
       await engine.start(wasm, worker, weights, model, gpu);
     } catch (error) {
