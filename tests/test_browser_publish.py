@@ -136,6 +136,7 @@ def test_the_page_asks_nobody_else() -> None:
     assert "default-src 'self'" in (PAGE / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_dry_run_lists_the_page(released: Path, vendor: Path, capsys: pytest.CaptureFixture[str]) -> None:
     space = Space(repo_id="user/demo", page=build_page)
     publish(released, Plan(repo_id="user/tiny", space=space), print, dry_run=True)

@@ -21,6 +21,7 @@ from hf_scratch.tokenizer import encode_prompt
 MAX_TOKENS = 2 * 0xFFFE  # characters in Unicode's private planes
 MAX_CONTEXT = 4096  # tokens; the cache of a longer one does not fit into a phone's browser
 TOKENS = 100  # greedy ones to compare after each prompt
+SMALL = 16_000_000  # bytes of weights in 32 bits that nobody waits for, beside an engine of 10 MB
 TIE = 0.01  # of logits: two tokens whose shares differ by 1 % are as likely, and 16 bits decide between them
 RECORD = "training_record"
 ORDER = ("tokenizer", "data", "pretrain", "sft", "dpo", "grpo")
@@ -87,7 +88,7 @@ def describe_engine(folder: Path) -> dict[str, Any]:
 
 
 def write_model(original: Original, stem: Path) -> Path:
-    """Write the smallest GGUF file that gives the greedy tokens of transformers: 16 bits, or 32.
+    """Write a GGUF file that gives the greedy tokens of transformers: in 16 bits, if 32 are much to fetch, or in 32.
 
     Raises:
         ValueError: Neither does.
@@ -105,7 +106,8 @@ def write_model(original: Original, stem: Path) -> Path:
     expected = [
         greedy(original.in_float32, prompt, min(TOKENS, context - len(prompt) - 1), never) for prompt in prompts
     ]
-    for kind in ("f16", "f32"):
+    in_32_bits = 4 * original.model.num_parameters()
+    for kind in ("f32",) if in_32_bits <= SMALL else ("f16", "f32"):
         path = stem.with_name(f"{stem.name}-{kind}.gguf")
         gguf.write_file(original, path, *gguf.TYPES[kind], name_tokens)
         with gguf.llama(path, context) as server:
