@@ -58,6 +58,7 @@ export class Engine {
     try {
       await engine.start(wasm, worker, weights, model, gpu);
     } catch (error) {
+      await engine.wllama.exit().catch(() => {});
       if (!gpu) throw error;
       await engine.start(wasm, worker, weights, model, false); // a driver that does not work: the processor does
     }
