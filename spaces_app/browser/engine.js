@@ -78,6 +78,7 @@ export class Engine {
       cache_type_k: "f32",
       cache_type_v: "f32",
       cache_idle_slots: false, // copies of conversations that nobody goes back to would fill the memory
+      flash_attn: false, // which rounds to 16 bits on the way, and is no faster for short texts
       warmup: false,
     });
     URL.revokeObjectURL(address);
