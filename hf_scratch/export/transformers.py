@@ -19,7 +19,8 @@ from hf_scratch import ScratchConfig, ScratchForCausalLM
 from hf_scratch.export.original import Original
 from hf_scratch.hub import client
 from hf_scratch.hub.card import read_metadata
-from hf_scratch.hub.files import Check, read_config
+from hf_scratch.hub.check import Check
+from hf_scratch.hub.files import read_config
 from hf_scratch.hub.verify import make_reference, require, verify
 from hf_scratch.tokenizer import keep_control_tokens_text, require_fit
 
