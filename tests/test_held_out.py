@@ -75,7 +75,7 @@ def test_an_evaluation_costs_no_more_than_a_twentieth_of_the_steps_between(
         )
 
     monkeypatch.setattr(Trainer, "__init__", counted)
-    common = {"max_steps": 40, "eval_steps": 10, "micro_batch_rows": 4}
+    common = {"max_steps": 40, "eval_steps": 10, "micro_batch_size": 4}
     pretrain(arguments(corpus, tmp_path, **common | changes))
     assert 0.03 < seen["evaluation"] / 3 / seen["training"] <= 0.055
     config = PretrainConfig(output_dir="x", data=["d"], tokenizer="t", eval_steps=10, batch_rows=4, context_length=128)

@@ -17,6 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from training.engine.batches import PackedDocuments, Windows
+from training.engine.checkpoint import Progress
 from training.engine.device import resolve_precision
 from training.engine.parallel import make_accelerator
 from training.engine.token_shards import load_shards
@@ -120,7 +121,7 @@ def test_accumulation_does_not_change_loss_or_gradient(
     """8 rows at once, 2 x 4, 8 x 1 and 3 + 3 + 2; packed rows have different numbers of counted tokens."""
     gradients, losses = [], []
     for micro in (0, 4, 1, 3):
-        changes = {"micro_batch_rows": micro, "precision": precision, "max_grad_norm": 1e9, "learning_rate": 0.0}
+        changes = {"micro_batch_size": micro, "precision": precision, "max_grad_norm": 1e9, "learning_rate": 0.0}
         run = trainer(corpus, tmp_path, batch_rows=8, **changes)
         captured: list[torch.Tensor] = []
         run.optimizers[0].register_step_pre_hook(
@@ -239,19 +240,19 @@ def test_where_memory_runs_out_the_micro_batch_halves_and_nothing_else_changes(
 
     run.unwrapped.model.register_forward_pre_hook(check, with_kwargs=True)
     run.find_micro_batch()
-    assert run.progress.micro_batch_rows == 4
-    told = trainer(corpus, tmp_path / "told", micro_batch_rows=4, **changes)
+    assert run.progress.micro_batch_size == 4
+    told = trainer(corpus, tmp_path / "told", micro_batch_size=4, **changes)
     told.find_micro_batch()
     for step in range(4):
         if step == 2:
-            limit = told.progress.micro_batch_rows = 2
+            limit = told.progress.micro_batch_size = 2
         taken = []
         for one in (run, told):
             torch.manual_seed(step)
             one.progress.step = step
             taken.append(one.train_step(rows(corpus, True)))
         assert taken[0] == taken[1]
-    assert run.progress.micro_batch_rows == 2
+    assert run.progress.micro_batch_size == 2
     for name, param in run.unwrapped.named_parameters():
         assert torch.equal(param, told.unwrapped.get_parameter(name))
     assert "memory ran out with 4 rows at once; going on with 2" in capsys.readouterr().out
@@ -278,7 +279,11 @@ def test_a_process_that_may_hold_little_memory_trains_in_smaller_pieces(corpus: 
     done = subprocess.run([sys.executable, "-c", script, *command], capture_output=True, text=True, env=one_thread())
     assert done.returncode == 0, done.stderr
     assert "memory ran out with 256 rows at once" in done.stdout
-    assert 1 <= json.loads((tmp_path / "stage.json").read_text())["metrics"]["micro_batch_rows"] < 256
+    assert 1 <= json.loads((tmp_path / "stage.json").read_text())["metrics"]["micro_batch_size"] < 256
+
+
+def test_progress_of_an_earlier_checkpoint_is_read() -> None:
+    assert Progress.read({"step": 3, "micro_batch_rows": 4}) == Progress(step=3, micro_batch_size=4)
 
 
 @pytest.mark.long
@@ -302,7 +307,7 @@ def test_memory_stays_flat(corpus: Path, tmp_path: Path) -> None:
     ("kills", "changes"),
     [
         pytest.param(20, {}, marks=pytest.mark.slow),
-        pytest.param(20, {"micro_batch_rows": 1, "schedule": "wsd", "optimizer": "muon"}, marks=pytest.mark.long),
+        pytest.param(20, {"micro_batch_size": 1, "schedule": "wsd", "optimizer": "muon"}, marks=pytest.mark.long),
         pytest.param(4, {"precision": "bf16", "max_steps": 60, "optimizer": "muon"}, marks=pytest.mark.slow),
     ],
 )

@@ -5,7 +5,6 @@ step is one global batch; how many of its rows are held at once is a detail, whi
 """
 
 import contextlib
-import json
 import math
 import shutil
 from collections import UserList
@@ -24,7 +23,7 @@ from training.alignment.config import CHECKPOINTS, AlignConfig, say
 from training.engine.device import DTYPES, resolve_precision
 from training.engine.micro_batch import until_it_fits
 from training.engine.optimizer import AsOne, build_optimizers
-from training.stage.files import cut_metrics, read_json
+from training.stage.files import append_metrics, cut_metrics, read_json
 from training.stage.record import METRICS, Stage
 
 POOL = 50  # batches whose rows are sorted by length together: little padding, and still a random mixture
@@ -230,8 +229,7 @@ class MetricsLog(ProgressCallback):
             return
         line = {"step": state.global_step, "epoch": round(state.global_step * self.epochs_per_step, 4)}
         line |= {name: logs.get(key) for key, name in self.names.items()}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_metrics(self.path, line)
         self.last |= {key: value for key, value in line.items() if value is not None}
         loss = logs.get("loss", logs.get("eval_loss"))
         if not math.isfinite(loss):
