@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from hf_scratch import ScratchForCausalLM
-from training.engine.batches import IGNORE, Ahead, Batch, Rows
+from training.engine.batches import IGNORE, Batch, ReadAhead, Rows
 from training.engine.checkpoint import Progress
 from training.engine.config import PretrainConfig
 from training.engine.device import DTYPES
@@ -46,7 +46,7 @@ class TrainStep:
         dtype, betas = DTYPES[self.precision], (config.adam_beta1, config.adam_beta2)
         rates = (config.learning_rate, config.weight_decay, betas)
         self.optimizers = build_optimizers(model, config.optimizer, *rates, dtype)
-        self.ahead = Ahead() if accelerator.device.type == "cuda" else None
+        self.read_ahead = ReadAhead() if accelerator.device.type == "cuda" else None
         self.progress = Progress(micro_batch_size=config.micro_batch_size)
         self.bad_steps = 0
 
@@ -105,9 +105,9 @@ class TrainStep:
         numbers = self.my_rows()
         size = self.progress.micro_batch_size or len(numbers)
         pieces = [numbers[i : i + size] for i in range(0, len(numbers), size)]
-        if self.ahead is None:
+        if self.read_ahead is None:
             return [rows.batch(piece) for piece in pieces]
-        return self.ahead(rows, pieces, [piece + self.config.batch_rows for piece in pieces])
+        return self.read_ahead(rows, pieces, [piece + self.config.batch_rows for piece in pieces])
 
     def my_rows(self) -> np.ndarray:
         """Return the numbers of this process's rows of the step that comes."""
@@ -166,21 +166,21 @@ class TrainStep:
         """
 
         def halve() -> None:
-            held = self.progress.micro_batch_size or len(self.my_rows())
-            if held == 1:
+            size = self.progress.micro_batch_size or len(self.my_rows())
+            if size == 1:
                 raise ValueError(
                     f"memory runs out at step {self.progress.step} with one row of {self.config.row_tokens} "
                     "tokens at once; take a smaller model or row_length."
                 )
             if others_wait:
-                write_json(self.folder / MEMORY, {"micro_batch_size": held // 2})
+                write_json(self.folder / MEMORY, {"micro_batch_size": size // 2})
                 raise ValueError(
                     f"memory ran out on process {self.accelerator.process_index} at step {self.progress.step} with "
-                    f"{held} rows at once; the same command goes on from the last checkpoint with {held // 2}."
+                    f"{size} rows at once; the same command goes on from the last checkpoint with {size // 2}."
                 )
-            self.progress.micro_batch_size = held // 2
+            self.progress.micro_batch_size = size // 2
             self.model.zero_grad(set_to_none=True)
-            tqdm.write(f"memory ran out with {held} rows at once; going on with {held // 2} of the same batch")
+            tqdm.write(f"memory ran out with {size} rows at once; going on with {size // 2} of the same batch")
 
         return until_it_fits(work, halve)
 
