@@ -160,7 +160,7 @@ LITTLE_MEMORY = """
 import os, torch
 from training import pretrain
 
-step = pretrain.Trainer.train_step
+step = pretrain.PretrainingRun.train_step
 
 def limited(self, rows):
     def check(module, args, kwargs):
@@ -171,7 +171,7 @@ def limited(self, rows):
         self.unwrapped.model.register_forward_pre_hook(check, with_kwargs=True)
     return step(self, rows)
 
-pretrain.Trainer.train_step = limited
+pretrain.PretrainingRun.train_step = limited
 pretrain.main()
 """
 
@@ -204,14 +204,14 @@ SIGNALLED = """
 import os, signal
 from training import pretrain
 
-step = pretrain.Trainer.train_step
+step = pretrain.PretrainingRun.train_step
 
 def signalled(self, rows):
     if os.environ["RANK"] == "1" and self.progress.step == 4:
         os.kill(os.getpid(), signal.{name})
     return step(self, rows)
 
-pretrain.Trainer.train_step = signalled
+pretrain.PretrainingRun.train_step = signalled
 pretrain.main()
 """
 

@@ -22,7 +22,7 @@ from training.engine.device import resolve_precision
 from training.engine.parallel import make_accelerator
 from training.engine.token_shards import load_shards
 from training.prepare_data import main as prepare_data
-from training.pretrain import PretrainConfig, Trainer, build_model
+from training.pretrain import PretrainConfig, PretrainingRun, build_model
 from training.pretrain import main as pretrain
 from training.train_tokenizer import main as train_tokenizer
 
@@ -64,7 +64,7 @@ def arguments(corpus: Path, output_dir: Path, **changes: Any) -> list[str]:
     return inputs + [word for key, value in settings.items() for word in (f"--{key}", str(value))]
 
 
-def trainer(corpus: Path, folder: Path, **changes: Any) -> Trainer:
+def trainer(corpus: Path, folder: Path, **changes: Any) -> PretrainingRun:
     config = PretrainConfig(
         data=str(corpus / "data"),
         tokenizer=str(corpus / "tokenizer"),
@@ -74,7 +74,7 @@ def trainer(corpus: Path, folder: Path, **changes: Any) -> Trainer:
     shards, held_out = (load_shards(corpus / "data", split) for split in ("train", "val"))
     tokenizer = AutoTokenizer.from_pretrained(corpus / "tokenizer")
     accelerator = make_accelerator(resolve_precision(config.precision))
-    return Trainer(config, accelerator, folder, build_model(config, shards.vocab_size, tokenizer), held_out)
+    return PretrainingRun(config, accelerator, folder, build_model(config, shards.vocab_size, tokenizer), held_out)
 
 
 def rows(corpus: Path, packed: bool) -> PackedDocuments | Windows:
@@ -168,13 +168,13 @@ def test_a_step_without_finite_loss_never_reaches_the_weights(corpus: Path, tmp_
 def test_a_skipped_step_leaves_no_trace_in_the_log(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backward = Trainer.backward
+    backward = PretrainingRun.backward
 
-    def spoilt(self: Trainer, batch: Any, total: int) -> torch.Tensor:
+    def spoilt(self: PretrainingRun, batch: Any, total: int) -> torch.Tensor:
         loss = backward(self, batch, total)
         return loss * math.nan if self.progress.step == 2 else loss
 
-    monkeypatch.setattr(Trainer, "backward", spoilt)
+    monkeypatch.setattr(PretrainingRun, "backward", spoilt)
     pretrain(arguments(corpus, tmp_path, max_steps=4, log_steps=1))
     lines = metrics(tmp_path)
     assert [line["train_loss"] is None for line in lines] == [False, False, True, False]
@@ -199,15 +199,15 @@ def test_a_run_that_ended_before_its_model_was_written_is_finished(
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, command: list[str]) -> None:
     """Run until it is told to stop, in the step after this one."""
-    train_step = Trainer.train_step
+    train_step = PretrainingRun.train_step
 
-    def stopped(self: Trainer, rows: Any) -> tuple[float, int, float]:
+    def stopped(self: PretrainingRun, rows: Any) -> tuple[float, int, float]:
         if self.progress.step == step:
             os.kill(os.getpid(), signal.SIGTERM)
         return train_step(self, rows)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit, match=f"stopped after step {step + 1}"):
-        patch.setattr(Trainer, "train_step", stopped)
+        patch.setattr(PretrainingRun, "train_step", stopped)
         pretrain(command)
 
 
@@ -267,12 +267,12 @@ def test_a_process_that_may_hold_little_memory_trains_in_smaller_pieces(corpus: 
     script = (
         "import resource, sys\n"
         "from training import pretrain\n"
-        "find = pretrain.Trainer.find_micro_batch\n"
+        "find = pretrain.PretrainingRun.find_micro_batch\n"
         "def limited(self):\n"
         "    used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "    resource.setrlimit(resource.RLIMIT_AS, (used + 150 * 2**20,) * 2)\n"
         "    find(self)\n"
-        "pretrain.Trainer.find_micro_batch = limited\n"
+        "pretrain.PretrainingRun.find_micro_batch = limited\n"
         "pretrain.main(sys.argv[1:])\n"
     )
     command = arguments(corpus, tmp_path, batch_rows=256, max_steps=2, hidden_size=64)

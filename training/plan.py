@@ -37,7 +37,7 @@ from training.engine.cost import (
 from training.engine.device import resolve_precision
 from training.engine.parallel import make_accelerator
 from training.engine.token_shards import Shards
-from training.pretrain import Trainer
+from training.pretrain import PretrainingRun
 from training.stage.config import parse_config
 from training.stage.record import command
 
@@ -206,7 +206,7 @@ def measure(recipe: Recipe, rows: int, precision: Literal["fp32", "bf16"]) -> fl
     windows = Windows(shards, config.row_tokens, seed=0)
     with tempfile.TemporaryDirectory() as folder:
         model = ScratchForCausalLM(recipe.model)
-        trainer = Trainer(config, make_accelerator(precision), Path(folder), model, shards)
+        trainer = PretrainingRun(config, make_accelerator(precision), Path(folder), model, shards)
         seconds = []
         for _ in range(MEASURED_STEPS):
             started = time.perf_counter()

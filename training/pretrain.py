@@ -72,7 +72,8 @@ def train(config: PretrainConfig, accelerator: Accelerator, folder: Path) -> dic
     tokenizer = load_tokenizer(config.tokenizer)
     rows, held_out = open_data(config.data, config.row_tokens, config.seed, config.pack_documents)
     refuse_other_tokenizer(held_out.tokenizer, tokenizer, " ".join(config.data), accelerator.print)
-    trainer = Trainer(config, accelerator, folder, build_model(config, held_out.vocab_size, tokenizer), held_out)
+    model = build_model(config, held_out.vocab_size, tokenizer)
+    trainer = PretrainingRun(config, accelerator, folder, model, held_out)
     trainer.resume()
     trainer.progress.val_tokens = trainer.progress.val_tokens or affordable_tokens(config)
     sizes = (trainer.progress.val_tokens, config.row_tokens)
@@ -92,7 +93,7 @@ def train(config: PretrainConfig, accelerator: Accelerator, folder: Path) -> dic
     return trainer.summary()
 
 
-class Trainer(TrainStep):
+class PretrainingRun(TrainStep):
     """The run: steps to the end, and the log, evaluations and checkpoints on the way."""
 
     def __init__(
