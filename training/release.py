@@ -85,7 +85,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             checks = build_model(config, records, source, unverified / "model")
             build_stages(config, records, source, unverified / "stages")
             build_space(config, unverified / "space")
-            for name in ("model", "stages", "space"):
+            build_browser(config, unverified / "browser")
+            for name in ("model", "stages", "space", "browser"):
                 with atomic_folder(stage.folder / name) as folder:
                     for path in (unverified / name).iterdir():
                         path.rename(folder / path.name)
@@ -314,7 +315,8 @@ def describe_results(results: dict[str, Any]) -> str:
 
 def build_space(config: ReleaseConfig, folder: Path) -> None:
     """Copy the Space and point it to the model's Hub id, and to the branches that hold its stages."""
-    shutil.copytree(ROOT / "spaces_app", folder, ignore=shutil.ignore_patterns("__pycache__", ".*", "preferences"))
+    ignored = shutil.ignore_patterns("__pycache__", ".*", "preferences", "browser")
+    shutil.copytree(ROOT / "spaces_app", folder, ignore=ignored)
     app = folder / "app.py"
     names = sorted(path.name for path in (folder.parent / "stages").glob("*"))
     stages = " ".join(f"{name}={config.repo_id}@{name}" for name in names)
@@ -324,6 +326,17 @@ def build_space(config: ReleaseConfig, folder: Path) -> None:
         replaced += found
     assert replaced == 2, "spaces_app/app.py no longer reads MODEL_ID and STAGES where the release sets them"
     app.write_text(code, encoding="utf-8")
+    name_space(config, folder)
+
+
+def build_browser(config: ReleaseConfig, folder: Path) -> None:
+    """Copy the page that runs the model in a browser; weights and engine join it when it is published or opened."""
+    shutil.copytree(ROOT / "spaces_app" / "browser", folder, ignore=shutil.ignore_patterns(".*"))
+    name_space(config, folder)
+
+
+def name_space(config: ReleaseConfig, folder: Path) -> None:
+    """Write title and model into the front matter of a Space."""
     card = RepoCard.load(folder / "README.md")
     card.data.title, card.data.models = config.title, [config.repo_id]
     card.save(folder / "README.md")

@@ -9,7 +9,7 @@ import copy
 import json
 import os
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +72,11 @@ def write_gguf(original: Original, folder: Path) -> tuple[dict[str, str], tuple[
     measured = {}
     for name, (kind, file_type) in TYPES.items():
         path = folder / f"model-{name}.gguf"
-        write_file(original, path, kind, file_type)
+        write_file(original, path, kind, file_type, add_tokenizer)
         with llama(path, context) as server:
             check_tokens(server, original)
             check_chat(server, original)
-            found = complete(server, original, len(expected.tokens))
+            found = complete(server, original, prompt, len(expected.tokens))
         measured[path.name] = describe(expected, found)
         if name == "f32" and not expected.agrees(found):
             raise ValueError(f"llama.cpp does not say what transformers says, in float32: {measured[path.name]}.")
@@ -89,13 +89,16 @@ def write_gguf(original: Original, folder: Path) -> tuple[dict[str, str], tuple[
 # ---- the file ----
 
 
-def write_file(original: Original, path: Path, kind: GGMLQuantizationType, file_type: LlamaFileType) -> None:
-    """Write one GGUF file."""
+def write_file(
+    original: Original, path: Path, kind: GGMLQuantizationType, file_type: LlamaFileType,
+    add_tokens: Callable[[gguf.GGUFWriter, Original], None],
+) -> None:  # fmt: skip
+    """Write one GGUF file, whose vocabulary `add_tokens` writes."""
     writer = gguf.GGUFWriter(path, "qwen3")
     writer.add_file_type(file_type)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_sizes(writer, original.model.config)
-    add_tokenizer(writer, original)
+    add_tokens(writer, original)
     for name, tensor in original.model.state_dict().items():
         if name == "lm_head.weight" and original.model.config.tie_word_embeddings:
             continue
@@ -252,6 +255,8 @@ def llama(path: Path, context: int) -> Iterator[xllamacpp.Server]:
     params.n_parallel = 1
     params.n_gpu_layers = 0
     params.warmup = False
+    # Of the numbers alone: a cache in 16 bits would round, too.
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     params.fit_params = False
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = torch.get_num_threads()
     params.verbosity = -1
@@ -281,10 +286,10 @@ def ask(server: xllamacpp.Server, path: str, content: dict[str, Any]) -> dict[st
         return json.loads(answer.read())
 
 
-def complete(server: xllamacpp.Server, original: Original, count: int) -> list[int]:
-    """Return llama.cpp's greedy tokens after the reference's conversation, past where it would end."""
+def complete(server: xllamacpp.Server, original: Original, prompt: list[int], count: int) -> list[int]:
+    """Return llama.cpp's greedy tokens after a prompt, past where the answer would end."""
     content = {
-        "prompt": original.reference.observed["prompt_ids"],
+        "prompt": prompt,
         "n_predict": count,
         "temperature": 0,
         "samplers": ["temperature"],

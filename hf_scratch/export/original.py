@@ -61,10 +61,10 @@ class Greedy:
         pairs = zip(self.tokens, found, strict=False)
         return next((i for i, (ours, other) in enumerate(pairs) if ours != other), min(len(self.tokens), len(found)))
 
-    def agrees(self, found: list[int]) -> bool:
+    def agrees(self, found: list[int], tie: float = TIE) -> bool:
         """Whether the tokens are the same up to where two were as likely, between which any rounding decides."""
         same = self.parting(found)
-        return same == len(self.tokens) or self.margins[same] < TIE
+        return same == len(self.tokens) or self.margins[same] < tie
 
 
 @torch.no_grad()

@@ -179,6 +179,9 @@ def explain(what: str, error: Exception) -> Exception:
         400: "mend what it names.",
         401: "the token is missing, wrong or expired, or there is no such repository; `hf auth whoami` says who you "
         "are, `hf auth login` or HF_TOKEN sets a token.",
+        402: "new Gradio Spaces are for PRO accounts, so take `--space-kind static`, which is free and runs a small "
+        "model in the visitor's browser, or `--space-hardware zero-a10g`, of which a free account in good standing "
+        "gets two.",
         403: "the token has no right to do this; take one with write access to this owner's repositories.",
         404: "there is no such repository, branch or file; check the name.",
     }.get(status(error) or 0)
@@ -210,11 +213,16 @@ def require_private(api: HfApi, target: Target) -> None:
     """Raise HubError if the repository is there and anybody may read it."""
     what = f"looking up {target}"
     there = call(what, api.repo_exists, **target.where)
-    if there and not call(what, api.repo_info, **target.where).private:
+    if there and not is_private(api, target):
         raise HubError(
             f"{target} is there and public, and what goes there was to be private; nothing was sent. Make it private "
             "in its settings on the Hub, or take another name."
         )
+
+
+def is_private(api: HfApi, target: Target) -> bool:
+    """Whether only its owner may read a repository."""
+    return bool(call(f"looking up {target}", api.repo_info, **target.where).private)
 
 
 def head(api: HfApi, target: Target) -> str:

@@ -244,8 +244,9 @@ PROBLEMS: dict[str, Problem] = {
 }
 
 # No text begins with a name: a tokenizer spells a word at the very beginning unlike elsewhere, which would make it
-# harder to learn that the same name comes again. A text is near its place, whatever the place: in, at or on would have
-# to be chosen before the place is, and small models then take a place that goes with their choice.
+# harder to learn that the same name comes again. No sentence begins with "A" and the hero's kind, which is not copied
+# after so rare a word. A text is near its place, whatever the place: in, at or on would have to be chosen before the
+# place is, and small models then take a place that goes with their choice.
 OPEN = (
     "Once there was {a_kind} named {name}.", "Once upon a time there was {a_kind} named {name}.",
     "There was {a_kind} named {name}.", "There once lived {a_kind} called {name}.",
@@ -372,7 +373,6 @@ HELPER_FIRST = (
 HERO_COMES = (
     "One day {a_kind} named {name} came to the {place} with {a_full}.",
     "Then {a_kind} named {name} came by with {a_full}.", "There the {helper} saw {a_kind} named {name} with {a_full}.",
-    "{a_kind} named {name} came there to play with {a_full}.",
 )
 TITLE = ("The story of {name} and the {full}", "A story about {name} and the {full}", "About {name} and the {full}")
 FRAME = (
