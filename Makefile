@@ -40,3 +40,15 @@ check: .venv/installed-all
 .venv/installed-all: .venv/installed
 	$(PIP) ".[all]"
 	touch $@
+
+docs: .venv/installed-docs
+	rm -rf build/docs
+	$(BIN)/python -m sphinx -q -W --keep-going -b html -d build/docs/read docs build/docs/html
+
+pdf: docs
+	$(BIN)/python -m sphinx -q -W --keep-going -b singlehtml -t pdf -d build/docs/read-paper docs build/docs/paper
+	$(BIN)/python -m docs.pdf build/docs/paper/index.html build/docs/guide.pdf
+
+.venv/installed-docs: .venv/installed
+	$(PIP) ".[docs]"
+	touch $@
