@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_scratch.hub.files import SECRET
+from hf_scratch.hub.leaks import SECRET
 
 # transformers imports torchao where it is installed, which then tells of kernels for other processors.
 QUIET = ("torchao", "torch.utils._pytree")

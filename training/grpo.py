@@ -37,7 +37,7 @@ from training.evaluation.answers import PARTS
 from training.stage.config import SameRun, parse_config
 from training.stage.record import METRICS, command, open_stage
 from training.stories import talk
-from training.stories.checker import Check, check
+from training.stories.checker import Verdict, check
 from training.stories.tell import Request
 
 MEASURES = (
@@ -121,7 +121,7 @@ def happy_ending(completions: list[Any], request: list[str], **kwargs: Any) -> l
     return [float(found.happy) for found in check_all(completions, request)]
 
 
-def check_all(completions: list[Any], request: list[str]) -> list[Check]:
+def check_all(completions: list[Any], request: list[str]) -> list[Verdict]:
     """Return what the checker finds in each answer."""
     texts = [answer[0]["content"] for answer in completions]
     return [check(Request(**json.loads(facts)), text) for facts, text in zip(request, texts, strict=True)]

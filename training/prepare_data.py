@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 
 from training.corpus.documents import (
+    DataSplit,
     DocumentSource,
-    Split,
     check_val_fraction,
     cut_batches,
     expand_files,
@@ -37,7 +37,7 @@ from training.stage.record import Stage, command, open_stage
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SPLITS: tuple[Split, ...] = ("train", "val")
+SPLITS: tuple[DataSplit, ...] = ("train", "val")
 
 
 ONLY_SOURCES = SameRun(unless=("sources",))  # what text as it is does not use
@@ -122,7 +122,7 @@ def write_stream(config: DataConfig, stage: Stage) -> None:
 
 
 def write_split(
-    folder: Path, split: Split, tokenizer: "PreTrainedTokenizerBase", documents: Iterator[str], dtype: str
+    folder: Path, split: DataSplit, tokenizer: "PreTrainedTokenizerBase", documents: Iterator[str], dtype: str
 ) -> dict[str, int]:
     """Write one split's stream and starts, and return its counts."""
     from hf_scratch.tokenizer import encode_texts, separator_of

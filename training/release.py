@@ -21,7 +21,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_scratch import ScratchForCausalLM, fast_generate  # noqa: F401, registers the model type with the Auto classes
 from hf_scratch.hub.card import Base, CardFacts, from_thumbs, license_metadata, make_card, read_metadata
-from hf_scratch.hub.files import Check, check_files, read_config
+from hf_scratch.hub.check import Check
+from hf_scratch.hub.files import check_files, read_config
 from hf_scratch.hub.verify import MESSAGES, make_reference, require, save_reference, verify
 from hf_scratch.tokenizer import keep_control_tokens_text
 from training.eval_model import learns_stories

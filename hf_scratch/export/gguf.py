@@ -26,19 +26,6 @@ TYPES = {
     "f16": (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
     "q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
 }
-NAMES = {  # of transformers and of llama.cpp, for the tensors of a layer
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
 # llama.cpp has the patterns that split text built in, each with a name; another one cannot be exported.
 PATTERNS = {
     QWEN2_PATTERN: "qwen2",
@@ -99,6 +86,7 @@ def write_file(
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_sizes(writer, original.model.config)
     add_tokens(writer, original)
+    names = tensor_names(original.model)
     for name, tensor in original.model.state_dict().items():
         if name == "lm_head.weight" and original.model.config.tie_word_embeddings:
             continue
@@ -106,7 +94,7 @@ def write_file(
         # Norms stay in float32, llama.cpp demands it; so do rows that 8-bit blocks of 32 do not divide.
         small = data.ndim == 1 or (kind == GGMLQuantizationType.Q8_0 and data.shape[-1] % 32)
         used = GGMLQuantizationType.F32 if small else kind
-        writer.add_tensor(tensor_name(name), gguf.quantize(data, used), raw_dtype=used)
+        writer.add_tensor(names[name], gguf.quantize(data, used), raw_dtype=used)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -117,19 +105,16 @@ def write_file(
 def read_weights(path: Path, model: Any) -> None:
     """Give a model in float32 the weights of a GGUF file, as they were rounded there."""
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    names = tensor_names(model)
     for name, parameter in model.named_parameters():  # a tied LM head has no name of its own
-        tensor = stored[tensor_name(name)]
+        tensor = stored[names[name]]
         parameter.copy_(torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy()))
 
 
-def tensor_name(name: str) -> str:
-    """Return llama.cpp's name of a tensor."""
-    outer = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-    stem = name.removesuffix(".weight")
-    if stem in outer:
-        return f"{outer[stem]}.weight"
-    _, _, layer, inner = stem.split(".", 3)
-    return f"blk.{layer}.{NAMES[inner]}.weight"
+def tensor_names(model: Any) -> dict[str, str]:
+    """Return llama.cpp's name of each tensor of the model."""
+    known = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, model.config.num_hidden_layers)
+    return {name: known.get_name(name, (".weight",)) or name for name in model.state_dict()}
 
 
 def add_sizes(writer: gguf.GGUFWriter, config: Any) -> None:

@@ -26,11 +26,7 @@ from hf_scratch.token_ids import refuse_other_tokenizer
 from hf_scratch.tokenizer import keep_control_tokens_text, require_fit
 
 MAX_TOKENS = 2**16  # of held-out text to measure bits per byte on
-
-
 MAX_WORSE = 0.01  # in bits per byte, that 8-bit weights may cost
-
-
 TIE = 1e-3  # of logits, between which another order of summation decides
 
 

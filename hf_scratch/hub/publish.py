@@ -17,7 +17,8 @@ from huggingface_hub import HfApi
 
 from hf_scratch.hub import client
 from hf_scratch.hub.client import HubError, Target
-from hf_scratch.hub.files import check_leaks, link_or_copy
+from hf_scratch.hub.files import link_or_copy
+from hf_scratch.hub.leaks import check_leaks
 from hf_scratch.hub.page import MAX_BYTES, BuildPage, fits, page_models, pin_page, size
 from hf_scratch.hub.verify import FOLDER, load_reference, require, verify_with_exports
 

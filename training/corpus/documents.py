@@ -18,7 +18,7 @@ from training.corpus.rows import TABLES, Bad, decode, explain, mend, read_table
 from training.corpus.unpack import DecompressionBomb, open_unpacked
 from training.stories.tell import documents as tell_documents
 
-Split = Literal["train", "val"]
+DataSplit = Literal["train", "val"]
 Sized = TypeVar("Sized")
 
 OPEN_FILES = 64  # of sources that are read in turn: systems let a process open a few hundred
@@ -46,7 +46,7 @@ class DocumentSource:
     )
 
 
-def read_documents(source: DocumentSource, split: Split) -> Iterator[str]:
+def read_documents(source: DocumentSource, split: DataSplit) -> Iterator[str]:
     """Yield the documents of a split.
 
     Each belongs to one split by a hash of its text. Where that leaves a split without any, as with one book or two,
