@@ -66,7 +66,7 @@ def test_text_cannot_run_script_or_call_home(visit_page: VisitPage, page_url: st
     page.evaluate("document.body.append(Object.assign(new Image(), {src: 'https://example.com/seen.png'}))")
     page.wait_for_timeout(300)
     assert any("Content Security Policy" in text for text in here.complaints)
-    assert left == []
+    assert not any(url.startswith("http") and not url.startswith(page_url) for url in left)
 
 
 @pytest.mark.slow
