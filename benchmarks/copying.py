@@ -17,7 +17,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from training.intervals import sign_flip
+from training.evaluation.statistics import sign_flip
 
 ROOT = Path(__file__).parent.parent
 

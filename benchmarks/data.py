@@ -29,7 +29,9 @@ from typing import Any
 
 import yaml
 
-from training.stage import command, environment, parse_config, read_json, write_json
+from training.stage.config import parse_config
+from training.stage.files import read_json, write_json
+from training.stage.record import command, environment
 
 STEPS: list[Any] = [
     "fix_encoding",
@@ -245,7 +247,7 @@ def reader_shares(data: Path, context: int = 512, rows: int = 8, steps: int = 5)
     import numpy as np
 
     from hf_scratch import ScratchConfig, ScratchForCausalLM
-    from training.data.mixture import open_data
+    from training.engine.mixture import open_data
 
     size = json.loads((data / "meta.json").read_text(encoding="utf-8"))["vocab_size"]
     model = ScratchForCausalLM(

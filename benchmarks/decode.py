@@ -27,9 +27,9 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from transformers import CompileConfig, GenerationMixin
 
 from hf_scratch import encode_prompt
-from hf_scratch.export import Original, load_original
+from hf_scratch.export.original import Original, load_original
 from hf_scratch.fast_generate import can_decode, generate
-from hf_scratch.hub import find_folder
+from hf_scratch.hub.client import find_folder
 
 PROMPT = "Tell me a story about a fox named Pip who lost a red kite in the forest."
 Engine = Callable[[], list[int]]
@@ -84,7 +84,7 @@ def llama_engine(original: Original, ids: list[int], tokens: int) -> Iterator[En
     Raises:
         ImportError: llama.cpp or what writes its files is not installed.
     """
-    from hf_scratch.export_gguf import TYPES, ask, llama, write_file
+    from hf_scratch.export.gguf import TYPES, ask, llama, write_file
 
     content = {"prompt": ids, "n_predict": tokens, "temperature": 0, "samplers": ["temperature"], "ignore_eos": True}
     content |= {"cache_prompt": False, "return_tokens": True}

@@ -25,9 +25,9 @@ from typing import Any
 import torch
 
 from hf_scratch import ScratchConfig, ScratchForCausalLM
-from training.hardware import resolve_precision
-from training.loss import PretrainingLoss
-from training.optimizer import build_optimizers
+from training.engine.device import resolve_precision
+from training.engine.loss import PretrainingLoss
+from training.engine.optimizer import build_optimizers
 
 Step = Callable[[torch.Tensor], None]
 

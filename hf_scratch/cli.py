@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .files import SECRET
+from hf_scratch.hub.files import SECRET
 
 # transformers imports torchao where it is installed, which then tells of kernels for other processors.
 QUIET = ("torchao", "torch.utils._pytree")
@@ -137,7 +137,7 @@ def add_publish(parser: argparse.ArgumentParser) -> None:
 
 def run_publish(args: argparse.Namespace) -> int:
     """Publish a release."""
-    from .publish import Plan, Space, publish
+    from hf_scratch.hub.publish import Plan, Space, publish
 
     space = None
     if args.space:
@@ -167,8 +167,8 @@ def add_publish_data(parser: argparse.ArgumentParser) -> None:
 
 def run_publish_data(args: argparse.Namespace) -> int:
     """Publish the shards of a run."""
-    from .hub import Target
-    from .publish_data import publish_data
+    from hf_scratch.hub.client import Target
+    from hf_scratch.hub.publish_data import publish_data
 
     target = Target(args.repo_id, "dataset", args.revision)
     publish_data(args.folder, target, args.private, print, dry_run=args.dry_run)
@@ -183,7 +183,7 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
 
 def run_verify(args: argparse.Namespace) -> int:
     """Print the checks of a model; return 1 if one failed."""
-    from .verify import verify_anywhere
+    from hf_scratch.hub.verify import verify_anywhere
 
     checks = verify_anywhere(args.model, args.revision, args.trust_remote_code)
     for check in checks:
@@ -198,7 +198,7 @@ def run_verify(args: argparse.Namespace) -> int:
 
 def add_export(parser: argparse.ArgumentParser) -> None:
     """Describe `export`."""
-    from .export_record import FORMATS
+    from hf_scratch.hub.exports import FORMATS
 
     parser.add_argument("model", metavar="MODEL", help="folder or Hub id")
     parser.add_argument("--to", required=True, choices=FORMATS, help="stock qwen3, llama.cpp, 8 bits, ONNX")
@@ -209,7 +209,7 @@ def add_export(parser: argparse.ArgumentParser) -> None:
 
 def run_export(args: argparse.Namespace) -> int:
     """Export a model and say what was measured."""
-    from .export import export
+    from hf_scratch.export.run import export
 
     record = export(args.model, args.to, args.output, args.text, print)
     for name, found in record["measured"].items():
@@ -227,7 +227,7 @@ def add_import(parser: argparse.ArgumentParser) -> None:
 
 def run_import(args: argparse.Namespace) -> int:
     """Import a stock checkpoint."""
-    from .export import import_stock
+    from hf_scratch.export.transformers import import_stock
 
     checks = import_stock(args.model, args.revision, args.output)
     print(f"{args.output} holds a Scratch checkpoint; {len(checks)} checks passed, logits equal to the original's.")

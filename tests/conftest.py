@@ -20,7 +20,7 @@ from running_space import running, space_release  # noqa: F401, fixtures of one 
 from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
 from hf_scratch import ScratchConfig, ScratchForCausalLM, train_tokenizer
-from training.save import save_model
+from training.engine.save import save_model
 
 torch.set_num_threads(1)
 settings.register_profile("hf_scratch", deadline=None, max_examples=40, derandomize=True)

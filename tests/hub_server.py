@@ -22,7 +22,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
-from hf_scratch.card import LICENSES
+from hf_scratch.hub.card import LICENSES
 
 MAX_REGULAR = 10_000_000  # bytes; git takes no more in a commit
 LFS_SUFFIXES = (".safetensors", ".gguf", ".onnx", ".png", ".bin", ".data")

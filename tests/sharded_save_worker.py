@@ -11,8 +11,8 @@ from peft import get_peft_model
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoTokenizer
 
-from training import align
-from training.align_trainer import AlignConfig
+from training.alignment import stage as align
+from training.alignment.config import AlignConfig
 
 if __name__ == "__main__":
     base, output, tune = sys.argv[1:]

@@ -20,12 +20,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from hf_scratch import ScratchForCausalLM
 from hf_scratch.tokenizer import CHAT_TEMPLATE
-from training import align_trainer, dpo, eval_model, grpo, prepare_data, pretrain, release, sft, train_tokenizer
-from training.align import load_model, load_weights
-from training.align_trainer import AlignConfig, last_checkpoint, row_order, training_arguments
-from training.hardware import resolve_precision
-from training.save import save_model
-from training.stage import parse_config, read_json
+from training import dpo, eval_model, grpo, prepare_data, pretrain, release, sft, train_tokenizer
+from training.alignment import trainer as align_trainer
+from training.alignment.config import AlignConfig, training_arguments
+from training.alignment.stage import load_model, load_weights
+from training.alignment.trainer import last_checkpoint, row_order
+from training.engine.device import resolve_precision
+from training.engine.save import save_model
+from training.stage.config import parse_config
+from training.stage.files import read_json
 
 ROOT = Path(__file__).parent.parent
 RECIPES = ROOT / "training" / "recipes"
@@ -352,7 +355,8 @@ def test_a_checkpoint_that_was_cut_off_is_not_used(tmp_path: Path) -> None:
 
 KILLED = """
 import os, signal, sys
-from training import align_trainer, {name}
+from training import {name}
+from training.alignment import trainer as align_trainer
 
 class Killing(align_trainer.MetricsLog):
     def on_step_end(self, args, state, control, **kwargs):

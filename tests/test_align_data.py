@@ -18,7 +18,8 @@ from transformers import (
 )
 
 from hf_scratch.tokenizer import CHAT_TEMPLATE
-from training import align, dpo, sft
+from training import dpo, sft
+from training.alignment import stage as align
 
 SIZES = {
     "vocab_size": 320,

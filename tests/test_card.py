@@ -10,8 +10,8 @@ import pytest
 from huggingface_hub import ModelCard
 from tiny_run import THUMBS, trained
 
-from hf_scratch.card import Base, CardFacts, license_metadata, make_card
-from hf_scratch.export import write_origin
+from hf_scratch.export.transformers import write_origin
+from hf_scratch.hub.card import Base, CardFacts, license_metadata, make_card
 from training import release
 
 COUNTS = {"documents": 10, "tokens": 100, "bytes": 300}

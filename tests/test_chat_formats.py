@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from tiny_align import pair, turns, write_jsonl
 
-from training.data.chat import load_rows
-from training.data.chat_formats import Kind, Row
+from training.chat.formats import Kind, Row
+from training.chat.rows import load_rows
 
 ASKED, SAID, UNSAID = "Who has the kite?", "The red fox.", "No one."
 HH = "\n\nHuman: a\n\nAssistant: b\n\nHuman: " + ASKED + "\n\nAssistant: "

@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from hf_scratch import encode_chat, encode_prompt
 from hf_scratch.chat_tokens import answer_end_token, encode_chats
 from hf_scratch.tokenizer import CHAT_TEMPLATE
-from training.data.chat_formats import Kind, Row
-from training.data.check import check_data
-from training.data.tokenized import tokenize
+from training.chat.check import check_data
+from training.chat.formats import Kind, Row
+from training.chat.tokenize import tokenize
 
 MISTRAL = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"

@@ -18,8 +18,8 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_scratch import cli, fast_generate
 from hf_scratch.chat import HELP, Speaker, answer, chat, continue_text, fit, load_speaker
-from hf_scratch.export_record import write_record
-from hf_scratch.verify import Reference, foreign_code, save_reference, verify_anywhere
+from hf_scratch.hub.exports import write_record
+from hf_scratch.hub.verify import Reference, foreign_code, save_reference, verify_anywhere
 
 COMMANDS = ("publish", "publish-data", "verify", "export", "import", "chat", "generate")
 GREEDY = {"temperature": 0.0, "seed": None, "max_new_tokens": 8}

@@ -8,10 +8,10 @@ from tiny_align import CHATS, EVIL, PAIRS, THUMBS, pair, run_stage, turns, write
 from transformers import PreTrainedTokenizerBase
 
 from training import dpo, sft
-from training.data.chat_formats import Kind, Row
-from training.data.check import Finding, check_data, refuse_errors, table
-from training.data.tokenized import tokenize
-from training.stage import read_json
+from training.chat.check import Finding, check_data, refuse_errors, table
+from training.chat.formats import Kind, Row
+from training.chat.tokenize import tokenize
+from training.stage.files import read_json
 
 
 def check(

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.data import mixture
-from training.data.batches import IGNORE, Joined, PackedDocuments, Shards, Windows, load_shards
-from training.data.mixture import Mixture, StreamedWindows, data_inputs, open_data
-from training.stage import write_json
+from training.engine import mixture
+from training.engine.batches import IGNORE, PackedDocuments, Windows
+from training.engine.mixture import Mixture, StreamedWindows, data_inputs, open_data
+from training.engine.token_shards import Joined, Shards, load_shards
+from training.stage.files import write_json
 
 CONTEXT = 8
 

@@ -13,11 +13,11 @@ from datatrove.data import Document
 from hub_server import HubServer
 from transformers import PreTrainedTokenizerBase
 
-from training.data.documents import DocumentSource, expand_files, read_documents
-from training.data.mixture import data_inputs
-from training.data.readers import read_unit
-from training.data.recipe import list_units, read_sources
-from training.data.tokens import key_of, spread
+from training.corpus.documents import DocumentSource, expand_files, read_documents
+from training.corpus.readers import read_unit
+from training.corpus.recipe import list_units, read_sources
+from training.corpus.shards import key_of, spread
+from training.engine.mixture import data_inputs
 from training.prepare_data import main as prepare_data
 
 ROOT = Path(__file__).parent.parent
@@ -139,10 +139,10 @@ def test_equal_documents_do_not_lie_side_by_side(tmp_path: Path, tiny_tokenizer:
 READ = """
 import sys
 from datatrove.io import get_datafolder
-from training.data.documents import DocumentSource, read_documents
-from training.data.readers import read_unit
-from training.data.recipe import list_units, read_sources
-from training.data.revisions import pin
+from training.corpus.documents import DocumentSource, read_documents
+from training.corpus.readers import read_unit
+from training.corpus.recipe import list_units, read_sources
+from training.corpus.revisions import pin
 
 for folder in sys.argv[1:]:
     sources = pin(read_sources([{"name": "it", "dataset": "user/rows"}]), get_datafolder(folder))

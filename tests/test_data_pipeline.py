@@ -23,9 +23,9 @@ from archives import PARAGRAPH, WIKI, page, warc
 from planted import plant
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from hf_scratch.hub import Target
-from hf_scratch.publish_data import publish_data
-from training.data.batches import load_shards
+from hf_scratch.hub.client import Target
+from hf_scratch.hub.publish_data import publish_data
+from training.engine.token_shards import load_shards
 from training.prepare_data import main as prepare_data
 
 ROOT = Path(__file__).parent.parent
@@ -313,7 +313,7 @@ def test_the_shards_hold_what_the_documents_say(tmp_path: Path, tokenizer: Path)
 
 
 def test_its_worker_processes_load_nothing_that_takes_long() -> None:
-    code = "import sys, training.prepare_data, training.data.pipeline; print(*sys.modules)"
+    code = "import sys, training.prepare_data, training.corpus.passes; print(*sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not {"torch", "transformers", "trl", "datasets", "pyarrow"} & set(ran.stdout.split())
 
@@ -370,8 +370,8 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from datatrove.io import get_datafolder
-from training.data import tokens
-from training.data.documents import DocumentSource, read_documents
+from training.corpus import shards as tokens
+from training.corpus.documents import DocumentSource, read_documents
 
 resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
 sources = [{"name": name, "files": str(Path(sys.argv[1]) / name)} for name in ("many", "few")]

@@ -19,9 +19,9 @@ from datatrove.data import Document
 from transformers import PreTrainedTokenizerBase
 from warcio.warcwriter import WARCWriter
 
-from training.data.formats import strip_wikitext
-from training.data.readers import Bad, read_unit
-from training.data.recipe import list_units, read_sources, read_steps
+from training.corpus.formats import strip_wikitext
+from training.corpus.readers import Bad, read_unit
+from training.corpus.recipe import list_units, read_sources, read_steps
 
 LIMIT = 100_000
 ROOT = Path(__file__).parent.parent

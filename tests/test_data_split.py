@@ -10,8 +10,8 @@ import pytest
 import yaml
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from training.data.batches import load_shards
-from training.data.documents import DocumentSource, fraction_of, read_documents
+from training.corpus.documents import DocumentSource, fraction_of, read_documents
+from training.engine.token_shards import load_shards
 from training.prepare_data import main as prepare_data
 from training.train_tokenizer import main as train_tokenizer
 

@@ -1,6 +1,6 @@
 """Pretraining on 2 and 4 real processes: DDP, FSDP2 and tensor parallelism train as one process does.
 
-The sharding runs on CPUs and gloo; it is the same code that runs on GPUs, see training/distributed.py.
+The sharding runs on CPUs and gloo; it is the same code that runs on GPUs, see training/engine/parallel.py.
 """
 
 import json
@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from test_pretrain import arguments, corpus, metrics, one_thread, weights_hash
 from transformers import AutoModelForCausalLM
 
-from training.distributed import USE_FSDP, USE_SIZES
+from training.engine.parallel import USE_FSDP, USE_SIZES
 from training.pretrain import main as pretrain
 from training.run import Step, run_step
-from training.stage import read_json
+from training.stage.files import read_json
 
 __all__ = ["corpus"]  # a fixture that is used here too
 

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from hf_scratch import encode_prompt
 from training import dpo
-from training.align import load_model
-from training.align_trainer import training_arguments
-from training.data.tokenized import last_answer, tokenize
+from training.alignment.config import training_arguments
+from training.alignment.stage import load_model
+from training.chat.tokenize import last_answer, tokenize
 
 
 @pytest.fixture

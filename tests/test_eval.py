@@ -18,15 +18,17 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from hf_scratch import ScratchForCausalLM
 from hf_scratch.bits_per_byte import bits_per_byte, encode
-from training import eval_model, lm_tasks
-from training.answers import Answer, Asking, answer, preference, read_answer, score, variety
-from training.data import world
-from training.data.stories import Story, check, stories
-from training.data.talk import TURNS, prompts
-from training.intervals import bootstrap_ratio, jackknife, mcnemar, paired_difference, wilson
-from training.lm_tasks import run_tasks
-from training.tasks import story_rows
-from training.text_bits import measure_text
+from training import eval_model
+from training.evaluation import tasks as lm_tasks
+from training.evaluation.answers import Answer, Asking, answer, preference, read_answer, score, variety
+from training.evaluation.statistics import bootstrap_ratio, jackknife, mcnemar, paired_difference, wilson
+from training.evaluation.task_files import story_rows
+from training.evaluation.tasks import run_tasks
+from training.evaluation.text_bits import measure_text
+from training.stories import world
+from training.stories.checker import check
+from training.stories.talk import TURNS, prompts
+from training.stories.tell import Story, stories
 
 CONTEXT, STRIDE = 16, 4
 LENGTHS = (0, 1, 5, 15, 16, 17, 20, 33, 50)  # tokens of documents: none, shorter, equal to and longer than the context

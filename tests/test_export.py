@@ -24,10 +24,12 @@ from transformers import (
 )
 
 from hf_scratch import ScratchForCausalLM
-from hf_scratch.export import differences, export, import_stock, load_original, read_held_out, require_replaceable
-from hf_scratch.export_record import BEGIN, FORMATS, check_exports, list_on_card, read_records, write_record
+from hf_scratch.export.original import differences, load_original, read_held_out
+from hf_scratch.export.run import export, require_replaceable
+from hf_scratch.export.transformers import import_stock
+from hf_scratch.hub.exports import BEGIN, FORMATS, check_exports, list_on_card, read_records, write_record
+from hf_scratch.hub.verify import load_reference, make_reference, save_reference
 from hf_scratch.tokenizer import QWEN2_PATTERN, encode_texts
-from hf_scratch.verify import load_reference, make_reference, save_reference
 
 TEXT = "Once upon a time a little fox lost a red kite. The owl said: it's there.\n" * 8
 
@@ -168,7 +170,7 @@ def test_an_untied_checkpoint_of_half_precision_goes_both_ways(
 
 def test_a_tokenizer_that_llama_cpp_would_read_differently_is_refused() -> None:
     pytest.importorskip("xllamacpp")
-    from hf_scratch.export_gguf import pattern_name
+    from hf_scratch.export.gguf import pattern_name
 
     def backend(pattern: str, normalizer: Any = None) -> dict[str, Any]:
         split = {"type": "Split", "pattern": {"Regex": pattern}}
@@ -188,7 +190,7 @@ def test_ollama_s_template_writes_the_prompt_that_the_chat_template_writes(
     tiny_tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     pytest.importorskip("xllamacpp")
-    from hf_scratch.export_gguf import CHATML
+    from hf_scratch.export.gguf import CHATML
 
     messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "A\nB"}]
     messages += [{"role": "assistant", "content": "C"}, {"role": "user", "content": "D"}]

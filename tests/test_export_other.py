@@ -14,9 +14,10 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, Qwen3Config
 
 from hf_scratch import ScratchForCausalLM
-from hf_scratch.export import Greedy, export, greedy
-from hf_scratch.export_record import GREEDY, list_on_card
-from hf_scratch.verify import compare, make_reference, save_reference
+from hf_scratch.export.original import Greedy, greedy
+from hf_scratch.export.run import export
+from hf_scratch.hub.exports import GREEDY, list_on_card
+from hf_scratch.hub.verify import compare, make_reference, save_reference
 
 TEXT = "Once upon a time a little fox lost a red kite. The owl said: it's there.\n" * 8
 MakeModel = Callable[..., ScratchForCausalLM]

@@ -13,9 +13,11 @@ from transformers import AutoTokenizer
 
 from hf_scratch import ScratchConfig, ScratchForCausalLM
 from training import grpo, sft, train_tokenizer
-from training.data import stories, talk
+from training.engine.save import save_model
 from training.run import steps as plan_steps
-from training.save import save_model
+from training.stories import talk
+from training.stories.checker import check
+from training.stories.tell import Request, stories
 
 
 def answers(*texts: str) -> list[list[dict[str, str]]]:
@@ -23,11 +25,9 @@ def answers(*texts: str) -> list[list[dict[str, str]]]:
 
 
 def test_the_checkers_reward_what_was_asked() -> None:
-    told = next(story for story in stories.stories("train", 0) if story.happy)
+    told = next(story for story in stories("train", 0) if story.happy)
     other = next(
-        story
-        for story in stories.stories("train", 1)
-        if not story.happy and not stories.check(told.request, story.text).followed
+        story for story in stories("train", 1) if not story.happy and not check(told.request, story.text).followed
     )
     facts = [json.dumps(asdict(told.request))] * 3
     said = answers(told.text, other.text, told.text.rpartition(". ")[0])
@@ -40,7 +40,7 @@ def test_every_place_of_the_run_has_its_prompt() -> None:
     config = grpo.GrpoConfig(output_dir="runs/x", model="m", max_steps=3, prompts_per_step=2)
     rows = grpo.asked(config)
     assert len(rows) == 6 and rows[0]["prompt"][0]["role"] == "user"
-    assert stories.Request(**json.loads(rows[0]["request"])) == next(talk.prompts("train", 0))[0]
+    assert Request(**json.loads(rows[0]["request"])) == next(talk.prompts("train", 0))[0]
 
 
 @pytest.mark.parametrize(
@@ -67,12 +67,12 @@ def test_the_recipe_goes_on_from_the_sft_model_of_a_run(tmp_path: Path) -> None:
 
 def endings(count: int) -> list[dict[str, Any]]:
     """Conversations whose answer is one of two ends of a story, the happy one in every second."""
-    told = stories.stories("train", 0)
+    told = stories("train", 0)
     sentences: dict[bool, list[str]] = {True: [], False: []}
     while not all(sentences.values()):
         story = next(told)
         sentence = story.text.rpartition(". ")[2]
-        sentences[stories.check(story.request, sentence).happy].append(sentence)
+        sentences[check(story.request, sentence).happy].append(sentence)
     asked = itertools.islice(talk.prompts("train", 1), count)
     return [
         {"messages": [*messages, {"role": "assistant", "content": sentences[i % 2 == 0][0]}]}

@@ -7,9 +7,9 @@ import pytest
 import yaml
 from transformers import PreTrainedTokenizerBase
 
-from training.data.gutenberg import strip_book
+from training.corpus.gutenberg import strip_book
 from training.prepare_data import main as prepare_data
-from training.stage import read_json
+from training.stage.files import read_json
 
 CHAPTERS = [f"Chapter {number}\n\nThe miller said: it is {number} o'clock." for number in range(1, 90)]
 BOOK = "THE MILL\n\nby A. Miller\n\nIn memory of Johannes Gutenberg, printer.\n\n\n\n" + "\n\n".join(CHAPTERS)

@@ -9,12 +9,13 @@ from test_pretrain import arguments, corpus, metrics, stop_at, trainer
 from transformers import AutoTokenizer
 
 from hf_scratch.tokenizer import separator_of
-from training.data.batches import PackedDocuments, Shards, load_shards
-from training.held_out import affordable_tokens, sample_held_out
+from training.engine.batches import PackedDocuments
+from training.engine.config import PretrainConfig
+from training.engine.held_out import affordable_tokens, sample_held_out
+from training.engine.token_shards import Shards, load_shards
 from training.pretrain import Trainer
 from training.pretrain import main as pretrain
-from training.pretrain_config import PretrainConfig
-from training.stage import read_json
+from training.stage.files import read_json
 
 __all__ = ["corpus"]  # a fixture that is used here too
 

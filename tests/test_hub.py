@@ -18,8 +18,8 @@ WEIGHTS = 12_000_000  # bytes: more than git takes in a commit
 SETUP = """
 import sys
 from pathlib import Path
-from hf_scratch import hub
-from hf_scratch.hub import *
+from hf_scratch.hub import client as hub
+from hf_scratch.hub.client import *
 hub.WAITS = (0.01, 0.01, 0.01)
 api, target = HfApi(), Target("user/name")
 def push(title="first", **other):

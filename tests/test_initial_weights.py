@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_scratch import ScratchForCausalLM
-from training.initial_weights import let_attention_copy
+from training.engine.initial_weights import let_attention_copy
 
 SHAPES = {
     "a head for each": {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 12},

@@ -10,7 +10,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
 
-from training.distributed import Layout
+from training.engine.parallel import Layout
 
 ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "training" / "launch"

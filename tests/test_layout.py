@@ -69,12 +69,57 @@ def test_imports_follow_the_arrows(path: Path) -> None:
 
 
 @every_file
-def test_relative_imports_stay_inside_the_library(path: Path) -> None:
+def test_only_what_is_copied_beside_a_model_is_imported_relatively(path: Path) -> None:
     levels = [node.level for node in imports(path) if isinstance(node, ast.ImportFrom) and node.level]
-    if path.relative_to(ROOT).parts[0] == "hf_scratch":
+    if path.relative_to(ROOT).parts[0] == "hf_scratch" and path.parent.name in ("model", "hf_scratch"):
         assert set(levels) <= {1}
     else:
-        assert not levels, "a script is run by its file or by `python -m`: import it by its full name"
+        assert not levels, "import it by its full name"
+
+
+def rooms() -> dict[str, set[str]]:
+    """Which folders of `training` and `hf_scratch` the files of each import; a file by itself is no room."""
+    found: dict[str, set[str]] = {}
+    for path in FILES:
+        place = path.relative_to(ROOT).parts
+        if place[0] in ("training", "hf_scratch") and "records" not in place:
+            room = ".".join(place[:2]) if len(place) > 2 else place[0]
+            for node in imports(path):
+                for name in imported_modules(node, place):
+                    parts = name.split(".")
+                    other = ".".join(parts[:2]) if (ROOT / parts[0] / parts[1]).is_dir() else parts[0]
+                    if other != room:
+                        found.setdefault(room, set()).add(other)
+    return found
+
+
+def imported_modules(node: ast.Import | ast.ImportFrom, place: tuple[str, ...]) -> list[str]:
+    """The modules of ours that an import names, as package.module."""
+    if isinstance(node, ast.Import):
+        names = [alias.name for alias in node.names]
+    else:
+        base = ".".join([*place[: -node.level]] if node.level else [])
+        module = ".".join(filter(None, [base, node.module]))
+        names = [f"{module}.{alias.name}" for alias in node.names]
+    return [name for name in names if name.split(".")[0] in ("training", "hf_scratch")]
+
+
+# What a folder may import: those before it. Commands stand beside the folders of `training` and may import all.
+ROOMS = (
+    "hf_scratch.model", "hf_scratch", "hf_scratch.hub", "hf_scratch.export", "training.stage", "training.engine",
+    "training.stories", "training.corpus", "training.chat", "training.alignment", "training.evaluation", "training",
+)  # fmt: skip
+
+
+def test_no_import_runs_upward_and_none_in_a_circle() -> None:
+    lazily = {("hf_scratch", "hf_scratch.hub"), ("hf_scratch", "hf_scratch.export")}  # the command line
+    wrong = [
+        (room, other)
+        for room, others in rooms().items()
+        for other in others
+        if ROOMS.index(other) > ROOMS.index(room) and (room, other) not in lazily
+    ]
+    assert not wrong
 
 
 def test_the_library_imports_its_declared_dependencies_only() -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_scratch.files import check_leaks
-from hf_scratch.hub import hide
+from hf_scratch.hub.client import hide
+from hf_scratch.hub.files import check_leaks
 
 LETTERS = "aB3dE6gH9j"
 SECRETS = [

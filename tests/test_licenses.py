@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from datatrove.data import Document
 
-from training.data.licenses import is_allowed, name_license
-from training.data.readers import read_unit
-from training.data.recipe import list_units, read_sources
-from training.data.rows import Bad
+from training.corpus.licenses import is_allowed, name_license
+from training.corpus.readers import read_unit
+from training.corpus.recipe import list_units, read_sources
+from training.corpus.rows import Bad
 
 
 def test_licences_are_told_apart() -> None:

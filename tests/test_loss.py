@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from hf_scratch import ScratchConfig, ScratchForCausalLM
-from training import loss as module
-from training.data.batches import IGNORE
-from training.loss import ChunkedCrossEntropy, PretrainingLoss
+from training.engine import loss as module
+from training.engine.batches import IGNORE
+from training.engine.loss import ChunkedCrossEntropy, PretrainingLoss
 
 
 @settings(max_examples=30, deadline=None)

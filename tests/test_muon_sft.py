@@ -11,8 +11,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from hf_scratch import ScratchConfig, ScratchForCausalLM
 from training import sft
-from training.align_trainer import WholeStep
-from training.optimizer import AsOne, build_optimizers
+from training.alignment.trainer import WholeStep
+from training.engine.optimizer import AsOne, build_optimizers
 
 SETTINGS: dict[str, Any] = {"optimizer": "muon", "precision": "fp32", "learning_rate": 0.003, "max_steps": 8}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_scratch import ScratchConfig, ScratchForCausalLM
-from training.optimizer import Muon, build_optimizers, learning_rate, orthogonalize
+from training.engine.optimizer import Muon, build_optimizers, learning_rate, orthogonalize
 
 
 def tiny_model() -> ScratchForCausalLM:

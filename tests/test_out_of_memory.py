@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file
 from tiny_align import CHATS, run_stage, write_jsonl
 
-from training import align, sft
-from training.out_of_memory import is_out_of_memory, random_state, set_random_state
+from training import sft
+from training.alignment import stage as align
+from training.engine.micro_batch import is_out_of_memory, random_state, set_random_state
 
 
 @pytest.mark.parametrize(

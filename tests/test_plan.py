@@ -12,9 +12,15 @@ import torch
 from test_pretrain import arguments, corpus, one_thread
 
 from hf_scratch import ScratchConfig, ScratchForCausalLM
-from training import hardware
-from training.flops import count_parameters, flops_per_token, peak_flops, utilisation
-from training.memory import Memory, largest_micro_batch
+from training.engine import device as hardware
+from training.engine.cost import (
+    Memory,
+    count_parameters,
+    flops_per_token,
+    largest_micro_batch,
+    peak_flops,
+    utilisation,
+)
 from training.plan import main as plan
 from training.plan import read_recipe
 

@@ -8,10 +8,11 @@ import pytest
 from test_pretrain import arguments, corpus, metrics, one_thread, stop_at, weights_hash
 from tiny_align import CHATS, run_stage, write_jsonl
 
-from training import hardware, sft
-from training.hardware import resolve_precision
+from training import sft
+from training.engine import device as hardware
+from training.engine.device import resolve_precision
 from training.pretrain import main as pretrain
-from training.stage import read_json
+from training.stage.files import read_json
 
 __all__ = ["corpus"]  # a fixture that is used here too
 
@@ -23,7 +24,7 @@ def processor(monkeypatch: pytest.MonkeyPatch, *, native: bool) -> None:
 
 def test_a_limit_on_the_processors_instructions_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever this processor has; oneDNN reads its limit when a process starts."""
-    code = "from training.hardware import resolve_precision; print(resolve_precision('auto'))"
+    code = "from training.engine.device import resolve_precision; print(resolve_precision('auto'))"
     limited = one_thread() | {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "CUDA_VISIBLE_DEVICES": ""}
     found = subprocess.run([sys.executable, "-c", code], env=limited, capture_output=True, text=True, check=True)
     assert found.stdout == "fp32\n"

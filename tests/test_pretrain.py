@@ -16,9 +16,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from training.data.batches import PackedDocuments, Windows, load_shards
-from training.distributed import make_accelerator
-from training.hardware import resolve_precision
+from training.engine.batches import PackedDocuments, Windows
+from training.engine.device import resolve_precision
+from training.engine.parallel import make_accelerator
+from training.engine.token_shards import load_shards
 from training.prepare_data import main as prepare_data
 from training.pretrain import PretrainConfig, Trainer, build_model
 from training.pretrain import main as pretrain

@@ -21,10 +21,10 @@ from tiny_release import make_published_run, save_published
 from tiny_run import make_tokenizer_and_data
 from transformers import PreTrainedTokenizerBase
 
-from hf_scratch import hub as client
-from hf_scratch.hub import HubError
-from hf_scratch.publish import Plan, Space, find_release, listing, pin, publish, targets
-from hf_scratch.verify import check_ending, load_reference
+from hf_scratch.hub import client
+from hf_scratch.hub.client import HubError
+from hf_scratch.hub.publish import Plan, Space, find_release, listing, pin, publish, targets
+from hf_scratch.hub.verify import check_ending, load_reference
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 CLI = ("-m", "hf_scratch.cli")
@@ -301,7 +301,8 @@ def test_what_is_pushed_of_a_space_is_what_was_looked_at(run: Path, hub: HubServ
     code = f"""
 import sys
 from pathlib import Path
-from hf_scratch import cli, publish
+from hf_scratch import cli
+from hf_scratch.hub import publish
 push = publish.push_model
 def slow(*args):
     with Path({str(run / "release/space/app.py")!r}).open("a") as app:

@@ -12,10 +12,10 @@ from hub_server import HubServer
 from huggingface_hub import DatasetCard
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from hf_scratch.hub import Target
-from hf_scratch.publish_data import build_folder, publish_data
-from training.data.batches import load_shards
-from training.data.mixture import StreamedWindows
+from hf_scratch.hub.client import Target
+from hf_scratch.hub.publish_data import build_folder, publish_data
+from training.engine.mixture import StreamedWindows
+from training.engine.token_shards import load_shards
 from training.prepare_data import main as prepare_data
 
 ROOT = Path(__file__).parent.parent
@@ -84,7 +84,7 @@ READ_BACK = """
 import sys
 from pathlib import Path
 import numpy as np
-from training.data.mixture import StreamedWindows
+from training.engine.mixture import StreamedWindows
 
 here, there = (StreamedWindows(url, 16, 0) for url in (Path(sys.argv[1]).as_uri(), "hf://datasets/user/shards"))
 for rows in np.arange(160).reshape(20, 8):  # more than an epoch

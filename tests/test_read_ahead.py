@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from training.data.batches import Ahead, PackedDocuments, Shards, Windows
+from training.engine.batches import Ahead, PackedDocuments, Windows
+from training.engine.token_shards import Shards
 
 SHARDS = Shards(np.arange(2000) % 50, np.arange(0, 2000, 20), 2000, 50)
 

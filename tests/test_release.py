@@ -13,9 +13,9 @@ from tiny_run import THUMBS, make_aligned, make_base, make_tokenizer_and_data, t
 from transformers import AutoTokenizer
 
 from hf_scratch import ScratchForCausalLM
-from hf_scratch.files import Check, check_files, check_leaks
-from hf_scratch.publish import Plan, targets
-from hf_scratch.verify import Reference, load_reference, make_reference, require, verify
+from hf_scratch.hub.files import Check, check_files, check_leaks
+from hf_scratch.hub.publish import Plan, targets
+from hf_scratch.hub.verify import Reference, load_reference, make_reference, require, verify
 from training import eval_model, release
 
 

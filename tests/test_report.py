@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training import report
-from training.charts import line_chart, ticks
-from training.intervals import mcnemar, mean, rate
-from training.report_markdown import quoted
-from training.report_page import write_page
-from training.stage import read_json
+from training.evaluation.charts import line_chart, ticks
+from training.evaluation.markdown import quoted
+from training.evaluation.page import write_page
+from training.evaluation.statistics import mcnemar, mean, rate
+from training.stage.files import read_json
 
 EVIL = '<script>alert("x")</script> & <img src=x onerror=alert(1)>'
 

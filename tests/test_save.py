@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_align import CHATS, run_stage, write_jsonl
+import yaml
+from tiny_align import CHATS, PAIRS, run_stage, write_jsonl
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
 from hf_scratch import ScratchForCausalLM
-from training import sft
-from training.align import load_model
-from training.save import end_of_answer, save_model
+from training import dpo, sft
+from training.alignment.stage import load_model
+from training.engine.save import end_of_answer, save_model
 
 END_OF_TURN = "<end_of_turn>"
 GEMMA = (
@@ -52,6 +53,21 @@ def test_a_tuned_model_still_stops_and_samples_as_its_maker_wrote(gemma_like: Pa
         model.lm_head.weight[321] = 100 * model.model(torch.tensor([[5, 6]])).last_hidden_state[0, -1]
     answer = model.generate(torch.tensor([[5, 6]]), max_new_tokens=5, do_sample=False)
     assert answer.tolist() == [[5, 6, 321]]
+
+
+def test_how_answers_are_to_be_sampled_is_saved_and_kept_by_the_next_stage(base: str, tmp_path: Path) -> None:
+    chats, pairs = write_jsonl(tmp_path / "c.jsonl", CHATS), write_jsonl(tmp_path / "p.jsonl", PAIRS)
+    run_stage(sft.main, base, chats, tmp_path / "sft", max_steps=1, answer_temperature=0.5)
+    run_stage(dpo.main, str(tmp_path / "sft/model"), pairs, tmp_path / "dpo", max_steps=1)
+    for stage in ("sft", "dpo"):
+        how = GenerationConfig.from_pretrained(tmp_path / stage / "model")
+        assert (how.do_sample, how.temperature, how.top_k) == (True, 0.5, 50)
+
+
+def test_the_quickstart_is_measured_as_its_page_samples() -> None:
+    recipe = Path(__file__).parent.parent / "training" / "recipes" / "quickstart"
+    asked, measured = (yaml.safe_load((recipe / f"{name}.yaml").read_text()) for name in ("sft", "eval"))
+    assert asked["answer_temperature"] == measured["temperature"]
 
 
 def test_an_end_that_only_the_template_knows_is_added(gemma_like: Path, tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from hf_scratch import encode_prompt
 from training import sft
-from training.data.batches import load_shards
-from training.data.tokenized import tokenize
+from training.chat.tokenize import tokenize
+from training.engine.token_shards import load_shards
 from training.prepare_data import main as prepare_data
-from training.stage import read_json
+from training.stage.files import read_json
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from hub_server import WRITER, HubServer
 from tiny_release import EXAMPLE, GREEDY, LOSSES, NAME, RATE, save_release, save_stage
 from transformers import PreTrainedTokenizerBase
 
-from training.data.chat import load_rows
+from training.chat.rows import load_rows
 
 SPACE = Path(__file__).parent.parent / "spaces_app"
 

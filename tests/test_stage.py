@@ -12,8 +12,10 @@ from typing import Annotated, Any, Literal
 import pytest
 import torch
 
-from training.checkpoint import find_damage, list_checkpoints, load_latest, save_checkpoint
-from training.stage import SameRun, atomic_folder, command, hash_input, open_stage, parse_config, read_json
+from training.engine.checkpoint import find_damage, list_checkpoints, load_latest, save_checkpoint
+from training.stage.config import SameRun, parse_config
+from training.stage.files import atomic_folder, hash_input, read_json
+from training.stage.record import command, open_stage
 
 
 @dataclass(kw_only=True)
@@ -287,7 +289,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path) -> None:
         """
         import resource, sys, torch
         from pathlib import Path
-        from training.checkpoint import save_checkpoint
+        from training.engine.checkpoint import save_checkpoint
         folder = Path(sys.argv[1])
         save_checkpoint(folder, 1, {"w": torch.ones(10)}, {"step": 1}, keep=2)
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))

@@ -10,17 +10,17 @@ import yaml
 from transformers import PreTrainedTokenizerBase
 
 from hf_scratch import ScratchForCausalLM
-from hf_scratch.export import read_run
-from hf_scratch.hub import Target
-from hf_scratch.publish_data import build_folder, publish_data
+from hf_scratch.export.original import read_run
+from hf_scratch.hub.client import Target
+from hf_scratch.hub.publish_data import build_folder, publish_data
 from hf_scratch.token_ids import hash_tokenizer, load_encoder
 from training import sft
-from training.data.batches import load_shards
-from training.data.mixture import open_data
+from training.engine.mixture import open_data
+from training.engine.token_shards import load_shards
+from training.evaluation.text_bits import read_shards
 from training.prepare_data import main as prepare_data
 from training.pretrain import main as pretrain
-from training.stage import read_json, write_json
-from training.text_bits import read_shards
+from training.stage.files import read_json, write_json
 
 BLOCKS: dict[str, Any] = {
     "truncation": {"direction": "Right", "max_length": 6, "strategy": "LongestFirst", "stride": 0},

@@ -14,14 +14,14 @@ from tiny_release import save_release
 from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from hf_scratch import verify
 from hf_scratch.chat import load_speaker
-from hf_scratch.clean_process import tokens_without_row
-from hf_scratch.export import load_original
-from hf_scratch.files import Check, check_files
-from hf_scratch.verify import find_cut_off, foreign_code, verify_anywhere
+from hf_scratch.export.original import load_original
+from hf_scratch.hub import verify
+from hf_scratch.hub.clean_process import tokens_without_row
+from hf_scratch.hub.files import Check, check_files
+from hf_scratch.hub.verify import find_cut_off, foreign_code, verify_anywhere
 from training import eval_model, release
-from training.align import load_model, load_weights
+from training.alignment.stage import load_model, load_weights
 
 CODE_CHECK = "the code that config.json names is there"
 

@@ -86,7 +86,7 @@ def save_published(
     folder: Path, model: Any, tokenizer: PreTrainedTokenizerBase, chats: bool = True, shard: str = "5GB"
 ) -> None:
     """Write the folder of a model as a release has it."""
-    from hf_scratch.verify import make_reference, save_reference
+    from hf_scratch.hub.verify import make_reference, save_reference
 
     model.generation_config = GenerationConfig(
         eos_token_id=[3, 0], pad_token_id=1, do_sample=False, exponential_decay_length_penalty=(8, 1.5)

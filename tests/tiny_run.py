@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from training import prepare_data, pretrain, train_tokenizer
-from training.stage import hash_input
+from training.stage.files import hash_input
 
 
 def make_tokenizer_and_data(run: Path, *text: str) -> None:

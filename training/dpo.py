@@ -21,10 +21,12 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from training.align import Data, lora_config, run_stage
-from training.align_trainer import AlignConfig, WholeStep, training_arguments
-from training.kto import make_kto_trainer
-from training.stage import command, parse_config
+from training.alignment.config import AlignConfig, training_arguments
+from training.alignment.kto import make_kto_trainer
+from training.alignment.stage import Data, lora_config, run_stage
+from training.alignment.trainer import WholeStep
+from training.stage.config import parse_config
+from training.stage.record import command
 
 TOLERANCE = 1e-3  # of the first loss around ln 2: summed rounding of some hundred log-probabilities is below 1e-4
 FALLEN = 1.0  # nats that the chosen answers lose against the reference before it is worth a warning

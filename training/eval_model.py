@@ -25,15 +25,18 @@ from hf_scratch import ScratchForCausalLM  # noqa: F401, registers the model typ
 from hf_scratch.bits_per_byte import Text, encode
 from hf_scratch.load import load_from, load_tokenizer
 from hf_scratch.tokenizer import Message, require_fit
-from training.answers import Answer, Asking, answer, preference, score, score_turns, variety
-from training.data.stories import Check, Request, check
-from training.data.talk import Turn, prompts, turns
-from training.intervals import mcnemar, paired_difference
-from training.lm_tasks import find_tasks, run_tasks
-from training.report_markdown import card_results, plot_curves, write_report
-from training.report_page import write_page
-from training.stage import command, hash_input, open_stage, parse_config, read_json, write_json
-from training.text_bits import measure_text, read_shards, read_texts
+from training.evaluation.answers import Answer, Asking, answer, preference, score, score_turns, variety
+from training.evaluation.markdown import card_results, plot_curves, write_report
+from training.evaluation.page import write_page
+from training.evaluation.statistics import mcnemar, paired_difference
+from training.evaluation.tasks import find_tasks, run_tasks
+from training.evaluation.text_bits import measure_text, read_shards, read_texts
+from training.stage.config import parse_config
+from training.stage.files import hash_input, read_json, write_json
+from training.stage.record import command, open_stage
+from training.stories.checker import Check, check
+from training.stories.talk import Turn, prompts, turns
+from training.stories.tell import Request
 
 LONGEST_TRUE_ANSWER = 64  # tokens of the answer to a question, more than any has
 Asked = list[tuple[Request, list[Message]]]
@@ -110,6 +113,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     results["curves"] = plot_curves(models, stage.folder / "loss.png")
     records = {name: read_json(Path(folder).parent / "stage.json") for name, folder in models.items()}
     results["precision"] = {name: record["precision"] for name, record in records.items() if "precision" in record}
+    metrics = {name: record.get("metrics", {}) for name, record in records.items()}
+    results["targets"] = {name: one["until_val_bpb"] for name, one in metrics.items() if "until_val_bpb" in one}
     write_json(stage.folder / "results.json", results)
     write_answers(stage.folder / "answers.jsonl", asked, later, outcomes)
     card_results(results, stage.folder / "card_results.yaml")

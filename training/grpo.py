@@ -21,11 +21,10 @@ import trl
 from accelerate import PartialState
 from datasets import Dataset
 
-from training.align import finish, gather_weights, load_model, quiet
-from training.align_trainer import CHECKPOINTS, MetricsLog, run_trainer
-from training.answers import PARTS
-from training.data import stories, talk
-from training.hardware import (
+from training.alignment.config import CHECKPOINTS
+from training.alignment.stage import finish, gather_weights, load_model, quiet
+from training.alignment.trainer import MetricsLog, run_trainer
+from training.engine.device import (
     PRECISION_HELP,
     Precision,
     join_processes,
@@ -33,8 +32,13 @@ from training.hardware import (
     resolve_precision,
     settle_precision,
 )
-from training.save import save_model
-from training.stage import METRICS, SameRun, command, open_stage, parse_config
+from training.engine.save import save_model
+from training.evaluation.answers import PARTS
+from training.stage.config import SameRun, parse_config
+from training.stage.record import METRICS, command, open_stage
+from training.stories import talk
+from training.stories.checker import Check, check
+from training.stories.tell import Request
 
 MEASURES = (
     "reward",
@@ -117,12 +121,10 @@ def happy_ending(completions: list[Any], request: list[str], **kwargs: Any) -> l
     return [float(found.happy) for found in check_all(completions, request)]
 
 
-def check_all(completions: list[Any], request: list[str]) -> list[stories.Check]:
+def check_all(completions: list[Any], request: list[str]) -> list[Check]:
     """Return what the checker finds in each answer."""
     texts = [answer[0]["content"] for answer in completions]
-    return [
-        stories.check(stories.Request(**json.loads(facts)), text) for facts, text in zip(request, texts, strict=True)
-    ]
+    return [check(Request(**json.loads(facts)), text) for facts, text in zip(request, texts, strict=True)]
 
 
 def grpo_arguments(config: GrpoConfig) -> dict[str, Any]:

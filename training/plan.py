@@ -23,14 +23,23 @@ import torch
 import yaml
 
 from hf_scratch import ScratchConfig, ScratchForCausalLM
-from training.data.batches import Shards, Windows
-from training.distributed import make_accelerator
-from training.flops import PEAKS, count_parameters, flops_per_token, utilisation_of
-from training.hardware import resolve_precision
-from training.memory import Memory, largest_micro_batch, training_memory
+from training.engine.batches import Windows
+from training.engine.config import PretrainConfig, model_config
+from training.engine.cost import (
+    PEAKS,
+    Memory,
+    count_parameters,
+    flops_per_token,
+    largest_micro_batch,
+    training_memory,
+    utilisation_of,
+)
+from training.engine.device import resolve_precision
+from training.engine.parallel import make_accelerator
+from training.engine.token_shards import Shards
 from training.pretrain import Trainer
-from training.pretrain_config import PretrainConfig, model_config
-from training.stage import command, parse_config
+from training.stage.config import parse_config
+from training.stage.record import command
 
 # Name on the command line: the key of its peak, and its memory in bytes.
 HARDWARE = {

@@ -5,7 +5,7 @@
 
 The first takes text as it is. The second, a recipe with `sources`, reads Common Crawl, wiki dumps, books, code, tables
 and Hub data sets, cleans, deduplicates and decontaminates them, and reports what was thrown away, as
-`training/data/README.md` tells. `train.bin` and `val.bin` (with `sources`: `train-00000.bin`, ...) hold
+`training/corpus/README.md` tells. `train.bin` and `val.bin` (with `sources`: `train-00000.bin`, ...) hold
 `<|endoftext|>` and the tokens of each document in turn, and a last `<|endoftext|>`, as uint16 (uint32 above 65,536
 tokens); `*.starts.npy` the position of each document; `meta.json` the counts.
 """
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 
-from training.data.documents import (
+from training.corpus.documents import (
     DocumentSource,
     Split,
     check_val_fraction,
@@ -27,9 +27,11 @@ from training.data.documents import (
     expand_files,
     read_documents,
 )
-from training.data.recipe import describe_files, evaluation_units, read_sources, read_steps
-from training.data.revisions import pin
-from training.stage import SameRun, Stage, command, open_stage, parse_config, write_json
+from training.corpus.recipe import describe_files, evaluation_units, read_sources, read_steps
+from training.corpus.revisions import pin
+from training.stage.config import SameRun, parse_config
+from training.stage.files import write_json
+from training.stage.record import Stage, command, open_stage
 
 # Worker processes import this file as well: what takes long to import is imported where it is used.
 if TYPE_CHECKING:
@@ -88,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         prepare_sources(config)
         return
     if config.steps:
-        raise ValueError("steps need sources: name what they clean under `sources` (see training/data/README.md).")
+        raise ValueError("steps need sources: name what they clean under `sources` (see training/corpus/README.md).")
     inputs = {"tokenizer": config.tokenizer, "files": expand_files(config.files)}
     stage = open_stage("data", config, inputs, config.output_dir)
     if not stage.done:
@@ -164,8 +166,8 @@ def prepare_sources(config: DataConfig) -> None:
     if stage.done:
         return
     try:
-        from training.data.pipeline import plan, run_passes
-        from training.data.summary import finish_sources
+        from training.corpus.passes import plan, run_passes
+        from training.corpus.summary import finish_sources
     except ModuleNotFoundError as error:
         raise ValueError(f"{error.name} is not installed; `pip install 'hf_scratch[data]'` brings it.") from None
     from datatrove.io import get_datafolder

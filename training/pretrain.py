@@ -12,42 +12,40 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from accelerate.utils.memory import clear_device_cache
 from tqdm.auto import tqdm
 
 from hf_scratch import ScratchForCausalLM
 from hf_scratch.bits_per_byte import BitsPerByte, bits_per_byte, default_batch_tokens
-from hf_scratch.hub import CheckpointPusher
+from hf_scratch.hub.client import CheckpointPusher
 from hf_scratch.load import load_tokenizer
 from hf_scratch.token_ids import refuse_other_tokenizer
-from training.checkpoint import find_damage, load_checkpoint, load_latest, path_of, save_checkpoint
-from training.data.batches import IGNORE, Ahead, Batch, Rows, Shards
-from training.data.mixture import data_inputs, open_data
-from training.distributed import Parallel, make_accelerator, whole_weights
-from training.ending import Ending, ending_of, goes_on, leave_decay, why_another
-from training.flops import utilisation_of
-from training.hardware import DTYPES, join_processes, resolve_precision, settle_precision
-from training.held_out import affordable_tokens, sample_held_out
-from training.loss import PretrainingLoss
-from training.optimizer import build_optimizers, learning_rate
-from training.out_of_memory import is_out_of_memory, random_state, set_random_state
-from training.pretrain_config import PretrainConfig, build_model
-from training.progress import Interval, Progress, in_short
-from training.save import make_pusher, save_model
-from training.stage import MEMORY, METRICS, command, cut_metrics, open_stage, parse_config, read_json, write_json
-from training.stop_signal import StopSignal
-from training.tracker import finish_tracker, start_tracker, tracker_options
-
-T = TypeVar("T")
+from training.engine.batches import Rows
+from training.engine.checkpoint import Progress, find_damage, load_checkpoint, load_latest, path_of, save_checkpoint
+from training.engine.config import PretrainConfig, build_model
+from training.engine.cost import utilisation_of
+from training.engine.device import join_processes, resolve_precision, settle_precision
+from training.engine.ending import Ending, ending_of, goes_on, leave_decay, why_another
+from training.engine.held_out import affordable_tokens, sample_held_out
+from training.engine.log import Interval, finish_tracker, in_short, start_tracker, tracker_options
+from training.engine.micro_batch import random_state, set_random_state
+from training.engine.mixture import data_inputs, open_data
+from training.engine.optimizer import learning_rate
+from training.engine.parallel import make_accelerator, whole_weights
+from training.engine.save import make_pusher, save_model
+from training.engine.stop_signal import StopSignal
+from training.engine.token_shards import Shards
+from training.engine.train_step import TrainStep
+from training.stage.config import parse_config
+from training.stage.files import cut_metrics
+from training.stage.record import METRICS, command, open_stage
 
 
 @command
@@ -95,8 +93,8 @@ def train(config: PretrainConfig, accelerator: Accelerator, folder: Path) -> dic
     return trainer.summary()
 
 
-class Trainer:
-    """The training loop and the state that goes with it."""
+class Trainer(TrainStep):
+    """The run: steps to the end, and the log, evaluations and checkpoints on the way."""
 
     def __init__(
         self,
@@ -106,23 +104,9 @@ class Trainer:
         model: ScratchForCausalLM,
         held_out: Shards,
     ) -> None:
-        self.config, self.accelerator, self.folder, self.held_out = config, accelerator, folder, held_out
-        self.unwrapped, self.parallel = model, Parallel(accelerator)
-        if config.batch_rows % self.parallel.data_count:
-            raise ValueError(
-                f"batch_rows={config.batch_rows} cannot be shared out evenly over {self.parallel.data_count} parts of "
-                "a step, one for each copy or shard of the model; take a multiple, or fewer processes."
-            )
-        self.model = self.parallel.wrap(PretrainingLoss(model))
-        self.precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
-        dtype, betas = DTYPES[self.precision], (config.adam_beta1, config.adam_beta2)
-        rates = (config.learning_rate, config.weight_decay, betas)
-        self.optimizers = build_optimizers(model, config.optimizer, *rates, dtype)
-        self.ahead = Ahead() if accelerator.device.type == "cuda" else None
-        self.progress, self.ending = Progress(micro_batch_rows=config.micro_batch_rows), Ending()
-        self.interval = Interval()
+        super().__init__(config, accelerator, folder, model)
+        self.held_out, self.ending, self.interval = held_out, Ending(), Interval()
         self.last: dict[str, float] = {}  # newest value of each metric
-        self.bad_steps = 0
         self.pusher: CheckpointPusher | None = None
         accelerator.print(
             f"{model.num_parameters():,} parameters ({model.num_parameters(exclude_embeddings=True):,} without "
@@ -173,164 +157,6 @@ class Trainer:
                 group["lr"] = lr
         return lr
 
-    def train_step(self, rows: Rows) -> tuple[float, int, float]:
-        """Take one optimizer step; return mean loss in nats a token, tokens learnt from and gradient norm.
-
-        A step whose loss or gradient is not finite is skipped: it learns from no tokens.
-
-        Raises:
-            ValueError: Not even one row fits into memory, or the loss was not finite three times in a row.
-        """
-        alone = self.accelerator.num_processes == 1
-        loss, total = self.halve_until_it_fits(lambda: self.gradients(rows), alone)
-        grad_norm = float(self.parallel.clip_grad_norm(self.model, self.config.max_grad_norm))
-        mean_loss = float(self.accelerator.reduce(loss, "mean"))
-        if math.isfinite(mean_loss) and math.isfinite(grad_norm):
-            for optimizer in self.optimizers:
-                optimizer.step()
-            self.bad_steps = 0
-        else:
-            self.refuse_step(mean_loss, grad_norm)
-            return math.nan, 0, grad_norm
-        return mean_loss, total, grad_norm
-
-    def gradients(self, rows: Rows) -> tuple[torch.Tensor, int]:
-        """Compute the gradient of the step's mean loss; return this process's share of the loss, and the tokens.
-
-        The loss is divided by the tokens of the whole step, not of each micro-batch, so accumulation and processes
-        do not change it.
-        """
-        self.model.zero_grad(set_to_none=True)
-        micro_batches = self.micro_batches(rows)
-        counted = torch.tensor(sum(int((b["labels"] != IGNORE).sum()) for b in micro_batches))
-        total = int(self.parallel.sum(counted))
-        loss = torch.zeros((), device=self.accelerator.device)
-        for i, batch in enumerate(micro_batches):
-            if i == len(micro_batches) - 1:
-                loss += self.backward(batch, total)
-            else:
-                with self.parallel.no_sync(self.model):
-                    loss += self.backward(batch, total)
-        return loss, total
-
-    def backward(self, batch: Batch, total: int) -> torch.Tensor:
-        """Add a micro-batch's gradient and return its share of the step's mean loss."""
-        batch = {key: tensor.to(self.accelerator.device, non_blocking=True) for key, tensor in batch.items()}
-        with self.accelerator.autocast():
-            loss = self.model(**batch, num_items=total)
-        # DDP and FSDP2 take the mean over processes where the sum is wanted.
-        loss = loss * self.parallel.data_count
-        self.accelerator.backward(loss)
-        return loss.detach()
-
-    def micro_batches(self, rows: Rows) -> list[Batch]:
-        """Return this process's share of the step's rows, in pieces that it can hold at once."""
-        mine = self.my_rows()
-        size = self.progress.micro_batch_rows or len(mine)
-        pieces = [mine[i : i + size] for i in range(0, len(mine), size)]
-        if self.ahead is None:
-            return [rows.batch(piece) for piece in pieces]
-        return self.ahead(rows, pieces, [piece + self.config.batch_rows for piece in pieces])
-
-    def my_rows(self) -> np.ndarray:
-        """Return the numbers of this process's rows of the step that comes."""
-        first = self.progress.step * self.config.batch_rows
-        return np.arange(first, first + self.config.batch_rows)[self.parallel.data_index :: self.parallel.data_count]
-
-    def find_micro_batch(self) -> None:
-        """Find the most rows that fit into memory: what the settings, a checkpoint or a shortage before say, else by
-        trying. All processes take the smallest of theirs.
-
-        The step's accumulation is the rows of a process over the rows that fit.
-        """
-        noted = read_json(self.folder / MEMORY).get("micro_batch_rows", 0)
-        limits = [rows for rows in (self.config.micro_batch_rows, self.progress.micro_batch_rows, noted) if rows]
-        if limits:
-            self.progress.micro_batch_rows = min(limits)
-        else:
-            self.try_micro_batches()
-        fits = torch.tensor([self.progress.micro_batch_rows], device=self.accelerator.device)
-        self.progress.micro_batch_rows = int(self.accelerator.gather(fits).min())
-
-    def try_micro_batches(self) -> None:
-        """Find the most rows that fit into this process's memory.
-
-        Raises:
-            ValueError: The model is sharded.
-        """
-        if self.parallel.mesh is not None:
-            raise ValueError(
-                "micro_batch_rows is not set, and what fits cannot be tried while a model is sharded; "
-                "`python -m training.plan` says what will fit."
-            )
-        mine = self.my_rows()
-        self.progress.micro_batch_rows = len(mine)
-        tokens = torch.zeros(self.config.row_tokens, dtype=torch.long, device=self.accelerator.device)
-        # The room that the optimizers' two averages will take after the first step.
-        reserved = [torch.empty_like(param) for param in self.unwrapped.parameters() for _ in range(2)]
-
-        def try_rows() -> None:
-            full = tokens.expand(self.progress.micro_batch_rows, -1)
-            with self.accelerator.autocast():
-                loss = PretrainingLoss(self.unwrapped)(input_ids=full, labels=full, num_items=full.numel())
-            loss.backward()
-
-        self.halve_until_it_fits(try_rows)
-        del reserved
-        self.unwrapped.zero_grad(set_to_none=True)
-
-    def halve_until_it_fits(self, work: Callable[[], T], alone: bool = True) -> T:
-        """Do the work; where memory runs out, halve the micro-batch and do it again from the same random state.
-
-        Others that wait in the middle of it, which is what not `alone` says, cannot do it again: then the half is
-        noted for the next start, which goes on from the last checkpoint.
-
-        Raises:
-            ValueError: Not even one row fits.
-        """
-        rng = random_state()
-        while True:
-            try:
-                return work()
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-            # Outside the except clause, whose traceback would keep the tensors of the failed step alive.
-            held = self.progress.micro_batch_rows or len(self.my_rows())
-            if held == 1:
-                raise ValueError(
-                    f"memory runs out at step {self.progress.step} with one row of {self.config.row_tokens} "
-                    "tokens at once; take a smaller model or row_length."
-                )
-            if not alone:
-                write_json(self.folder / MEMORY, {"micro_batch_rows": held // 2})
-                raise ValueError(
-                    f"memory ran out on process {self.accelerator.process_index} at step {self.progress.step} with "
-                    f"{held} rows at once; the same command goes on from the last checkpoint with {held // 2}."
-                )
-            self.progress.micro_batch_rows = held // 2
-            self.model.zero_grad(set_to_none=True)
-            clear_device_cache(garbage_collection=True)
-            set_random_state(rng)
-            tqdm.write(f"memory ran out with {held} rows at once; going on with {held // 2} of the same batch")
-
-    def refuse_step(self, loss: float, grad_norm: float) -> None:
-        """Count a step whose loss or gradient is not finite; it never reaches the weights.
-
-        Raises:
-            ValueError: The third in a row.
-        """
-        self.bad_steps += 1
-        self.progress.skipped_steps += 1
-        step = self.progress.step
-        self.say(f"step {step}: loss {loss}, gradient norm {grad_norm}; the step is skipped")
-        if self.bad_steps == 3:
-            raise ValueError(
-                f"steps {step - 2} to {step} had no finite loss (rows up to {(step + 1) * self.config.batch_rows}); "
-                f"lower learning_rate={self.config.learning_rate}. Any checkpoint in "
-                f"{self.folder / 'checkpoints'} is good."
-            )
-
     def log(self, lr: float, grad_norm: float, evaluate: bool) -> None:
         """Write a line of metrics.jsonl, with the held-out loss if it is time for it."""
         line = self.interval.line(self.progress, lr, grad_norm)
@@ -353,11 +179,6 @@ class Trainer:
             with (self.folder / METRICS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         self.accelerator.log({key: value for key, value in line.items() if value is not None}, step=line["step"])
-
-    def say(self, line: str) -> None:
-        """Print a line above the progress bar, once."""
-        if self.accelerator.is_main_process:
-            tqdm.write(line)
 
     def evaluate(self) -> BitsPerByte:
         """Return loss and bits per byte on the held-out text, in the precision of training."""

@@ -20,23 +20,15 @@ from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_scratch import ScratchForCausalLM, fast_generate  # noqa: F401, registers the model type with the Auto classes
-from hf_scratch.card import Base, CardFacts, from_thumbs, license_metadata, make_card, read_metadata
-from hf_scratch.files import Check, check_files, read_config
+from hf_scratch.hub.card import Base, CardFacts, from_thumbs, license_metadata, make_card, read_metadata
+from hf_scratch.hub.files import Check, check_files, read_config
+from hf_scratch.hub.verify import MESSAGES, make_reference, require, save_reference, verify
 from hf_scratch.tokenizer import keep_control_tokens_text
-from hf_scratch.verify import MESSAGES, make_reference, require, save_reference, verify
 from training.eval_model import learns_stories
-from training.report_markdown import eval_results, procedure, results_table
-from training.run import MODELS
-from training.stage import (
-    atomic_folder,
-    command,
-    hash_input,
-    hash_text,
-    open_stage,
-    parse_config,
-    read_json,
-    write_json,
-)
+from training.evaluation.markdown import eval_results, procedure, results_table
+from training.stage.config import parse_config
+from training.stage.files import atomic_folder, hash_input, hash_text, read_json, write_json
+from training.stage.record import MODELS, command, open_stage
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("tokenizer", "data", *MODELS.values(), "eval")

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from training.report_markdown import paired_table, results_table
-from training.report_page import evaluation, records, run_names, write_page
-from training.stage import command
+from training.evaluation.markdown import paired_table, results_table
+from training.evaluation.page import evaluation, records, run_names, write_page
+from training.stage.record import command
 
 
 @command

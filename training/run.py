@@ -18,10 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.stage import MEMORY, command, read_json
-
-# What a model is called, and the stage that makes it, in the order of training.
-MODELS = {"base": "pretrain", "sft": "sft", "dpo": "dpo", "grpo": "grpo"}
+from training.stage.files import read_json
+from training.stage.record import MEMORY, MODELS, command
 
 
 @dataclass

@@ -18,10 +18,13 @@ from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_scratch.token_ids import refuse_other_tokenizer
-from training.align import Data, lora_config, run_stage
-from training.align_trainer import AlignConfig, WholeStep, say, training_arguments
-from training.data.batches import load_shards, pieces
-from training.stage import command, parse_config
+from training.alignment.config import AlignConfig, say, training_arguments
+from training.alignment.stage import Data, lora_config, run_stage
+from training.alignment.trainer import WholeStep
+from training.engine.packing import cut_documents
+from training.engine.token_shards import load_shards
+from training.stage.config import parse_config
+from training.stage.record import command
 
 
 @dataclass(kw_only=True)
@@ -99,7 +102,7 @@ def replayed(config: SftConfig, columns: list[str]) -> Dataset:
     if config.replay is None:
         raise ValueError(f"replay_rows={config.replay_rows} needs --replay, the folder of the token shards.")
     shards = load_shards(Path(config.replay), "train")
-    found = pieces(shards, config.max_length - 1)
+    found = cut_documents(shards, config.max_length - 1)
     if config.replay_rows > len(found):
         raise ValueError(
             f"replay_rows={config.replay_rows}, but {config.replay} has {len(found)} documents; take fewer."

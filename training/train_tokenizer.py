@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedTokenizerBase
 
 from hf_scratch.tokenizer import encode_texts, train_tokenizer
-from training.data.documents import DocumentSource, check_val_fraction, expand_files, read_documents
-from training.data.recipe import describe_files, read_sources
-from training.stage import command, open_stage, parse_config
+from training.corpus.documents import DocumentSource, check_val_fraction, expand_files, read_documents
+from training.corpus.recipe import describe_files, read_sources
+from training.stage.config import parse_config
+from training.stage.record import command, open_stage
 
 SAMPLE_BYTES = 10_000_000  # of held-out text is enough to state the compression to three digits
 

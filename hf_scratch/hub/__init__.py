@@ -1,0 +1,1 @@
+"""A model on its way to the Hub and from it: card, checks, publishing."""

@@ -1,0 +1,1 @@
+"""What SFT and DPO share, and TRL's trainer as a small model needs it."""

@@ -1,0 +1,244 @@
+"""How SFT and DPO train: settings, what TRL gets, the order of rows, a step in pieces, the log, and resuming.
+
+The training itself is TRL's. This file gives it what its defaults would get wrong for a small model or for a CPU. A
+step is one global batch; how many of its rows are held at once is a detail, which is halved when memory runs out.
+"""
+
+import contextlib
+import json
+import math
+import shutil
+from collections import UserList
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import ProgressCallback, Trainer
+
+from training.alignment.config import CHECKPOINTS, AlignConfig, say
+from training.engine.device import DTYPES, resolve_precision
+from training.engine.micro_batch import until_it_fits
+from training.engine.optimizer import AsOne, build_optimizers
+from training.stage.files import cut_metrics, read_json
+from training.stage.record import METRICS, Stage
+
+POOL = 50  # batches whose rows are sorted by length together: little padding, and still a random mixture
+
+
+# ---- a step in pieces ----
+
+
+class Rows(UserList[dict[str, Any]]):
+    """The rows of a step as they come from the data set, before they are padded; nothing looks into them."""
+
+
+class WholeStep(Trainer):
+    """Lets a trainer take one global batch a step in pieces of `micro_batch_size` rows, halved when memory runs out.
+
+    Rows are padded a piece at a time. Each piece counts by its share of the step, in tokens where the loss is a mean
+    of tokens and in rows where it is a mean of rows, so that the pieces do not change the step.
+    """
+
+    data_collator: Any
+    optimizer: Any
+    micro_batch_size: int
+    muon: torch.dtype | None = None  # of its iterations; None trains with AdamW alone
+    share = 1.0  # of the piece that is held, in the rows of the step
+    first_piece = True
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Return the optimizer, by the same rules as in pretraining where Muon is asked for."""
+        if self.muon and self.optimizer is None:
+            args = self.args
+            betas = (args.adam_beta1, args.adam_beta2)
+            parts = build_optimizers(
+                model or self.model, "muon", args.learning_rate, args.weight_decay, betas, self.muon
+            )
+            self.optimizer = AsOne(parts)
+        return super().create_optimizer(model)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Return batches of rows that are not padded yet."""
+        collate, self.data_collator = self.data_collator, Rows
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = collate
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not estimated."""
+        return 0
+
+    def prepare_rows(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the rows of a step with what depends on the step as a whole."""
+        return rows
+
+    def training_step(self, model: Any, inputs: Rows, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Add up the gradient of a step and return its loss, with smaller pieces if memory runs out.
+
+        Raises:
+            ValueError: One row is too much, or another process would wait for this one.
+        """
+        rows = self.prepare_rows(inputs.data)
+        figures = {name: list(values) for name, values in self._metrics["train"].items()}
+
+        def halve() -> None:
+            self.halve(len(rows))
+            self._metrics["train"].clear()
+            self._metrics["train"].update({name: list(values) for name, values in figures.items()})
+            model.zero_grad(set_to_none=True)
+
+        return until_it_fits(lambda: self.step_in_pieces(model, rows), halve)
+
+    def step_in_pieces(self, model: Any, rows: list[dict[str, Any]]) -> torch.Tensor:
+        """Do forward and backward for each piece of the step."""
+        pieces = [rows[i : i + self.micro_batch_size] for i in range(0, len(rows), self.micro_batch_size)]
+        batches = [self.data_collator(piece) for piece in pieces]
+        tokens = self._get_num_items_in_batch(batches, self.args.device)
+        loss = torch.zeros((), device=self.args.device)
+        for number, (piece, batch) in enumerate(zip(pieces, batches, strict=True), start=1):
+            self.share, self.first_piece = len(piece) / len(rows), number == 1
+            last = number == len(pieces)
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                loss += super().training_step(model, batch, tokens)
+        return loss
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return a batch's loss; in training, the mean of a piece's rows counts by the piece's share of the step."""
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        mean_of_tokens = kwargs.get("num_items_in_batch") is not None
+        return loss * self.share if model.training and not mean_of_tokens else loss
+
+    def halve(self, rows: int) -> None:
+        """Halve the pieces."""
+        held = min(self.micro_batch_size, rows)
+        if held == 1:
+            raise ValueError(
+                "memory ran out with a single row at once; lower max_length, or use --tune lora or "
+                "--activation_checkpointing true."
+            )
+        if PartialState().num_processes > 1:
+            raise ValueError(
+                f"memory ran out with {held} rows a process; start again with --micro_batch_size {held // 2}, "
+                "which does not change the global batch."
+            )
+        self.micro_batch_size = self.args.per_device_eval_batch_size = held // 2
+        tqdm.write(f"step {self.state.global_step + 1}: memory ran out with {held} rows at once; now {held // 2}")
+
+
+# ---- the run ----
+
+
+def row_order(lengths: np.ndarray, num_rows: int, batch_size: int, seed: int) -> np.ndarray:
+    """Return the indices of the rows of the whole run, `num_rows` of them over any number of epochs.
+
+    Rows of a batch are of similar length, batches are in random order. The order is a function of the seed alone, so
+    that a resumed run sees the same rows; Trainer's own grouping goes from long to short rows again and again.
+    """
+    rng = np.random.default_rng(seed)
+    epochs = math.ceil(num_rows / len(lengths))
+    stream = np.concatenate([rng.permutation(len(lengths)) for _ in range(epochs)])[:num_rows]
+    whole = num_rows // batch_size * batch_size
+    parts = []
+    for start in range(0, whole, POOL * batch_size):
+        pool = stream[start : min(start + POOL * batch_size, whole)]
+        batches = pool[np.argsort(lengths[pool], kind="stable")].reshape(-1, batch_size)
+        parts.append(rng.permutation(batches).ravel())
+    return np.concatenate([*parts, stream[whole:]])
+
+
+def train(
+    trainer: Any, lengths: Sequence[int], config: AlignConfig, stage: Stage, measures: Sequence[str]
+) -> dict[str, Any]:
+    """Train to the last step, from the last checkpoint if there is one, and return the last figures.
+
+    Args:
+        lengths: Tokens of each row of the trainer's data.
+        measures: What the trainer logs that metrics.jsonl shall have, besides what every run has.
+    """
+    num_rows = config.max_steps * config.batch_size or max(1, round(config.epochs * len(lengths)))
+    trainer.muon = DTYPES[resolve_precision(config.precision)] if config.optimizer == "muon" else None
+    trainer.micro_batch_size = config.micro_batch_size or config.batch_size // PartialState().num_processes
+    order = row_order(np.array(lengths), num_rows, config.batch_size, config.seed)
+    trainer.train_dataset = trainer.train_dataset.select(order)
+    return run_trainer(trainer, stage, MetricsLog(stage.folder / METRICS, measures, config.batch_size / len(lengths)))
+
+
+def run_trainer(trainer: Trainer, stage: Stage, log: "MetricsLog") -> dict[str, Any]:
+    """Train from the last checkpoint, if there is one, evaluate at the end, and return the last figures."""
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(log)
+    checkpoint = last_checkpoint(stage.folder / CHECKPOINTS)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.eval_dataset is not None:
+        trainer.evaluate()
+    return {"steps": trainer.state.global_step, **log.last}
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """Return the newest complete checkpoint of a Trainer and remove what was cut off while being written."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    # The state is the last file that the Trainer writes, and not in one piece.
+    complete = [path for path in found if read_json(path / "trainer_state.json")]
+    for path in set(found) - set(complete):
+        shutil.rmtree(path, ignore_errors=True)  # each process of a run tries
+    if not complete:
+        return None
+    say(f"goes on from step {complete[-1].name.rpartition('-')[2]}")
+    return str(complete[-1])
+
+
+class MetricsLog(ProgressCallback):
+    """Writes metrics.jsonl and draws the progress bar; the Trainer's own bar prints every figure of every line."""
+
+    def __init__(self, path: Path, measures: Sequence[str], epochs_per_step: float) -> None:
+        super().__init__()
+        self.path, self.epochs_per_step = path, epochs_per_step
+        names = ["loss", "eval_loss", "learning_rate", "grad_norm", *measures]
+        self.names = {name: "lr" if name == "learning_rate" else name for name in names}
+        self.last: dict[str, Any] = {}  # newest value of each figure
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Drop the lines of steps that will be trained again."""
+        self.current_step = 0
+        state.compute_steps(args, state.max_steps)  # a checkpoint brings the intervals that it was trained with
+        if not state.is_world_process_zero:
+            return
+        self.training_bar = tqdm(total=state.max_steps, unit="step", disable=None, dynamic_ncols=True)
+        cut_metrics(self.path, state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Have the last step logged, whatever its number."""
+        super().on_step_end(args, state, control, **kwargs)
+        control.should_log |= state.global_step == state.max_steps
+
+    def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
+        """No second bar for an evaluation."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Write a line; what was not measured at it is null.
+
+        Raises:
+            ValueError: The loss is not finite.
+        """
+        if not state.is_world_process_zero or not {"loss", "eval_loss"} & logs.keys():
+            return
+        line = {"step": state.global_step, "epoch": round(state.global_step * self.epochs_per_step, 4)}
+        line |= {name: logs.get(key) for key, name in self.names.items()}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self.last |= {key: value for key, value in line.items() if value is not None}
+        loss = logs.get("loss", logs.get("eval_loss"))
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"the loss is {loss} at step {state.global_step}; lower learning_rate={args.learning_rate}."
+            )
+        if "eval_loss" in logs:
+            tqdm.write(f"step {state.global_step}: held-out loss {logs['eval_loss']:.4f}")
+        elif self.training_bar is not None:
+            self.training_bar.set_postfix_str(f"loss {loss:.3f}")

@@ -1,0 +1,1 @@
+"""Conversations and preference pairs: read, told apart, tokenized and checked."""

@@ -1,0 +1,1 @@
+"""From raw text of any kind to token shards."""

@@ -1,0 +1,144 @@
+"""Licences of source code: which one a file or the licence file above it names, and whether a recipe allows it.
+
+Names are those of SPDX in small letters, without `-only` and `-or-later` where a licence's text does not tell them.
+"""
+
+import re
+from functools import lru_cache
+
+from fsspec.core import url_to_fs
+
+from training.corpus.recipe import Unit
+
+LICENSE_FILE = re.compile(
+    r"(LICEN[SC]ES?|COPYING|UNLICENSE)(?![A-Z])(?!.*\.(py|js|tsx?|go|rs|rb|java|[ch]|cc|cpp|cs|html?|json)$)",
+    re.IGNORECASE,
+)
+PLAIN_NAME = re.compile(r"(LICEN[SC]E|COPYING|UNLICENSE)(\.(TXT|MD|RST))?", re.IGNORECASE)
+# Where a text begins with its title, or else words of its own, that licence is meant: others are named in it later.
+GNU = r"gnu (affero|lesser|library|)\s?general public license version (\d)(\.\d)?"
+WORDS = {
+    "mpl": r"mozilla public license version (\d\.\d)",
+    "apache": r"apache license version (\d\.\d)",
+    "gfdl": r"gnu free documentation license version (\d\.\d)",
+    "epl": r"eclipse public license -? ?v(?:ersion)? ?(\d\.\d)",
+    "cc-by": r"creative commons attribution (\d\.\d)|attribution (4\.0) international",
+    "cc-by-sa": r"creative commons attribution-sharealike (\d\.\d)|attribution-sharealike (4\.0) international",
+    "artistic-2.0": r"the artistic license 2\.0",
+    "artistic-1.0": r"the \"artistic license\"",
+    "bsl-1.0": r"boost software license - version 1\.0",
+    "psf-2.0": r"python software foundation license version 2",
+    "cc0-1.0": r"cc0 1\.0 universal",
+    "unlicense": r"this is free and unencumbered software released into the public domain",
+    "zlib": r"this software is provided 'as-is', without any express or implied warranty",
+    "mit": r"permission is hereby granted, free of charge, to any person obtaining a copy",
+    "isc": r"permission to use, copy, modify,? and/?(?:or)? ?distribute this software for any purpose",
+    "bsd": r"redistribution and use in source and binary forms|redistributions in binary form must reproduce the above"
+    r"|neither the name of",
+}
+SPDX = re.compile(r"SPDX-License-Identifier:[ \t]*([(\w][\w.+() -]*[\w)+])")
+TOKEN = re.compile(r"[()]|[^\s()]+")
+
+
+def license_of(text: str, unit: Unit) -> str | None:
+    """Return the licence expression of a source file: what its SPDX line says, or the licence files above it."""
+    own = SPDX.search(text[:2000])
+    return own[1].lower() if own else license_above(unit)
+
+
+def license_above(unit: Unit) -> str | None:
+    """Return the licence of the nearest licence file at or above a file, within its source."""
+    folder = unit.path.rpartition("/")[0]
+    for _ in range(unit.label.count("/") + 1):
+        if found := _license_in(folder):
+            return found
+        folder = folder.rpartition("/")[0]
+    return None
+
+
+@lru_cache(maxsize=4096)
+def _license_in(folder: str) -> str | None:
+    """Return what the licence files of a folder say together.
+
+    `LICENSE` and `COPYING` hold for all of it. Where there are only files such as `LICENSE-MIT` and `LICENSE-APACHE`,
+    one may choose.
+    """
+    fs, path = url_to_fs(folder)
+    entries = sorted(str(entry) for entry in fs.ls(path, detail=False))
+    files = [name for name in entries if LICENSE_FILE.match(name.rpartition("/")[2]) and fs.isfile(name)]
+    plain = [name for name in files if PLAIN_NAME.fullmatch(name.rpartition("/")[2])]
+    texts = [fs.cat_file(name, 0, 100_000).decode("utf-8", "replace") for name in plain or files]
+    return (" and " if plain else " or ").join(dict.fromkeys(map(name_license, texts))) or None
+
+
+def name_license(text: str) -> str:
+    """Return the SPDX name, in small letters, of a licence's text; `other` if it is none of the common ones."""
+    words = " ".join(re.sub(r"[*#=_]{2,}|[“”]", " ", text).split()).lower().replace(", version", " version")
+    found = [(match.start(), name, match) for name, pattern in WORDS.items() if (match := re.search(pattern, words))]
+    if gnu := re.search(GNU, words):
+        found.append((gnu.start(), "gnu", gnu))
+    if not found:
+        return "other"
+    _, name, match = min(found, key=lambda entry: entry[0])
+    match name:
+        case "gnu":
+            kind = {"affero": "agpl", "lesser": "lgpl", "library": "lgpl"}.get(match[1], "gpl")
+            return f"{kind}-{match[2]}{match[3] or '.0'}"
+        case "bsd":
+            if "all advertising materials mentioning" in words:
+                return "bsd-4-clause"
+            return (
+                "bsd-3-clause"
+                if re.search(r"neither the names? of|may not be used to endorse", words)
+                else ("bsd-2-clause" if "redistributions in binary form" in words else "other")
+            )
+        case "isc":
+            return "isc" if "provided that the above" in words else "0bsd"
+        case _:
+            version = next((part for part in match.groups() if part), None)
+            return f"{name}-{version}" if version else name
+
+
+def is_allowed(expression: str, allowed: tuple[str, ...]) -> bool:
+    """Return whether an SPDX expression leaves a way to use a file under licences that are all allowed.
+
+    `or` gives a choice and `and` does not; an exception that `with` adds takes no right away, and `-or-later` includes
+    the version that it names.
+    """
+    names = {name.lower() for name in allowed}
+    if expression.lower() in names:
+        return True
+    tokens = TOKEN.findall(expression.lower())
+    try:
+        holds, rest = _any_of(tokens, names)
+    except IndexError:  # it ends in the middle
+        return False
+    return holds and not rest
+
+
+def _any_of(tokens: list[str], names: set[str]) -> tuple[bool, list[str]]:
+    holds, tokens = _all_of(tokens, names)
+    while tokens[:1] == ["or"]:
+        other, tokens = _all_of(tokens[1:], names)
+        holds = holds or other
+    return holds, tokens
+
+
+def _all_of(tokens: list[str], names: set[str]) -> tuple[bool, list[str]]:
+    holds, tokens = _one(tokens, names)
+    while tokens[:1] == ["and"]:
+        other, tokens = _one(tokens[1:], names)
+        holds = holds and other
+    return holds, tokens
+
+
+def _one(tokens: list[str], names: set[str]) -> tuple[bool, list[str]]:
+    name, tokens = tokens[0], tokens[1:]
+    if name == "(":
+        holds, tokens = _any_of(tokens, names)
+        return holds and tokens[0] == ")", tokens[1:]
+    base = re.sub(r"(-only|-or-later|\+)$", "", name)
+    holds = name in names or base in names or f"{base}-only" in names
+    if tokens[:1] == ["with"]:
+        return holds or f"{name} with {tokens[1]}" in names, tokens[2:]
+    return holds, tokens

@@ -1,0 +1,143 @@
+"""What can be set of a pretraining run, and the model that the settings make."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from accelerate.utils import set_seed
+from transformers import PreTrainedTokenizerBase
+
+from hf_scratch import ScratchConfig, ScratchForCausalLM
+from training.engine.device import PRECISION_HELP, Precision
+from training.engine.initial_weights import let_attention_copy
+from training.stage.config import SameRun
+
+
+@dataclass(kw_only=True)
+class PretrainConfig:
+    """Settings of the stage `pretrain`."""
+
+    output_dir: str = field(metadata={"help": "Folder of the run."})
+    data: list[str] = field(
+        metadata={"help": "Folder or URL of token shards; several mix as FOLDER=WEIGHT, 1 being one pass an epoch."}
+    )
+    tokenizer: str = field(metadata={"help": "Folder or Hub id of the tokenizer that made the shards."})
+
+    hidden_size: int = field(default=768, metadata={"help": "Width of the model."})
+    intermediate_size: int | None = field(default=None, metadata={"help": "Width of SwiGLU; 8/3 hidden if not set."})
+    num_hidden_layers: int = field(default=12, metadata={"help": "Number of decoder layers."})
+    num_attention_heads: int = field(default=12, metadata={"help": "Number of query heads."})
+    num_key_value_heads: int | None = field(default=None, metadata={"help": "Key/value heads; all heads if not set."})
+    tie_word_embeddings: bool = field(default=True, metadata={"help": "Share the embedding with the LM head."})
+    rope_theta: float = field(default=10000.0, metadata={"help": "Base of the rotary frequencies."})
+    copy_strength: float = field(
+        default=0.0, metadata={"help": "How much attention copies at the start, see initial_weights.py; 0 is none."}
+    )
+    attention_dropout: float = field(default=0.0, metadata={"help": "Dropout of attention weights; 0 is none."})
+
+    context_length: int = field(default=1024, metadata={"help": "Longest sequence of the model, in tokens."})
+    row_length: int | None = field(
+        default=None,
+        metadata={"help": "Tokens of a training row; no later position is trained. context_length if not set."},
+    )
+    batch_rows: int = field(default=512, metadata={"help": "Rows of a step over all processes and accumulation."})
+    micro_batch_rows: Annotated[int, SameRun()] = field(
+        default=0, metadata={"help": "Rows a process holds at once; 0 takes what fits."}
+    )
+    pack_documents: bool = field(
+        default=False, metadata={"help": "Whole documents that do not see each other, not windows of the stream."}
+    )
+    max_steps: int = field(default=1000, metadata={"help": "Optimizer steps."})
+
+    precision: Precision = field(default="auto", metadata={"help": PRECISION_HELP})
+    optimizer: Literal["adamw", "muon"] = field(default="adamw", metadata={"help": "muon: for the layers' matrices."})
+    learning_rate: float = field(default=6e-4, metadata={"help": "Peak learning rate."})
+    warmup_steps: int = field(default=100, metadata={"help": "Steps of linear warmup; 0 is none."})
+    schedule: Literal["cosine", "wsd"] = field(default="cosine", metadata={"help": "Fall to 0 after the warmup."})
+    decay_fraction: float = field(default=0.2, metadata={"help": "wsd: share of the steps in which it falls."})
+    until_val_bpb: float | None = field(
+        default=None, metadata={"help": "wsd: held-out bits per byte that begin the fall, at max_steps at the latest."}
+    )
+    patience: int = field(
+        default=0,
+        metadata={
+            "help": "Evaluations without a lower held-out loss that end the run; the best model counts. 0: none."
+        },
+    )
+    weight_decay: float = field(default=0.1, metadata={"help": "On matrices, none on norms; 0 is none."})
+    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW: decay of the mean gradient."})
+    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW: decay of the mean squared gradient."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Clip the gradient to this length."})
+    seed: int = field(default=0, metadata={"help": "Seed of the weights and of the order of rows."})
+
+    tracker: Annotated[Literal["none", "tensorboard", "trackio", "wandb"], SameRun()] = field(
+        default="none", metadata={"help": "Where the metrics are shown, besides metrics.jsonl; none needs no account."}
+    )
+    log_steps: Annotated[int, SameRun()] = field(
+        default=20, metadata={"help": "Steps between lines of metrics.jsonl."}
+    )
+    eval_steps: Annotated[int, SameRun(unless=("until_val_bpb", "patience"))] = field(
+        default=200, metadata={"help": "Steps between evaluations on the held-out text."}
+    )
+    save_steps: Annotated[int, SameRun()] = field(default=500, metadata={"help": "Steps between checkpoints."})
+    keep_checkpoints: Annotated[int, SameRun()] = field(
+        default=2, metadata={"help": "Newest checkpoints to keep, beside the one of the lowest held-out loss."}
+    )
+    push_to: Annotated[str | None, SameRun()] = field(
+        default=None, metadata={"help": "Hub id that gets each checkpoint as revision step-N; none if not set."}
+    )
+
+    def __post_init__(self) -> None:
+        """Raise ValueError if a number that counts something is below 1."""
+        counts = ("max_steps", "batch_rows", "context_length", "log_steps", "eval_steps", "save_steps")
+        for name in (*counts, "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more.")
+        if self.row_length is not None and not 1 <= self.row_length <= self.context_length:
+            raise ValueError(
+                f"row_length={self.row_length} must be between 1 and context_length={self.context_length}, the "
+                "model's longest sequence."
+            )
+        if self.until_val_bpb is not None and not (self.schedule == "wsd" and 0 <= self.decay_fraction < 1):
+            raise ValueError(
+                f"until_val_bpb={self.until_val_bpb} begins the fall of a learning rate that is at its peak until "
+                f"then; it needs schedule=wsd, here {self.schedule}, and a decay_fraction from 0 to below 1, here "
+                f"{self.decay_fraction}."
+            )
+        if self.patience < 0:
+            raise ValueError(f"patience={self.patience} must be 0, which is none, or more.")
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of a training row."""
+        return self.row_length or self.context_length
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of a step over all processes, as if every row were full."""
+        return self.batch_rows * self.row_tokens
+
+
+def build_model(config: PretrainConfig, vocab_size: int, tokenizer: PreTrainedTokenizerBase) -> ScratchForCausalLM:
+    """Return the model with initial weights from the seed."""
+    set_seed(config.seed)
+    special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    model = ScratchForCausalLM(model_config(config, vocab_size, **special))
+    let_attention_copy(model, config.copy_strength)
+    return model
+
+
+def model_config(config: PretrainConfig, vocab_size: int, **special_tokens: int | None) -> ScratchConfig:
+    """Return the sizes of the model that the settings ask for."""
+    return ScratchConfig(
+        vocab_size=vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        max_position_embeddings=config.context_length,
+        tie_word_embeddings=config.tie_word_embeddings,
+        attention_dropout=config.attention_dropout,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        **special_tokens,
+    )

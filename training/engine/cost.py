@@ -1,0 +1,257 @@
+"""What a training step costs: floating-point operations, and memory by part, without running it.
+
+The plan and the training loop use the same figures, so a plan can be compared with the run. For memory the model's
+own code runs forward and backward on fake tensors while every tensor that comes and goes is counted, so the figure
+follows the code. It is eager execution; `torch.compile` on a GPU fuses operations and needs less.
+"""
+
+import bisect
+import functools
+import json
+import re
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from hf_scratch import ScratchConfig, ScratchForCausalLM
+from hf_scratch.bits_per_byte import default_batch_tokens
+from training.engine.loss import CHUNK_ELEMENTS, PretrainingLoss
+
+# What glibc keeps of freed activations from the second step on, as a share of them: nothing to 0.42 in runs of the
+# size of tests/test_plan.py, by the threads and the libraries of the process; this is the middle. Tensors above
+# HEAP_LIMIT go back to the system at once.
+FRAGMENTS = 0.2
+
+
+HEAP_LIMIT = 32 * 2**20
+
+
+FLOAT = 4  # bytes of a float32: weights, gradients and optimizer states are never rounded
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that one process needs, by part."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int  # of the decoder, forward and backward
+    loss: int  # what LM head and loss add
+    evaluation: int  # what a batch of held-out text needs instead of activations and loss
+    update: int  # what the optimizer needs instead, to update the weights
+    fragments: int  # what the allocator of a CPU process keeps beyond what is used
+    program: int  # interpreter, libraries and what the device takes for itself
+
+    @property
+    def total(self) -> int:
+        """Return the peak: gradients, update or evaluation, whichever is highest."""
+        working = max(self.activations + self.loss, self.evaluation, self.update)
+        return self.program + self.weights + self.gradients + self.optimizer + self.fragments + working
+
+
+def training_memory(
+    config: ScratchConfig,
+    rows: int,
+    context: int,
+    optimizer: Literal["adamw", "muon"],
+    bf16: bool,
+    packed: bool = False,
+    shards: int = 1,
+    program: int = 0,
+    on_cpu: bool = False,
+) -> Memory:
+    """Return what one process needs with this many rows at once.
+
+    Args:
+        config: Sizes of the model.
+        rows: Micro-batch, in rows of `context` tokens.
+        optimizer: AdamW keeps two states for each weight, Muon one for the layers' matrices.
+        bf16: Whether matrix products and Muon's iterations run in bfloat16.
+        packed: Whether rows hold several documents, which takes a mask.
+        shards: FSDP2 processes over which weights, gradients and optimizer states are divided.
+        program: Bytes that are there before the model is.
+        on_cpu: Whether memory comes from glibc's heap, which fragments.
+    """
+    # Layers are all alike, so two sizes give the slope.
+    step = functools.partial(peak_of_step, config.to_json_string(), rows, context, bf16, packed)
+    one, two, without_loss = step(1, True), step(2, True), step(1, False)
+    loss = max(0, one - without_loss)
+    layer, rest = parameters_by_place(config)
+    total = layer * config.num_hidden_layers + rest
+    states = 2 * total if optimizer == "adamw" else total + rest
+    # Gathered for the step: the part outside the layers with its gradient, and two layers, one of them in advance.
+    gathered = (2 * rest + 3 * layer) * FLOAT if shards > 1 else 0
+    activations = one + (config.num_hidden_layers - 1) * (two - one) - loss
+    in_heap = on_cpu and rows * context * config.hidden_size * FLOAT < HEAP_LIMIT
+    return Memory(
+        weights=total * FLOAT // shards + gathered,
+        gradients=total * FLOAT // shards,
+        optimizer=states * FLOAT // shards,
+        activations=activations,
+        loss=loss,
+        evaluation=evaluation_bytes(config, context),
+        update=update_bytes(config, optimizer, bf16),
+        fragments=round(FRAGMENTS * activations) if in_heap else 0,
+        program=program,
+    )
+
+
+def parameters_by_place(config: ScratchConfig) -> tuple[int, int]:
+    """Return the parameters of one layer, and those outside the layers."""
+    with torch.device("meta"):
+        model = ScratchForCausalLM(config)
+    layer = sum(param.numel() for param in model.model.layers[0].parameters())
+    return layer, model.num_parameters() - layer * config.num_hidden_layers
+
+
+@functools.cache
+def peak_of_step(
+    config_json: str, rows: int, context: int, bf16: bool, packed: bool, num_layers: int, with_loss: bool
+) -> int:
+    """Return the highest number of bytes in a forward and backward pass beyond weights and gradients.
+
+    Without loss it is the decoder's own, for the sum of its output. The config is text so that results can be kept.
+    """
+    config = ScratchConfig.from_dict(json.loads(config_json) | {"num_hidden_layers": num_layers})
+    with FakeTensorMode(), _Peak() as peak:
+        model = ScratchForCausalLM(config)
+        for param in model.parameters():
+            param.grad = torch.zeros_like(param)
+        ids = torch.zeros(rows, context, dtype=torch.long)
+        inputs = {"position_ids": torch.zeros_like(ids)} if packed else {}
+        before = peak.restart()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            if with_loss:
+                # Chunks of the loss are alike: the first two show its peak, and all would take minutes to count.
+                labels = ids.flatten()[: 2 * max(1, CHUNK_ELEMENTS // config.vocab_size)]
+                result = PretrainingLoss(model)(labels=labels, num_items=ids.numel(), input_ids=ids, **inputs)
+            else:
+                result = model.model(input_ids=ids, use_cache=False, **inputs).last_hidden_state.float().sum()
+        result.backward()
+        return peak.highest - before
+
+
+def evaluation_bytes(config: ScratchConfig, context: int) -> int:
+    """Return what a batch of evaluation needs: in a layer's MLP, or for the logits and their log-probabilities."""
+    in_layer = 3 * config.intermediate_size + 2 * config.hidden_size  # type: ignore[operator]
+    tokens = max(default_batch_tokens(config.vocab_size), context)
+    return tokens * max(in_layer, 2 * config.vocab_size) * FLOAT
+
+
+def update_bytes(config: ScratchConfig, optimizer: Literal["adamw", "muon"], bf16: bool) -> int:
+    """Return what Muon needs for the matrices of one shape: momentum, stack and two iterates, and Gram matrices."""
+    if optimizer == "adamw":
+        return 0  # fused, in place
+    rows, columns = config.intermediate_size, config.hidden_size
+    matrices = 2 * config.num_hidden_layers  # gate and up
+    iterated = FLOAT // 2 if bf16 else FLOAT
+    kept, gram = 2 * rows * columns, min(rows, columns) ** 2  # type: ignore[operator,type-var]
+    return matrices * (kept * FLOAT + (kept + 2 * gram) * iterated)
+
+
+def largest_micro_batch(memory_of: Callable[[int], Memory], most: int, limit: float) -> int:
+    """Return the largest power of two, or `most`, whose memory is within the limit in bytes; 0 if not even one row."""
+    candidates = [*(2**n for n in range(most.bit_length()) if 2**n < most), most]
+    index = bisect.bisect_right(candidates, limit, key=lambda rows: memory_of(rows).total)
+    return candidates[index - 1] if index else 0
+
+
+class _Peak(TorchDispatchMode):
+    """Counts the bytes of all tensors that operations return, until they are freed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.highest = 0
+        self.known: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+
+    def restart(self) -> int:
+        """Forget the highest number and return the present one."""
+        self.highest = self.now
+        return self.now
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if storage in self.known:
+            return
+        size = self.known[storage] = storage.nbytes()
+        self.now += size
+        self.highest = max(self.highest, self.now)
+        weakref.finalize(storage, self._freed, size)
+
+    def _freed(self, size: int) -> None:
+        self.now -= size
+
+
+# Dense bfloat16 peaks in FLOP/s from NVIDIA's data sheets; the first name that a device's name has as a word counts.
+PEAKS = {
+    "GH200": 989.4e12,
+    "H200 NVL": 835.5e12,
+    "H200": 989.4e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835.5e12,
+    "H100": 989.4e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "RTX 4090": 165.2e12,
+    "RTX 3090": 71e12,
+}
+
+
+# Behind such a name: another chip of that name, or, for MIG, a slice of one.
+OTHER_CHIPS = re.compile(r"\b(Ti|D|SUPER|Laptop|Mobile|Max-Q|MIG)\b")
+
+
+def count_parameters(config: ScratchConfig) -> tuple[int, int]:
+    """Return all parameters, and those without the embedding (and an LM head of its own), without making weights."""
+    with torch.device("meta"):
+        model = ScratchForCausalLM(config)
+    return model.num_parameters(), model.num_parameters(exclude_embeddings=True)
+
+
+def flops_per_token(config: ScratchConfig, context: int) -> int:
+    """Return the operations of forward and backward pass for one token: 6N + 12 L H D T.
+
+    N counts the weights that multiply: all but the embedding, whose lookup is free, unless it is the LM head as well.
+    Of a weight's 6, 2 are forward and 4 backward; the second term is q k^T and its product with v, as if no
+    position were masked (arXiv:2204.02311, appendix B). Recomputation does not count.
+    """
+    total, _ = count_parameters(config)
+    lookup = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
+    attention = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * context  # type: ignore[operator]
+    return 6 * (total - lookup) + attention
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Return the dense bfloat16 peak of a GPU in FLOP/s, or None if it is not known."""
+    if OTHER_CHIPS.search(device_name):
+        return None
+    return next((peak for name, peak in PEAKS.items() if re.search(rf"\b{name}\b", device_name)), None)
+
+
+def utilisation(tokens_per_s: float, flops_a_token: int, num_gpus: int, peak: float) -> float:
+    """Return model FLOPs utilisation, the share (0 to 1) of the GPUs' peak that the model's own operations take."""
+    return tokens_per_s * flops_a_token / (num_gpus * peak)
+
+
+def utilisation_of(
+    device: torch.device, num_devices: int, tokens_per_s: float, config: ScratchConfig, context: int
+) -> float | None:
+    """Return model FLOPs utilisation on such devices, or None where the peak is not known."""
+    peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return None if peak is None else utilisation(tokens_per_s, flops_per_token(config, context), num_devices, peak)

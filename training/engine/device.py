@@ -1,0 +1,78 @@
+"""What training computes with: the device, and the precision of its matrix products.
+
+Weights, gradients and optimizer states are float32 in either precision. `bf16` is autocast: what is multiplied is
+rounded to bfloat16 first, which is several times as fast where the hardware does it, and 20 to 100 times as slow where
+it is emulated.
+"""
+
+import os
+from typing import Literal
+
+import torch
+from accelerate import PartialState
+
+from training.stage.files import write_json
+from training.stage.record import Stage
+
+Precision = Literal["auto", "fp32", "bf16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISION_HELP = (
+    "Of matrix products. auto: bf16 (autocast) where the hardware multiplies it, else fp32; resumed elsewhere, a run "
+    "keeps the one that it began with."
+)
+
+
+def resolve_precision(setting: Precision) -> Literal["fp32", "bf16"]:
+    """Return the precision that a setting means on this machine: a rule, because a timing might turn out otherwise."""
+    if setting == "auto":
+        return "bf16" if _has_native_bf16() else "fp32"
+    return setting
+
+
+def settle_precision(stage: Stage, setting: Precision) -> Literal["fp32", "bf16"]:
+    """Return the precision of a run, which its record keeps: wherever it goes on, it goes on in that one."""
+    here = resolve_precision(setting)
+    settled: Literal["fp32", "bf16"] = stage.record.setdefault("precision", here)
+    if os.environ.get("RANK", "0") == "0":
+        write_json(stage.folder / "stage.json", stage.record)
+        if settled != here:
+            print(f"{stage.name}: goes on in {settled}, in which it began; precision auto is {here} here", flush=True)
+        if settled == "bf16" and not _has_native_bf16():
+            print(f"{stage.name}: bf16 is emulated on this machine, and slow; fp32 is not", flush=True)
+    return settled
+
+
+def _has_native_bf16() -> bool:
+    """Whether the device that training will use multiplies bfloat16 in hardware.
+
+    `torch.cuda.is_bf16_supported()` also says yes where it is emulated (before Ampere). On a CPU the products are
+    oneDNN's, which may be told to use less than there is; torch knows of limits below AVX-512 only.
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_capability() >= (8, 0)
+    if torch.backends.mps.is_available() or not torch.backends.mkldnn.is_available():
+        return False
+    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return False
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", ""))
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported() and limit.upper() not in ("AVX512_CORE", "AVX512_CORE_VNNI")
+
+
+def on_cpu() -> bool:
+    """Whether training runs on CPUs: always without an accelerator, and on a Mac where there are several processes.
+
+    Without being told so, accelerate takes processes without a GPU for processes without each other.
+    """
+    device = torch.accelerator.current_accelerator(check_available=True)
+    return device is None or (device.type == "mps" and "LOCAL_RANK" in os.environ)
+
+
+def join_processes() -> PartialState:
+    """Settle, before a trainer asks, which device this process has and which others there are.
+
+    A process that no launcher started takes the first GPU: on several, Trainer would turn to `nn.DataParallel`, which
+    TRL refuses.
+    """
+    if "LOCAL_RANK" not in os.environ and torch.cuda.device_count() > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    return PartialState(cpu=on_cpu())

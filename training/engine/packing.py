@@ -1,0 +1,46 @@
+"""Packing: which documents share a row, so that little of it is padding and neighbours are unlike."""
+
+import numpy as np
+
+from training.engine.token_shards import Shards
+
+
+def cut_documents(shards: Shards, context: int) -> np.ndarray:
+    """Return (start, length) of every document, those longer than `context` in pieces, (n, 2) int64."""
+    lengths = np.diff(shards.starts, append=len(shards.tokens) - 1)
+    counts = -(-lengths // context)
+    number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)  # of a piece in its document
+    return np.stack(
+        [
+            np.repeat(shards.starts, counts) + number * context,
+            np.minimum(context, np.repeat(lengths, counts) - number * context),
+        ],
+        axis=1,
+    )
+
+
+def pack(pieces: np.ndarray, context: int, group: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Put (start, length) pieces into rows of at most `context` tokens, each where it leaves the least room.
+
+    Returns:
+        The pieces (n, 2) in the order of their rows, and where each row begins among them, (rows + 1,) int64.
+    """
+    random = np.random.default_rng((seed, 2))
+    order = random.permutation(len(pieces))
+    packed: list[np.ndarray] = []
+    sizes: list[int] = []
+    for begin in range(0, len(order), group):
+        chosen = pieces[order[begin : begin + group]]
+        rows: list[list[tuple[int, int]]] = []
+        by_room: dict[int, list[list[tuple[int, int]]]] = {}
+        roughly = chosen[:, 1] + random.normal(0, context / 8, len(chosen))
+        for start, length in chosen[np.argsort(-roughly, kind="stable")].tolist():
+            room = next((room for room in range(length, context + 1) if by_room.get(room)), context)
+            row = by_room[room].pop() if by_room.get(room) else []
+            if not row:
+                rows.append(row)
+            row.append((start, length))
+            by_room.setdefault(room - length, []).append(row)
+        packed.append(np.array([piece for row in rows for piece in row], dtype=np.int64))
+        sizes += map(len, rows)
+    return np.concatenate(packed), np.cumsum([0, *sizes])

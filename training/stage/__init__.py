@@ -1,0 +1,1 @@
+"""What every stage shares: its settings, its folder and its record."""
