@@ -24,8 +24,8 @@ from docs.figures import axes
 from docs.recurrent import RecurrentLM, count
 from hf_scratch import ScratchConfig, ScratchForCausalLM
 from hf_scratch.bits_per_byte import bits_per_byte
-from training.data.batches import Shards, Windows, load_shards
-from training.optimizer import build_optimizers
+from training.engine.batches import Shards, Windows, load_shards
+from training.engine.optimizer import build_optimizers
 
 KINDS = ("rnn", "gru", "lstm", "transformer")
 ROWS, CONTEXT = 16, 128
