@@ -1,6 +1,7 @@
 """The language model before attention, and what it reaches beside ours with as many weights in as much time.
 
-    python -m docs.baseline --data runs/shakespeare/data --tokenizer runs/shakespeare/tokenizer --output_dir runs/baseline
+    python -m docs.baseline --data runs/shakespeare/data --tokenizer runs/shakespeare/tokenizer \\
+        --output_dir runs/baseline
 
 Every kind gets the same shards, rows and schedule, and the same seconds of one processor core. Evaluations are on the
 same held-out text and cost no time of the budget. Chapter 2 of the guide reads the record.

@@ -82,7 +82,7 @@ class NameRole(SphinxRole):
             return [nodes.problematic(self.rawtext, self.rawtext)], [message]
         if self.name == "measured":
             figure, record = split_measured(self.text)
-            return [nodes.inline(figure, figure, classes=["measured"], **{"record": record})], []
+            return [nodes.inline(figure, figure, classes=["measured"], record=record)], []
         shown = self.text.partition(".")[2] if self.name == "setting" else self.text
         return [nodes.literal(shown, shown)], []
 

@@ -63,8 +63,10 @@ def settings() -> dict[str, set[str]]:
     def fields(name: str) -> set[str]:
         if name not in classes:
             return set()
-        own = {n.target.id for n in classes[name].body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
-        bases = (base.attr if isinstance(base, ast.Attribute) else getattr(base, "id", "") for base in classes[name].bases)
+        annotated = [node.target for node in classes[name].body if isinstance(node, ast.AnnAssign)]
+        own = {target.id for target in annotated if isinstance(target, ast.Name)}
+        named = classes[name].bases
+        bases = (base.attr if isinstance(base, ast.Attribute) else getattr(base, "id", "") for base in named)
         return own.union(*(fields(base) for base in bases))
 
     return {name.removesuffix("Config").lower(): fields(name) for name in classes if name.endswith("Config")}

@@ -1,6 +1,6 @@
 """Turns the guide's single HTML page into a PDF: pandoc reads it and typst sets it, without LaTeX.
 
-    python -m docs.pdf build/docs/paper/index.html build/docs/guide.pdf
+python -m docs.pdf build/docs/paper/index.html build/docs/guide.pdf
 """
 
 import sys
@@ -20,7 +20,8 @@ def main() -> None:
     article = soup.find("article")
     assert isinstance(article, Tag)
     simplify(article, soup)
-    body = pypandoc.convert_text(str(article), "typst", format="html-native_divs-native_spans", extra_args=["--wrap=none"])
+    read_as = "html-native_divs-native_spans"
+    body = pypandoc.convert_text(str(article), "typst", format=read_as, extra_args=["--wrap=none"])
     source = page.parent / "guide.typ"  # beside the pictures that it names
     source.write_text(TEMPLATE.read_text(encoding="utf-8") + "\n" + body, encoding="utf-8")
     typst.compile(source, output=output)

@@ -313,8 +313,10 @@ def slow(*args):
         app.write('TOKEN = "{WRITER}"')
     return push(*args)
 publish.push_model = slow
-cli.main(["publish", {str(run)!r}, "--repo-id", "user/tiny", "--space", "user/demo"])
+line = "--repo-id user/tiny --space user/demo --space-kind gradio"
+cli.main(["publish", {str(run)!r}, *line.split()])
 """
+    hub.pro = True
     published = run_online("-c", code)
     assert published.returncode == 0, published.stderr
     app = hub.files("user/demo", kind="space")["app.py"]

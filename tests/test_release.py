@@ -70,7 +70,7 @@ def test_a_release_holds_what_a_repository_needs(released: Path) -> None:
         "stage.json", "results.json", "report.md", "loss.png"
     }  # fmt: skip
     assert (record / "dpo/metrics.jsonl").is_file() and (record / "dpo/stage.json").is_file()
-    assert {path.name for path in released.iterdir()} == {"model", "space", "stage.json", "stages"}
+    assert {path.name for path in released.iterdir()} == {"browser", "model", "space", "stage.json", "stages"}
 
 
 @pytest.mark.slow

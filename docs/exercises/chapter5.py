@@ -14,7 +14,7 @@ def copying_pair(width: int, strength: float) -> tuple[torch.Tensor, torch.Tenso
 def same_values(values: torch.Tensor, groups: int) -> torch.Tensor:
     """Return the output matrix (D, groups x D) of one layer whose `groups` query heads share one value head.
 
-    values: The value matrix (D, D), orthogonal. When all heads look at the same position, what they write together must
-    be exactly the vector that stands there: outputs @ [values; values; ...] = identity.
+    values: The value matrix (D, D), orthogonal. When all heads look at the same position, what they write together
+    must be exactly the vector that stands there: outputs @ [values; values; ...] = identity.
     """
     raise NotImplementedError

@@ -1,7 +1,7 @@
 """Test your solution of an exercise.
 
-    python -m docs.exercises.check 3.1              # the function in docs/exercises/chapter3.py
-    python -m docs.exercises.check 3.1 --solution   # ours, in docs/exercises/solutions/chapter3.py
+python -m docs.exercises.check 3.1              # the function in docs/exercises/chapter3.py
+python -m docs.exercises.check 3.1 --solution   # ours, in docs/exercises/solutions/chapter3.py
 """
 
 import argparse
