@@ -209,7 +209,7 @@ def overhead(arguments: argparse.Namespace) -> None:
     seconds: dict[str, float] = {}
 
     def timed(name: str) -> Callable[..., Any]:
-        method = getattr(pretrain.Trainer, name)
+        method = getattr(pretrain.PretrainingRun, name)
 
         def call(*given: Any) -> Any:
             started = time.perf_counter()
@@ -222,7 +222,7 @@ def overhead(arguments: argparse.Namespace) -> None:
 
     once = ("find_micro_batch", "evaluate", "save")
     for name in ("loop", "train_step", "micro_batches", *once):
-        setattr(pretrain.Trainer, name, timed(name))
+        setattr(pretrain.PretrainingRun, name, timed(name))
     recipe = Path(train_tokenizer.__file__).parent / "recipes" / "quickstart"
     with tempfile.TemporaryDirectory() as run:
         inputs = ["--tokenizer", f"{run}/tokenizer"]

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_scratch.hub.files import SECRET
+from hf_scratch.hub.leaks import SECRET
 
 # transformers imports torchao where it is installed, which then tells of kernels for other processors.
 QUIET = ("torchao", "torch.utils._pytree")
@@ -45,6 +45,12 @@ IMPORT = """\
 MODEL is a Qwen3 dense checkpoint, a folder or a Hub id. OUTPUT becomes a Scratch checkpoint with equal logits.
 
 Next:   python -m training.sft --model OUTPUT ..."""
+BROWSER = """\
+RUN is the folder that `python -m training.run` made. The page is what `publish --space` makes a static Space of: the
+model as GGUF, compared with transformers, and llama.cpp as WebAssembly, which is fetched from npm once. Needs
+`pip install 'hf_scratch[browser]'`.
+
+Next:   hf-scratch publish RUN --repo-id USER/NAME --space USER/NAME-demo"""
 CHAT = """\
 In the chat: /reset begins anew, /save FILE writes the conversation as JSON, /system TEXT sets the system prompt and
 begins anew, /exit ends. In a pipe nothing is a command: each line of the input is a message, whatever it begins with,
@@ -90,6 +96,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_verify(new_command(commands, "verify", "check a folder or a repository of the Hub", VERIFY))
     add_export(new_command(commands, "export", "write the weights for other programs", EXPORT))
     add_import(new_command(commands, "import", "make a Scratch checkpoint of a Qwen3 one", IMPORT))
+    add_browser(new_command(commands, "browser", "open the page that runs a model in the browser", BROWSER))
     add_chat(new_command(commands, "chat", "talk to a model", CHAT))
     add_generate(new_command(commands, "generate", "let a model continue a text", GENERATE))
     return parser
@@ -122,7 +129,10 @@ def add_publish(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
     parser.add_argument("--repo-id", required=True, metavar="ID", help="USER/NAME of the model")
     parser.add_argument("--space", metavar="ID", help="USER/NAME of a demo Space to make or update")
-    parser.add_argument("--space-hardware", metavar="NAME", help="cpu-basic, zero-a10g (ZeroGPU), t4-small, ...")
+    parser.add_argument(
+        "--space-kind", choices=("static", "gradio"), help="static: in the visitor's browser (if the model is small)"
+    )
+    parser.add_argument("--space-hardware", metavar="NAME", help="of a gradio one: zero-a10g (ZeroGPU), t4-small, ...")
     parser.add_argument(
         "--space-secret", action="append", default=[], metavar="VAR", help="environment variable to give to the Space"
     )
@@ -141,9 +151,14 @@ def run_publish(args: argparse.Namespace) -> int:
 
     space = None
     if args.space:
-        space = Space(repo_id=args.space, hardware=args.space_hardware, secrets=args.space_secret)
-    elif args.space_hardware or args.space_secret:
-        raise ValueError("--space-hardware and --space-secret need --space USER/NAME.")
+        from hf_scratch.export.browser import build_page
+
+        space = Space(
+            repo_id=args.space, kind=args.space_kind, page=build_page, hardware=args.space_hardware,
+            secrets=args.space_secret,
+        )  # fmt: skip
+    elif args.space_kind or args.space_hardware or args.space_secret:
+        raise ValueError("--space-kind, --space-hardware and --space-secret need --space USER/NAME.")
     plan = Plan(
         repo_id=args.repo_id,
         space=space,
@@ -235,6 +250,21 @@ def run_import(args: argparse.Namespace) -> int:
 
 
 # ---- use ----
+
+
+def add_browser(parser: argparse.ArgumentParser) -> None:
+    """Describe `browser`."""
+    parser.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
+    parser.add_argument("--port", type=int, default=7861, help="port on this machine (7861)")
+    parser.set_defaults(run=run_browser)
+
+
+def run_browser(args: argparse.Namespace) -> int:
+    """Serve the page until it is stopped."""
+    from hf_scratch.export.browser_server import serve
+
+    serve(args.folder, args.port, print)
+    return 0
 
 
 def add_speaker(parser: argparse.ArgumentParser) -> None:

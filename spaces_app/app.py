@@ -39,7 +39,7 @@ def build(bots: dict[str, Bot], preferences: Preferences, record: Record) -> gr.
         gr.Markdown(f"# {bot.name}\n{bot.description}", elem_id="title")
         with gr.Tabs():
             with gr.Tab("Chat"):
-                chat_page(bot, page)
+                chat_page(bot, page, preferences)
             with gr.Tab("Compare"):
                 compare_page(bots, preferences)
             with gr.Tab("Look inside") as inside:
@@ -70,8 +70,9 @@ def main() -> None:
     except ValueError as error:
         sys.exit(f"app: {error}")
     bots = load_stages(bot, model_id, os.environ.get("STAGES", ""))
-    for _ in answer(bot, "Hello", [], "", Sampling(1, 1, 1, 1, max_new_tokens=2), seed=0):
-        pass  # The first answer of a process is slow; nobody should wait for it.
+    if bot.model.device.type == "cpu":  # ZeroGPU lends its GPU for calls from the page only
+        for _ in answer(bot, "Hello", [], "", Sampling(1, 1, 1, 1, max_new_tokens=2), seed=0):
+            pass  # The first answer of a process is slow; nobody should wait for it.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))  # which is how a Space ends
     try:
         build(bots, preferences, load_record(model_id, revision)).launch(

@@ -10,9 +10,11 @@ from typing import Any
 import gradio as gr
 from chat_model import RefusedError
 
+GPU_SECONDS = 60  # that ZeroGPU may lend a GPU for one answer; what asks for less waits less
+
 try:
     # Not a requirement: ZeroGPU has it, and lends a GPU to what it decorates.
-    on_gpu = importlib.import_module("spaces").GPU
+    on_gpu = importlib.import_module("spaces").GPU(duration=GPU_SECONDS)
 except ImportError:
 
     def on_gpu(function: Callable[..., Any]) -> Callable[..., Any]:

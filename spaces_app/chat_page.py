@@ -1,5 +1,6 @@
 """The page `Chat`: conversations that stream, stop, are taken back, edited and kept in the reader's browser."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,9 +18,13 @@ from chat_model import (
     Sampling,
     answer,
     longest_answer,
+    read_text,
 )
+from preferences import Preferences, make_thumb
 
 ANSWERS_AT_ONCE = 8  # the others wait in the queue
+THUMBS = ("Like", "Dislike")  # Gradio draws these two words as thumbs
+KEPT_OF_A_THUMB = "each thumb is saved: the conversation up to the answer, the answer, and whether it was good"
 LIMIT = {"concurrency_limit": ANSWERS_AT_ONCE, "concurrency_id": "answers"}
 
 
@@ -92,12 +97,35 @@ def prompt_of_link(request: gr.Request) -> Any:
     return request.query_params.get("prompt", "")[:MAX_MESSAGE_CHARS] or gr.skip()
 
 
-def chat_page(bot: Bot, page: gr.Blocks) -> None:
+def make_thumbs(bot: Bot, preferences: Preferences) -> Any:
+    """Return what happens at a thumb: it is saved if the visitor agreed."""
+
+    def thumb(history: list[dict[str, Any]], system: str, consent: bool, clicked: gr.LikeData) -> str:
+        if clicked.liked not in (True, False):
+            return ""  # taken back
+        if not consent:
+            return "Thanks. Not saved: tick the box below to have it saved."
+        said = [{"role": message["role"], "content": read_text(message["content"])} for message in history]
+        at = clicked.index if isinstance(clicked.index, int) else clicked.index[0]
+        before, answer = said[:at], said[at]["content"] if at < len(said) else ""
+        if not before or not answer.strip():
+            return "Not saved: there is no answer to a question."
+        meta = {"model": bot.name, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+        preferences.save("thumbs", make_thumb(before, (system or "").strip(), answer, bool(clicked.liked), meta))
+        return "Saved. Thank you."
+
+    return in_a_sentence(thumb)
+
+
+def chat_page(bot: Bot, page: gr.Blocks, preferences: Preferences) -> None:
     """Lay out the chat: conversation, message, a line on the answer, and the controls."""
     conversation = gr.Column()
     status = gr.Markdown("", label="About the answer", elem_id="status")
     with gr.Accordion("System prompt and sampling", open=False):
         controls = settings(bot)
+    consent = gr.Checkbox(
+        False, label="Save my thumbs", info=preferences.consent(KEPT_OF_A_THUMB), elem_id="consent-thumbs"
+    )
     chat = make_chat(bot)
     message = gr.Textbox(
         label="Message",
@@ -118,6 +146,7 @@ def chat_page(bot: Bot, page: gr.Blocks) -> None:
                 elem_id="conversation",
                 height="56vh",
                 buttons=["copy", "copy_all"],
+                feedback_options=THUMBS,
                 sanitize_html=True,
                 latex_delimiters=[],
             ),
@@ -139,5 +168,13 @@ def chat_page(bot: Bot, page: gr.Blocks) -> None:
     # The state's encryption hides nothing, since its secret is in the page.
     interface.saved_conversations.storage_key = f"conversations of {bot.name}"
     interface.saved_conversations.secret = "conversations"
+    interface.chatbot.like(
+        make_thumbs(bot, preferences),
+        [interface.chatbot, controls[0], consent],
+        status,
+        api_visibility="private",
+        show_progress="hidden",
+        queue=False,
+    )
     page.load(prompt_of_link, None, message, api_visibility="private", show_progress="hidden", queue=False)
     gr.api(chat, api_name="chat", **LIMIT)

@@ -19,6 +19,7 @@ from preferences import Pair, Preferences, as_line, make_pair
 
 MAX_KEPT = 500  # pairs that a visitor can download
 CHOICES = ("A is better", "Tie", "B is better")
+KEPT_OF_A_CHOICE = "each choice is saved: your prompt, both answers, which one you chose, and the models and settings"
 DOWNLOADS = tempfile.TemporaryDirectory(prefix="pairs_")
 Answers = tuple[str, str]
 
@@ -113,7 +114,9 @@ class ComparePage:
                 gr.Textbox(label=f"Answer {side}", lines=8, max_lines=20, interactive=False) for side in "AB"
             ]
         self.status = gr.Markdown("", elem_id="compare-status", elem_classes="quiet")
-        self.consent = gr.Checkbox(False, label="Save my choices", info=preferences.consent(), elem_id="consent")
+        self.consent = gr.Checkbox(
+            False, label="Save my choices", info=preferences.consent(KEPT_OF_A_CHOICE), elem_id="consent"
+        )
         with gr.Row(elem_id="choices"):
             self.votes = [gr.Button(text, interactive=False, min_width=80) for text in CHOICES]
         self.download = gr.DownloadButton("Download my pairs", interactive=False, size="sm", elem_id="download")

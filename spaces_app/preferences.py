@@ -1,7 +1,8 @@
-"""Where clicks become data: preference pairs as JSON lines, in the shape that DPO trainers read.
+"""Where clicks become data: preference pairs and thumbs as JSON lines, in the shape that DPO and KTO trainers read.
 
-A pair is `{"prompt": [messages], "chosen": [message], "rejected": [message], "meta": {...}}`. Ties prefer nothing, so
-they go into a file of their own. Nothing is written without the visitor's consent.
+A pair is `{"prompt": [messages], "chosen": [message], "rejected": [message], "meta": {...}}`, a thumb
+`{"prompt": [messages], "completion": [message], "label": true, "meta": {...}}`. Ties prefer nothing, so they go into a
+file of their own. Nothing is written without the visitor's consent.
 """
 
 import json
@@ -21,7 +22,7 @@ Pair = dict[str, Any]
 
 
 class Preferences:
-    """A folder of pairs and, with a token and a data set's id, its copy on the Hub."""
+    """A folder of rows and, with a token and a data set's id, its copy on the Hub."""
 
     def __init__(self, folder: Path, dataset: str | None, token: str | None) -> None:
         self.folder, self.dataset, self.lock = folder, dataset if token else None, threading.Lock()
@@ -36,7 +37,7 @@ class Preferences:
             self.lock = self.scheduler.lock
 
     def save(self, kind: str, row: Pair) -> Path:
-        """Append a row to this process' file of `pairs` or `ties`."""
+        """Append a row to this process' file of `pairs`, `ties` or `thumbs`."""
         path = self.folder / f"{kind}_{self.name}"
         with self.lock:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -51,14 +52,13 @@ class Preferences:
         if self.scheduler:
             self.scheduler.trigger().exception()
 
-    def consent(self) -> str:
+    def consent(self, what: str) -> str:
         """Say what is kept, where and why."""
         where = "on the machine that runs this page"
         if self.dataset:
             where += f", and in the data set {self.dataset} on the Hugging Face Hub"
         return (
-            "If you tick the box, each choice is saved: your prompt, both answers, which one you chose, and the "
-            f"models and settings. It is kept {where}, to train models. Nothing about you is saved; "
+            f"If you tick the box, {what}. It is kept {where}, to train models. Nothing about you is saved; "
             "write nothing into a prompt that you would not publish. Without the tick nothing is saved."
         )
 
@@ -77,7 +77,7 @@ def start_pushing(folder: Path, dataset: str, token: str | None) -> CommitSchedu
             every=MINUTES_BETWEEN_COMMITS,
             private=True,
             token=token,
-            allow_patterns=["pairs_*.jsonl", "ties_*.jsonl"],
+            allow_patterns=["pairs_*.jsonl", "ties_*.jsonl", "thumbs_*.jsonl"],
         )
     except Exception as error:  # each way of not reaching the Hub has its own exception
         reason = str(error).strip().splitlines()[0].rstrip(".")
@@ -98,3 +98,10 @@ def make_pair(prompt: str, system: str, chosen: str, rejected: str, meta: dict[s
         "rejected": [{"role": "assistant", "content": rejected}],
         "meta": meta,
     }
+
+
+def make_thumb(before: list[dict[str, str]], system: str, answer: str, up: bool, meta: dict[str, Any]) -> Pair:
+    """Return a thumb on an answer to the messages before it."""
+    first = [{"role": "system", "content": system}] if system else []
+    completion = [{"role": "assistant", "content": answer}]
+    return {"prompt": [*first, *before], "completion": completion, "label": up, "meta": meta}

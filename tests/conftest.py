@@ -16,6 +16,7 @@ import pytest
 import torch
 from hub_server import WRITER, HubServer
 from hypothesis import settings
+from running_page import chromium, page_copy, page_folder, page_release, page_url, vendor, visit_page  # noqa: F401
 from running_space import running, space_release  # noqa: F401, fixtures of one process for several files
 from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 

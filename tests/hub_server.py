@@ -20,9 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import yaml
-
-from hf_scratch.hub.card import LICENSES
+from hub_pages import front_matter_errors, static_file
 
 MAX_REGULAR = 10_000_000  # bytes; git takes no more in a commit
 LFS_SUFFIXES = (".safetensors", ".gguf", ".onnx", ".png", ".bin", ".data")
@@ -79,6 +77,7 @@ class HubServer:
         self.repos: dict[tuple[str, str], Repo] = {}
         self.lfs: dict[str, bytes] = {}
         self.faults: list[Fault] = []
+        self.pro = False  # whether the account pays: a free one gets static Spaces, and two on ZeroGPU
         self.spoils = False  # flips a bit of every file that it stores
         self.requests: list[str] = []  # "METHOD path" of each
         self.lock = threading.RLock()
@@ -223,6 +222,7 @@ class Handler(BaseHTTPRequestHandler):
             ("POST", r"/lfs-verify", dict),
             ("GET", r"/lfs/(\w+)", self.lfs_get),
             ("GET", rf"/((?:spaces/|datasets/)?){repo}/resolve/([^/]+)/(.+)", self.resolve),
+            ("GET", rf"/static/{repo}/(.*)", self.static),
         ]
         method = "GET" if self.command == "HEAD" else self.command
         for allowed, pattern, function in routes:
@@ -280,34 +280,20 @@ class Handler(BaseHTTPRequestHandler):
         url = f"{self.hub.url}/{'' if kind == 'model' else f'{kind}s/'}{repo_id}"
         if (kind, repo_id) in self.hub.repos:
             return 409, {"error": "You already created this repo", "url": url}, {}
+        hardware = asked.get("hardware")
+        if kind == "space" and asked.get("sdk") != "static" and not self.hub.pro and not self.may_have(hardware):
+            raise Refused(402, "Payment Required: creating Gradio and Docker Spaces needs a PRO subscription")
         repo = self.hub.create(repo_id, kind, asked.get("visibility") == "private")
-        repo.extra |= {"sdk": asked.get("sdk")}
+        repo.extra |= {"sdk": asked.get("sdk")} | ({"hardware": hardware} if hardware else {})
         return {"url": url, "name": repo_id}
 
+    def may_have(self, hardware: str | None) -> bool:
+        """Whether a free account gets a Space that computes."""
+        taken = [repo for repo in self.hub.repos.values() if repo.extra.get("hardware") == "zero-a10g"]
+        return hardware == "zero-a10g" and len(taken) < 2
+
     def validate_yaml(self) -> Any:
-        """Refuse front matter that is not YAML, or keys of the wrong type, as the Hub does."""
-        content, wrong = self.json()["content"], []
-        block = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
-        try:
-            data = yaml.safe_load(block[1]) if block else {}
-        except yaml.YAMLError as error:
-            data, wrong = {}, [str(error)]
-        kinds = {"license": str, "tags": list, "library_name": str, "pipeline_tag": str, "models": list, "sdk": str}
-        wrong += [
-            f'"{key}" must be a {kind.__name__}'
-            for key, kind in kinds.items()
-            if not isinstance(data.get(key, kind()), kind)
-        ]
-        for name in (data[key] for key in ("license",) if key in data):
-            wrong += [] if name in LICENSES else [f'"license" must be one of the Hub\'s licences, not {name!r}']
-        for item in data.get("model-index", []):
-            for result in item["results"]:
-                if missing := {"task", "dataset", "metrics"} - result.keys():
-                    wrong.append(f'"model-index" needs {missing}')
-        if data.get("colorFrom", "red") not in {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}:
-            wrong.append('"colorFrom" is not a colour')
-        if len(data.get("short_description", "")) > 60:
-            wrong.append('"short_description" is longer than 60 characters')
+        wrong = front_matter_errors(self.json()["content"])
         return 400 if wrong else 200, {"errors": [{"message": text} for text in wrong], "warnings": []}, {}
 
     def repo_info(self, kind: str, repo_id: str, revision: str = "main") -> Any:
@@ -404,6 +390,12 @@ class Handler(BaseHTTPRequestHandler):
             headers |= {"X-Linked-Etag": f'"{entry[1]}"', "X-Linked-Size": str(len(self.hub.lfs[entry[1]]))}
             return 302, b"", headers | {"Location": f"{self.hub.storage}/{entry[1]}"}
         return 200, entry, headers | {"ETag": f'"{git_oid(entry)}"'}
+
+    def static(self, repo_id: str, path: str) -> Any:
+        found = static_file(self.hub.files(repo_id, kind="space"), path)
+        if found is None:
+            raise Refused(404, f"no such file: {path}", "EntryNotFound")
+        return 200, *found
 
     def make_commit(self, kind: str, repo_id: str, branch: str) -> Any:
         """Carry out a commit, all of it or nothing."""

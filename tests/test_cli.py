@@ -21,7 +21,7 @@ from hf_scratch.chat import HELP, Speaker, answer, chat, continue_text, fit, loa
 from hf_scratch.hub.exports import write_record
 from hf_scratch.hub.verify import Reference, foreign_code, save_reference, verify_anywhere
 
-COMMANDS = ("publish", "publish-data", "verify", "export", "import", "chat", "generate")
+COMMANDS = ("browser", "publish", "publish-data", "verify", "export", "import", "chat", "generate")
 GREEDY = {"temperature": 0.0, "seed": None, "max_new_tokens": 8}
 
 

@@ -30,7 +30,7 @@ LAUNCH = ROOT / "training" / "launch"
 CHANGES: dict[str, Any] = {
     "num_attention_heads": 4,
     "batch_rows": 8,
-    "micro_batch_rows": 3,
+    "micro_batch_size": 3,
     "pack_documents": True,
     "max_steps": 6,
     "log_steps": 1,
@@ -160,7 +160,7 @@ LITTLE_MEMORY = """
 import os, torch
 from training import pretrain
 
-step = pretrain.Trainer.train_step
+step = pretrain.PretrainingRun.train_step
 
 def limited(self, rows):
     def check(module, args, kwargs):
@@ -171,7 +171,7 @@ def limited(self, rows):
         self.unwrapped.model.register_forward_pre_hook(check, with_kwargs=True)
     return step(self, rows)
 
-pretrain.Trainer.train_step = limited
+pretrain.PretrainingRun.train_step = limited
 pretrain.main()
 """
 
@@ -190,7 +190,7 @@ def test_where_memory_runs_out_on_one_process_all_start_again_with_smaller_piece
     shown = "".join(capfd.readouterr())
     assert "memory ran out on process 1 at step 4 with 3 rows at once" in shown
     assert "once more, with smaller pieces" in shown and "goes on from step 3" in shown
-    assert read_json(tmp_path / "run" / "pretrain" / "stage.json")["metrics"]["micro_batch_rows"] == 1
+    assert read_json(tmp_path / "run" / "pretrain" / "stage.json")["metrics"]["micro_batch_size"] == 1
     assert_same_run(tmp_path / "run" / "pretrain", runs / "adamw-one")
 
 
@@ -204,14 +204,14 @@ SIGNALLED = """
 import os, signal
 from training import pretrain
 
-step = pretrain.Trainer.train_step
+step = pretrain.PretrainingRun.train_step
 
 def signalled(self, rows):
     if os.environ["RANK"] == "1" and self.progress.step == 4:
         os.kill(os.getpid(), signal.{name})
     return step(self, rows)
 
-pretrain.Trainer.train_step = signalled
+pretrain.PretrainingRun.train_step = signalled
 pretrain.main()
 """
 

@@ -15,7 +15,7 @@ from training.engine.config import PretrainConfig
 from training.engine.ending import Ending
 from training.engine.optimizer import learning_rate
 from training.evaluation.markdown import write_report
-from training.pretrain import Trainer
+from training.pretrain import PretrainingRun
 from training.pretrain import main as pretrain
 from training.stage.files import read_json
 
@@ -165,13 +165,13 @@ def test_patience_ends_a_run_and_keeps_its_best_model(
 def test_a_best_model_that_was_damaged_is_said(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    take_best = Trainer.take_best
+    take_best = PretrainingRun.take_best
 
-    def damaged(self: Trainer) -> None:
+    def damaged(self: PretrainingRun) -> None:
         (path_of(tmp_path / "checkpoints", self.ending.best_step) / "manifest.json").unlink()
         take_best(self)
 
-    monkeypatch.setattr(Trainer, "take_best", damaged)
+    monkeypatch.setattr(PretrainingRun, "take_best", damaged)
     pretrain(arguments(corpus, tmp_path, **WORSE))
     last = metrics(tmp_path)[-1]
     assert f"is damaged (manifest.json is missing or cut off); the model is that of step {last['step']}" in (

@@ -13,7 +13,7 @@ from training.engine.batches import PackedDocuments
 from training.engine.config import PretrainConfig
 from training.engine.held_out import affordable_tokens, sample_held_out
 from training.engine.token_shards import Shards, load_shards
-from training.pretrain import Trainer
+from training.pretrain import PretrainingRun
 from training.pretrain import main as pretrain
 from training.stage.files import read_json
 
@@ -59,9 +59,9 @@ def test_an_evaluation_costs_no_more_than_a_twentieth_of_the_steps_between(
 ) -> None:
     """A forward pass is a third of a step: tokens are counted as the model sees them, padding included."""
     seen = {"training": 0, "evaluation": 0}
-    make = Trainer.__init__
+    make = PretrainingRun.__init__
 
-    def counted(self: Trainer, *args: Any) -> None:
+    def counted(self: PretrainingRun, *args: Any) -> None:
         make(self, *args)
         self.unwrapped.model.register_forward_pre_hook(
             lambda module, args, kwargs: seen.update(
@@ -74,8 +74,8 @@ def test_an_evaluation_costs_no_more_than_a_twentieth_of_the_steps_between(
             with_kwargs=True,
         )
 
-    monkeypatch.setattr(Trainer, "__init__", counted)
-    common = {"max_steps": 40, "eval_steps": 10, "micro_batch_rows": 4}
+    monkeypatch.setattr(PretrainingRun, "__init__", counted)
+    common = {"max_steps": 40, "eval_steps": 10, "micro_batch_size": 4}
     pretrain(arguments(corpus, tmp_path, **common | changes))
     assert 0.03 < seen["evaluation"] / 3 / seen["training"] <= 0.055
     config = PretrainConfig(output_dir="x", data=["d"], tokenizer="t", eval_steps=10, batch_rows=4, context_length=128)

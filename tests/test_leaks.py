@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hf_scratch.hub.client import hide
-from hf_scratch.hub.files import check_leaks
+from hf_scratch.hub.leaks import check_leaks
 
 LETTERS = "aB3dE6gH9j"
 SECRETS = [

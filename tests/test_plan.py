@@ -95,7 +95,7 @@ def test_the_memory_of_a_run_is_within_15_percent_of_the_plan(
 ) -> None:
     """Peak resident memory of real processes: the plan's, and the run's with the same recipe."""
     changes: dict[str, Any] = {
-        "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "batch_rows": 48, "micro_batch_rows": 48,
+        "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "batch_rows": 48, "micro_batch_size": 48,
         "max_steps": 2, "log_steps": 2, "eval_steps": 2, "save_steps": 2, "optimizer": optimizer,
         "precision": "fp32",
     }  # fmt: skip

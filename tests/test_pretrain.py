@@ -17,11 +17,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from training.engine.batches import PackedDocuments, Windows
+from training.engine.checkpoint import Progress
 from training.engine.device import resolve_precision
 from training.engine.parallel import make_accelerator
 from training.engine.token_shards import load_shards
 from training.prepare_data import main as prepare_data
-from training.pretrain import PretrainConfig, Trainer, build_model
+from training.pretrain import PretrainConfig, PretrainingRun, build_model
 from training.pretrain import main as pretrain
 from training.train_tokenizer import main as train_tokenizer
 
@@ -63,7 +64,7 @@ def arguments(corpus: Path, output_dir: Path, **changes: Any) -> list[str]:
     return inputs + [word for key, value in settings.items() for word in (f"--{key}", str(value))]
 
 
-def trainer(corpus: Path, folder: Path, **changes: Any) -> Trainer:
+def trainer(corpus: Path, folder: Path, **changes: Any) -> PretrainingRun:
     config = PretrainConfig(
         data=str(corpus / "data"),
         tokenizer=str(corpus / "tokenizer"),
@@ -73,7 +74,7 @@ def trainer(corpus: Path, folder: Path, **changes: Any) -> Trainer:
     shards, held_out = (load_shards(corpus / "data", split) for split in ("train", "val"))
     tokenizer = AutoTokenizer.from_pretrained(corpus / "tokenizer")
     accelerator = make_accelerator(resolve_precision(config.precision))
-    return Trainer(config, accelerator, folder, build_model(config, shards.vocab_size, tokenizer), held_out)
+    return PretrainingRun(config, accelerator, folder, build_model(config, shards.vocab_size, tokenizer), held_out)
 
 
 def rows(corpus: Path, packed: bool) -> PackedDocuments | Windows:
@@ -120,7 +121,7 @@ def test_accumulation_does_not_change_loss_or_gradient(
     """8 rows at once, 2 x 4, 8 x 1 and 3 + 3 + 2; packed rows have different numbers of counted tokens."""
     gradients, losses = [], []
     for micro in (0, 4, 1, 3):
-        changes = {"micro_batch_rows": micro, "precision": precision, "max_grad_norm": 1e9, "learning_rate": 0.0}
+        changes = {"micro_batch_size": micro, "precision": precision, "max_grad_norm": 1e9, "learning_rate": 0.0}
         run = trainer(corpus, tmp_path, batch_rows=8, **changes)
         captured: list[torch.Tensor] = []
         run.optimizers[0].register_step_pre_hook(
@@ -167,13 +168,13 @@ def test_a_step_without_finite_loss_never_reaches_the_weights(corpus: Path, tmp_
 def test_a_skipped_step_leaves_no_trace_in_the_log(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backward = Trainer.backward
+    backward = PretrainingRun.backward
 
-    def spoilt(self: Trainer, batch: Any, total: int) -> torch.Tensor:
+    def spoilt(self: PretrainingRun, batch: Any, total: int) -> torch.Tensor:
         loss = backward(self, batch, total)
         return loss * math.nan if self.progress.step == 2 else loss
 
-    monkeypatch.setattr(Trainer, "backward", spoilt)
+    monkeypatch.setattr(PretrainingRun, "backward", spoilt)
     pretrain(arguments(corpus, tmp_path, max_steps=4, log_steps=1))
     lines = metrics(tmp_path)
     assert [line["train_loss"] is None for line in lines] == [False, False, True, False]
@@ -198,15 +199,15 @@ def test_a_run_that_ended_before_its_model_was_written_is_finished(
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, command: list[str]) -> None:
     """Run until it is told to stop, in the step after this one."""
-    train_step = Trainer.train_step
+    train_step = PretrainingRun.train_step
 
-    def stopped(self: Trainer, rows: Any) -> tuple[float, int, float]:
+    def stopped(self: PretrainingRun, rows: Any) -> tuple[float, int, float]:
         if self.progress.step == step:
             os.kill(os.getpid(), signal.SIGTERM)
         return train_step(self, rows)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit, match=f"stopped after step {step + 1}"):
-        patch.setattr(Trainer, "train_step", stopped)
+        patch.setattr(PretrainingRun, "train_step", stopped)
         pretrain(command)
 
 
@@ -239,19 +240,19 @@ def test_where_memory_runs_out_the_micro_batch_halves_and_nothing_else_changes(
 
     run.unwrapped.model.register_forward_pre_hook(check, with_kwargs=True)
     run.find_micro_batch()
-    assert run.progress.micro_batch_rows == 4
-    told = trainer(corpus, tmp_path / "told", micro_batch_rows=4, **changes)
+    assert run.progress.micro_batch_size == 4
+    told = trainer(corpus, tmp_path / "told", micro_batch_size=4, **changes)
     told.find_micro_batch()
     for step in range(4):
         if step == 2:
-            limit = told.progress.micro_batch_rows = 2
+            limit = told.progress.micro_batch_size = 2
         taken = []
         for one in (run, told):
             torch.manual_seed(step)
             one.progress.step = step
             taken.append(one.train_step(rows(corpus, True)))
         assert taken[0] == taken[1]
-    assert run.progress.micro_batch_rows == 2
+    assert run.progress.micro_batch_size == 2
     for name, param in run.unwrapped.named_parameters():
         assert torch.equal(param, told.unwrapped.get_parameter(name))
     assert "memory ran out with 4 rows at once; going on with 2" in capsys.readouterr().out
@@ -266,19 +267,23 @@ def test_a_process_that_may_hold_little_memory_trains_in_smaller_pieces(corpus: 
     script = (
         "import resource, sys\n"
         "from training import pretrain\n"
-        "find = pretrain.Trainer.find_micro_batch\n"
+        "find = pretrain.PretrainingRun.find_micro_batch\n"
         "def limited(self):\n"
         "    used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "    resource.setrlimit(resource.RLIMIT_AS, (used + 150 * 2**20,) * 2)\n"
         "    find(self)\n"
-        "pretrain.Trainer.find_micro_batch = limited\n"
+        "pretrain.PretrainingRun.find_micro_batch = limited\n"
         "pretrain.main(sys.argv[1:])\n"
     )
     command = arguments(corpus, tmp_path, batch_rows=256, max_steps=2, hidden_size=64)
     done = subprocess.run([sys.executable, "-c", script, *command], capture_output=True, text=True, env=one_thread())
     assert done.returncode == 0, done.stderr
     assert "memory ran out with 256 rows at once" in done.stdout
-    assert 1 <= json.loads((tmp_path / "stage.json").read_text())["metrics"]["micro_batch_rows"] < 256
+    assert 1 <= json.loads((tmp_path / "stage.json").read_text())["metrics"]["micro_batch_size"] < 256
+
+
+def test_progress_of_an_earlier_checkpoint_is_read() -> None:
+    assert Progress.read({"step": 3, "micro_batch_rows": 4}) == Progress(step=3, micro_batch_size=4)
 
 
 @pytest.mark.long
@@ -302,7 +307,7 @@ def test_memory_stays_flat(corpus: Path, tmp_path: Path) -> None:
     ("kills", "changes"),
     [
         pytest.param(20, {}, marks=pytest.mark.slow),
-        pytest.param(20, {"micro_batch_rows": 1, "schedule": "wsd", "optimizer": "muon"}, marks=pytest.mark.long),
+        pytest.param(20, {"micro_batch_size": 1, "schedule": "wsd", "optimizer": "muon"}, marks=pytest.mark.long),
         pytest.param(4, {"precision": "bf16", "max_steps": 60, "optimizer": "muon"}, marks=pytest.mark.slow),
     ],
 )

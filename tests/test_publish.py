@@ -164,7 +164,9 @@ def test_stages_become_branches_and_a_refusal_in_between_is_mended_by_the_same_c
     for width, folder in zip((64, 96), stages.values(), strict=True):
         model = make_model(max_position_embeddings=512, intermediate_size=width)
         save_published(folder, model, tiny_tokenizer, chats=folder.name == "sft")
-    command = [*CLI, "publish", run, "--stages", "base,sft", "--space", "user/demo", "--repo-id"]
+    space = ["--space", "user/demo", "--space-kind", "gradio"]
+    command = [*CLI, "publish", run, "--stages", "base,sft", *space, "--repo-id"]
+    hub.pro = True
     hub.fail("POST .*/commit/sft", 403)
     refused = run_online(*command, "user/tiny")
     assert refused.returncode == 1
@@ -196,7 +198,9 @@ def test_stages_become_branches_and_a_refusal_in_between_is_mended_by_the_same_c
 @pytest.mark.long
 def test_a_hub_that_spoils_the_file_is_found_out(released: Path, hub: HubServer, run_online: Run) -> None:
     hub.spoils = True
-    published = run_online(*CLI, "publish", released, "--repo-id", "user/tiny", "--space", "user/tiny-demo")
+    published = run_online(
+        *CLI, "publish", released, "--repo-id", "user/tiny", "--space", "user/tiny-demo", "--space-kind", "gradio"
+    )
     commit = hub.repos["model", "user/tiny"].history["main"][-1]
     assert published.returncode == 1
     assert f"commit {commit} of user/tiny is bad" in published.stderr and "weights equal" in published.stderr
@@ -309,8 +313,10 @@ def slow(*args):
         app.write('TOKEN = "{WRITER}"')
     return push(*args)
 publish.push_model = slow
-cli.main(["publish", {str(run)!r}, "--repo-id", "user/tiny", "--space", "user/demo"])
+line = "--repo-id user/tiny --space user/demo --space-kind gradio"
+cli.main(["publish", {str(run)!r}, *line.split()])
 """
+    hub.pro = True
     published = run_online("-c", code)
     assert published.returncode == 0, published.stderr
     app = hub.files("user/demo", kind="space")["app.py"]

@@ -24,7 +24,7 @@ PYTHON = [shlex.split(line) for line in COMMANDS if line.startswith(("python -m 
 
 def test_the_make_targets_exist() -> None:
     targets = [line.split()[1] for line in COMMANDS if line.startswith("make ")]
-    assert set(targets) == {"quickstart", "test", "demo"}
+    assert set(targets) == {"quickstart", "test", "demo", "demo-browser"}
     for target in targets:
         subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
 

@@ -13,7 +13,9 @@ from tiny_run import THUMBS, make_aligned, make_base, make_tokenizer_and_data, t
 from transformers import AutoTokenizer
 
 from hf_scratch import ScratchForCausalLM
-from hf_scratch.hub.files import Check, check_files, check_leaks
+from hf_scratch.hub.check import Check
+from hf_scratch.hub.files import check_files
+from hf_scratch.hub.leaks import check_leaks
 from hf_scratch.hub.publish import Plan, targets
 from hf_scratch.hub.verify import Reference, load_reference, make_reference, require, verify
 from training import eval_model, release
@@ -68,7 +70,7 @@ def test_a_release_holds_what_a_repository_needs(released: Path) -> None:
         "stage.json", "results.json", "report.md", "loss.png"
     }  # fmt: skip
     assert (record / "dpo/metrics.jsonl").is_file() and (record / "dpo/stage.json").is_file()
-    assert {path.name for path in released.iterdir()} == {"model", "space", "stage.json", "stages"}
+    assert {path.name for path in released.iterdir()} == {"browser", "model", "space", "stage.json", "stages"}
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ in the README is 1280_light_inside.png of
     SPACE_RELEASE=runs/quickstart/release/model SCREENS=screens python -m pytest tests/test_space.py -k works
 """
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ import torch
 from running_space import Running
 from safetensors.torch import load_file
 from tiny_release import EXAMPLE, NAME
+
+from training.chat.rows import load_rows
 
 CHROMIUM = "/usr/bin/chromium"
 
@@ -198,6 +201,29 @@ def test_a_choice_becomes_a_pair_that_dpo_trains_on(
     dpo.main(["--model", str(space_release), "--data", str(pairs), "--output_dir", str(tmp_path / "dpo"), *few])
     before, after = (load_file(folder / "model.safetensors") for folder in (space_release, tmp_path / "dpo" / "model"))
     assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.slow
+def test_thumbs_are_rows_for_kto_if_the_visitor_agrees(visit: Callable[..., Visit], running: Running) -> None:
+    here = visit()
+    page = here.page
+    here.say("Hello")
+    page.get_by_role("button", name="Retry").wait_for()
+    page.get_by_role("button", name=re.compile("^(clicked )?like$", re.I)).first.click()
+    page.get_by_text("Not saved: tick the box").wait_for()
+    assert list(running.preferences.glob("thumbs_*.jsonl")) == []
+    page.get_by_role("checkbox", name="Save my thumbs").check()
+    here.say("And more?")
+    page.wait_for_function("() => document.querySelectorAll('[data-testid=bot]').length == 2")
+    page.get_by_role("button", name="Retry").wait_for()
+    page.get_by_role("button", name="Send").wait_for()
+    page.get_by_role("button", name=re.compile("^(clicked )?dislike$", re.I)).last.click()
+    page.get_by_text("Saved. Thank you.").wait_for()
+    (kept,) = running.preferences.glob("thumbs_*.jsonl")
+    (row,) = [json.loads(line) for line in kept.read_text().splitlines()]
+    assert [message["role"] for message in row["prompt"]] == ["user", "assistant", "user"]
+    assert row["prompt"][-1]["content"] == "And more?" and row["completion"][0]["content"] and row["label"] is False
+    assert load_rows(("preferences", "thumbs"), str(kept), 0, 0, 0).train.kind == "thumbs"
 
 
 @pytest.mark.slow

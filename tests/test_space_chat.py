@@ -301,7 +301,7 @@ def test_pairs_are_pushed_only_with_a_token_and_a_data_set(app: ModuleType, tmp_
     preferences = load_module("preferences").Preferences
     for dataset, token in ((None, "hf_x"), ("somebody/pairs", None), (None, None)):
         assert preferences(tmp_path, dataset, token).dataset is None
-    assert "somebody/pairs" not in preferences(tmp_path, "somebody/pairs", None).consent()
+    assert "somebody/pairs" not in preferences(tmp_path, "somebody/pairs", None).consent("all")
     with pytest.raises(ValueError, match="PREFERENCES_DATASET=somebody/pairs cannot be written to: .*[.]$") as error:
         preferences(tmp_path, "somebody/pairs", "hf_secret")
     assert "hf_secret" not in str(error.value)

@@ -35,6 +35,7 @@ def test_yaml_gives_defaults_and_the_command_line_wins(tmp_path: Path) -> None:
         "learning_rate: 3e-4\npack: true\nwidth: null\noptimizer: muon\nfiles: [a, b]\n"
     )  # PyYAML reads 3e-4 as a string
     config = parse_config(Settings, ["--config", str(recipe), "--output_dir", "x"])
+    assert parse_config(Settings, [f"--config={recipe}", "--output_dir", "x"]) == config
     assert config == Settings(output_dir="x", learning_rate=3e-4, pack=True, optimizer="muon", files=["a", "b"])
     assert (
         parse_config(Settings, ["--config", str(recipe), "--output_dir", "x", "--learning_rate", "1"]).learning_rate

@@ -71,13 +71,14 @@ def save_record(folder: Path) -> None:
 
 def make_published_run(run: Path, make_model: Callable[..., Any], tokenizer: PreTrainedTokenizerBase) -> Path:
     """Write `run/release` as the stage leaves it, for a model of noise that ends its answers; weights over 10 MB."""
-    from training.release import ReleaseConfig, build_space
+    from training.release import ReleaseConfig, build_browser, build_space
 
     save_published(
         run / "release" / "model", make_model(max_position_embeddings=512, intermediate_size=10_000), tokenizer
     )
     config = ReleaseConfig(output_dir=str(run / "release"), run=str(run), repo_id="your-name/tiny", title=NAME)
     build_space(config, run / "release" / "space")
+    build_browser(config, run / "release" / "browser")
     (run / "release" / "stage.json").write_text('{"config": {"repo_id": "your-name/tiny"}}')
     return run
 

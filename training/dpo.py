@@ -80,7 +80,7 @@ class CheckedDPOTrainer(WholeStep, trl.DPOTrainer):
         figures["length/rejected"].append(lengths[1].mean().item())
         step = self.state.global_step + 1
         logged = step == 1 or step % self.args.logging_steps == 0 or step == self.state.max_steps
-        if model.training and self.first_piece and logged and not self.precompute_ref_logps:
+        if model.training and self.first_micro_batch and logged and not self.precompute_ref_logps:
             figures["kl"].append(self.kl_to_reference(model, inputs))
         return loss
 

@@ -34,7 +34,7 @@ from training.evaluation.text_bits import measure_text, read_shards, read_texts
 from training.stage.config import parse_config
 from training.stage.files import hash_input, read_json, write_json
 from training.stage.record import command, open_stage
-from training.stories.checker import Check, check
+from training.stories.checker import Verdict, check
 from training.stories.talk import Turn, prompts, turns
 from training.stories.tell import Request
 
@@ -87,8 +87,8 @@ class Outcomes:
 
     nats: np.ndarray | None = None  # (documents,) of the run's held-out text
     num_bytes: np.ndarray | None = None
-    greedy: list[tuple[Answer, Check]] = field(default_factory=list)
-    sampled: list[tuple[Answer, Check]] = field(default_factory=list)
+    greedy: list[tuple[Answer, Verdict]] = field(default_factory=list)
+    sampled: list[tuple[Answer, Verdict]] = field(default_factory=list)
     turns: dict[str, list[tuple[Answer, bool]]] = field(default_factory=dict)  # greedy and sampled, answer and right
 
 

@@ -13,23 +13,19 @@ import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import trl
 from accelerate import PartialState
 from datasets import Dataset
 
-from training.alignment.config import CHECKPOINTS
+from training.alignment.config import common_arguments
 from training.alignment.stage import finish, gather_weights, load_model, quiet
 from training.alignment.trainer import MetricsLog, run_trainer
 from training.engine.device import (
     PRECISION_HELP,
     Precision,
     join_processes,
-    on_cpu,
-    resolve_precision,
     settle_precision,
 )
 from training.engine.save import save_model
@@ -37,7 +33,7 @@ from training.evaluation.answers import PARTS
 from training.stage.config import SameRun, parse_config
 from training.stage.record import METRICS, command, open_stage
 from training.stories import talk
-from training.stories.checker import Check, check
+from training.stories.checker import Verdict, check
 from training.stories.tell import Request
 
 MEASURES = (
@@ -121,7 +117,7 @@ def happy_ending(completions: list[Any], request: list[str], **kwargs: Any) -> l
     return [float(found.happy) for found in check_all(completions, request)]
 
 
-def check_all(completions: list[Any], request: list[str]) -> list[Check]:
+def check_all(completions: list[Any], request: list[str]) -> list[Verdict]:
     """Return what the checker finds in each answer."""
     texts = [answer[0]["content"] for answer in completions]
     return [check(Request(**json.loads(facts)), text) for facts, text in zip(request, texts, strict=True)]
@@ -143,34 +139,17 @@ def grpo_arguments(config: GrpoConfig) -> dict[str, Any]:
             f"prompts_per_step={config.prompts_per_step} times num_generations={config.num_generations} is not a "
             f"multiple of micro_batch_size={config.micro_batch_size} times {processes} processes; change one of them."
         )
-    return {
-        "output_dir": str(Path(config.output_dir) / CHECKPOINTS),
+    return common_arguments(config) | {
         "per_device_train_batch_size": micro_batch,
         "gradient_accumulation_steps": answers // (micro_batch * processes),
         "num_generations": config.num_generations,
-        "max_steps": config.max_steps,
         "max_completion_length": config.max_new_tokens,
         "temperature": config.temperature,
-        "learning_rate": config.learning_rate,
         "lr_scheduler_type": "constant_with_warmup",
-        "warmup_steps": config.warmup_ratio,  # below 1 it is a share
         "weight_decay": 0.0,
-        "max_grad_norm": config.max_grad_norm,
         "beta": config.beta,
         "shuffle_dataset": False,  # the prompts come from a stream that is random already
         "disable_dropout": True,
-        "seed": config.seed,
-        "bf16": resolve_precision(config.precision) == "bf16",
-        "use_cpu": on_cpu(),
-        "activation_checkpointing": False,
-        "gradient_checkpointing": False,
-        "dataloader_pin_memory": torch.cuda.is_available(),
-        "logging_steps": config.log_steps,
-        "logging_first_step": True,
-        "logging_nan_inf_filter": False,
-        "save_steps": config.save_steps,
-        "save_total_limit": 1,
-        "report_to": "none",
     }
 
 

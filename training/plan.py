@@ -26,7 +26,7 @@ from hf_scratch import ScratchConfig, ScratchForCausalLM
 from training.engine.batches import Windows
 from training.engine.config import PretrainConfig, model_config
 from training.engine.cost import (
-    PEAKS,
+    GPUS,
     Memory,
     count_parameters,
     flops_per_token,
@@ -37,21 +37,15 @@ from training.engine.cost import (
 from training.engine.device import resolve_precision
 from training.engine.parallel import make_accelerator
 from training.engine.token_shards import Shards
-from training.pretrain import Trainer
+from training.pretrain import PretrainingRun
 from training.stage.config import parse_config
 from training.stage.record import command
 
-# Name on the command line: the key of its peak, and its memory in bytes.
+# Name on the command line: peak in FLOP/s, and memory in bytes.
 HARDWARE = {
-    "a10g-24gb": ("A10G", 24e9),
-    "a100-40gb": ("A100", 40e9),
-    "a100-80gb": ("A100", 80e9),
-    "h100-80gb": ("H100", 80e9),
-    "h200-141gb": ("H200", 141e9),
-    "l4-24gb": ("L4", 24e9),
-    "l40s-48gb": ("L40S", 48e9),
-    "rtx3090-24gb": ("RTX 3090", 24e9),
-    "rtx4090-24gb": ("RTX 4090", 24e9),
+    f"{name.lower().replace(' ', '')}-{size}gb": (peak, size * 1e9)
+    for name, (peak, sizes) in GPUS.items()
+    for size in sizes
 }
 USABLE = 0.9  # share of a device's memory to plan with; the rest is for the driver, buffers of NCCL and fragments
 TOKENS_A_PARAMETER = 20  # where a given amount of compute is best spent (Hoffmann et al. 2022, arXiv:2203.15556)
@@ -133,14 +127,14 @@ def memory_of(recipe: Recipe, rows: int, bf16: bool, shards: int = 1, program: i
 
 def plan_for_gpus(recipe: Recipe, hardware: str, gpus: int, mfu: float, price: float | None) -> str:
     """Return memory, time and cost on GPUs, for copies of the model (DDP) and for one in shards (FSDP2)."""
-    key, size = HARDWARE[hardware]
+    peak, size = HARDWARE[hardware]
     rows = max(1, recipe.config.batch_rows // gpus)
     ways = [("one GPU" if gpus == 1 else "DDP", 1)] + ([("FSDP2", gpus)] if gpus > 1 else [])
     lines, bf16 = [], recipe.config.precision != "fp32"
     for name, shards in ways:
         fits = largest_micro_batch(lambda n, s=shards: memory_of(recipe, n, bf16, s), rows, USABLE * size)  # type: ignore[misc]
         lines.append(f"{name:12} " + describe_memory(memory_of(recipe, fits or 1, bf16, shards), fits, size))
-    speed = gpus * PEAKS[key] * mfu / flops_per_token(recipe.model, recipe.config.row_tokens)
+    speed = gpus * peak * mfu / flops_per_token(recipe.model, recipe.config.row_tokens)
     lines.append(describe_time(recipe.tokens, speed, gpus, price, f"reckoned at {mfu:.0%} of the peak"))
     return "\n".join(lines)
 
@@ -153,7 +147,7 @@ def plan_for_this_machine(recipe: Recipe, price: float | None) -> str:
         size = float(torch.cuda.get_device_properties(0).total_memory)
     else:
         size, program = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")), peak_resident_bytes()
-    rows = recipe.config.micro_batch_rows or recipe.config.batch_rows
+    rows = recipe.config.micro_batch_size or recipe.config.batch_rows
     fits = largest_micro_batch(lambda n: memory_of(recipe, n, bf16, program=program), rows, USABLE * size)
     memory = describe_memory(memory_of(recipe, fits or 1, bf16, program=program), fits, size)
     if not fits:
@@ -205,14 +199,14 @@ def describe_time(tokens: int, tokens_per_s: float, gpus: int, price: float | No
 
 def measure(recipe: Recipe, rows: int, precision: Literal["fp32", "bf16"]) -> float:
     """Return the tokens that training takes in a second on this machine, from a few steps on random tokens."""
-    config = replace(recipe.config, batch_rows=rows, micro_batch_rows=rows, pack_documents=False)
+    config = replace(recipe.config, batch_rows=rows, micro_batch_size=rows, pack_documents=False)
     vocab_size, length = recipe.model.vocab_size, (rows + 4) * config.row_tokens * 2
     random = np.random.default_rng(0).integers(0, vocab_size, length, dtype=np.uint32)
     shards = Shards(random, np.array([0]), length, vocab_size)
     windows = Windows(shards, config.row_tokens, seed=0)
     with tempfile.TemporaryDirectory() as folder:
         model = ScratchForCausalLM(recipe.model)
-        trainer = Trainer(config, make_accelerator(precision), Path(folder), model, shards)
+        trainer = PretrainingRun(config, make_accelerator(precision), Path(folder), model, shards)
         seconds = []
         for _ in range(MEASURED_STEPS):
             started = time.perf_counter()

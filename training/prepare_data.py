@@ -29,7 +29,7 @@ from training.corpus.recipe import (
     read_sources,
     read_steps,
 )
-from training.corpus.split import Split, check_val_fraction, cut_batches
+from training.corpus.split import DataSplit, check_val_fraction, cut_batches
 from training.stage.config import SameRun, parse_config
 from training.stage.files import write_json
 from training.stage.record import Stage, command, open_stage
@@ -38,7 +38,7 @@ from training.stage.record import Stage, command, open_stage
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SPLITS: tuple[Split, ...] = ("train", "val")
+SPLITS: tuple[DataSplit, ...] = ("train", "val")
 
 
 ONLY_SOURCES = SameRun(unless=("sources",))  # what text as it is does not use
@@ -123,7 +123,7 @@ def write_stream(config: DataConfig, stage: Stage) -> None:
 
 
 def write_split(
-    folder: Path, split: Split, tokenizer: "PreTrainedTokenizerBase", documents: Iterator[str], dtype: str
+    folder: Path, split: DataSplit, tokenizer: "PreTrainedTokenizerBase", documents: Iterator[str], dtype: str
 ) -> dict[str, int]:
     """Write one split's stream and starts, and return its counts."""
     from hf_scratch.tokenizer import encode_texts, separator_of

@@ -8,7 +8,6 @@ checkpoint and ends, on a CPU, bit for bit where an undisturbed run ends.
 """
 
 import functools
-import json
 import math
 import sys
 import time
@@ -44,7 +43,7 @@ from training.engine.stop_signal import StopSignal
 from training.engine.token_shards import Shards
 from training.engine.train_step import TrainStep
 from training.stage.config import parse_config
-from training.stage.files import cut_metrics
+from training.stage.files import append_metrics, cut_metrics
 from training.stage.record import METRICS, command, open_stage
 
 
@@ -73,7 +72,8 @@ def train(config: PretrainConfig, accelerator: Accelerator, folder: Path) -> dic
     tokenizer = load_tokenizer(config.tokenizer)
     rows, held_out = open_data(config.data, config.row_tokens, config.seed, config.pack_documents)
     refuse_other_tokenizer(held_out.tokenizer, tokenizer, " ".join(config.data), accelerator.print)
-    trainer = Trainer(config, accelerator, folder, build_model(config, held_out.vocab_size, tokenizer), held_out)
+    model = build_model(config, held_out.vocab_size, tokenizer)
+    trainer = PretrainingRun(config, accelerator, folder, model, held_out)
     trainer.resume()
     trainer.progress.val_tokens = trainer.progress.val_tokens or affordable_tokens(config)
     sizes = (trainer.progress.val_tokens, config.row_tokens)
@@ -93,7 +93,7 @@ def train(config: PretrainConfig, accelerator: Accelerator, folder: Path) -> dic
     return trainer.summary()
 
 
-class Trainer(TrainStep):
+class PretrainingRun(TrainStep):
     """The run: steps to the end, and the log, evaluations and checkpoints on the way."""
 
     def __init__(
@@ -176,8 +176,7 @@ class Trainer(TrainStep):
         self.last |= {key: value for key, value in line.items() if value is not None}
         self.last |= {"val_step": self.progress.step} if evaluate else {}
         if self.accelerator.is_main_process:
-            with (self.folder / METRICS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            append_metrics(self.folder / METRICS, line)
         self.accelerator.log({key: value for key, value in line.items() if value is not None}, step=line["step"])
 
     def evaluate(self) -> BitsPerByte:
@@ -232,7 +231,7 @@ class Trainer(TrainStep):
                 self.parallel.load_optimizer(optimizer, saved)
             # Earlier checkpoints have the CPU's alone.
             set_random_state(state["random"] if "random" in state else {"cpu": state["torch_rng"]})
-            self.progress, self.interval = Progress(**state["progress"]), Interval(**state["interval"])
+            self.progress, self.interval = Progress.read(state["progress"]), Interval(**state["interval"])
             self.ending = ending_of(state)
             self.last = state["last"]
             self.accelerator.print(f"goes on from step {self.progress.step}")

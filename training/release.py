@@ -21,7 +21,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_scratch import ScratchForCausalLM, fast_generate  # noqa: F401, registers the model type with the Auto classes
 from hf_scratch.hub.card import Base, CardFacts, from_thumbs, license_metadata, make_card, read_metadata
-from hf_scratch.hub.files import Check, check_files, read_config
+from hf_scratch.hub.check import Check
+from hf_scratch.hub.files import check_files, read_config
 from hf_scratch.hub.verify import MESSAGES, make_reference, require, save_reference, verify
 from hf_scratch.tokenizer import keep_control_tokens_text
 from training.eval_model import learns_stories
@@ -85,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             checks = build_model(config, records, source, unverified / "model")
             build_stages(config, records, source, unverified / "stages")
             build_space(config, unverified / "space")
-            for name in ("model", "stages", "space"):
+            build_browser(config, unverified / "browser")
+            for name in ("model", "stages", "space", "browser"):
                 with atomic_folder(stage.folder / name) as folder:
                     for path in (unverified / name).iterdir():
                         path.rename(folder / path.name)
@@ -314,7 +316,8 @@ def describe_results(results: dict[str, Any]) -> str:
 
 def build_space(config: ReleaseConfig, folder: Path) -> None:
     """Copy the Space and point it to the model's Hub id, and to the branches that hold its stages."""
-    shutil.copytree(ROOT / "spaces_app", folder, ignore=shutil.ignore_patterns("__pycache__", ".*", "preferences"))
+    ignored = shutil.ignore_patterns("__pycache__", ".*", "preferences", "browser")
+    shutil.copytree(ROOT / "spaces_app", folder, ignore=ignored)
     app = folder / "app.py"
     names = sorted(path.name for path in (folder.parent / "stages").glob("*"))
     stages = " ".join(f"{name}={config.repo_id}@{name}" for name in names)
@@ -324,6 +327,17 @@ def build_space(config: ReleaseConfig, folder: Path) -> None:
         replaced += found
     assert replaced == 2, "spaces_app/app.py no longer reads MODEL_ID and STAGES where the release sets them"
     app.write_text(code, encoding="utf-8")
+    name_space(config, folder)
+
+
+def build_browser(config: ReleaseConfig, folder: Path) -> None:
+    """Copy the page that runs the model in a browser; weights and engine join it when it is published or opened."""
+    shutil.copytree(ROOT / "spaces_app" / "browser", folder, ignore=shutil.ignore_patterns(".*"))
+    name_space(config, folder)
+
+
+def name_space(config: ReleaseConfig, folder: Path) -> None:
+    """Write title and model into the front matter of a Space."""
     card = RepoCard.load(folder / "README.md")
     card.data.title, card.data.models = config.title, [config.repo_id]
     card.save(folder / "README.md")

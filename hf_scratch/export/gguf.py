@@ -9,7 +9,7 @@ import copy
 import json
 import os
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +25,6 @@ TYPES = {
     "f32": (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
     "f16": (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
     "q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
-}
-NAMES = {  # of transformers and of llama.cpp, for the tensors of a layer
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
 }
 # llama.cpp has the patterns that split text built in, each with a name; another one cannot be exported.
 PATTERNS = {
@@ -72,11 +59,11 @@ def write_gguf(original: Original, folder: Path) -> tuple[dict[str, str], tuple[
     measured = {}
     for name, (kind, file_type) in TYPES.items():
         path = folder / f"model-{name}.gguf"
-        write_file(original, path, kind, file_type)
+        write_file(original, path, kind, file_type, add_tokenizer)
         with llama(path, context) as server:
             check_tokens(server, original)
             check_chat(server, original)
-            found = complete(server, original, len(expected.tokens))
+            found = complete(server, original, prompt, len(expected.tokens))
         measured[path.name] = describe(expected, found)
         if name == "f32" and not expected.agrees(found):
             raise ValueError(f"llama.cpp does not say what transformers says, in float32: {measured[path.name]}.")
@@ -89,13 +76,17 @@ def write_gguf(original: Original, folder: Path) -> tuple[dict[str, str], tuple[
 # ---- the file ----
 
 
-def write_file(original: Original, path: Path, kind: GGMLQuantizationType, file_type: LlamaFileType) -> None:
-    """Write one GGUF file."""
+def write_file(
+    original: Original, path: Path, kind: GGMLQuantizationType, file_type: LlamaFileType,
+    add_tokens: Callable[[gguf.GGUFWriter, Original], None],
+) -> None:  # fmt: skip
+    """Write one GGUF file, whose vocabulary `add_tokens` writes."""
     writer = gguf.GGUFWriter(path, "qwen3")
     writer.add_file_type(file_type)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_sizes(writer, original.model.config)
-    add_tokenizer(writer, original)
+    add_tokens(writer, original)
+    names = tensor_names(original.model)
     for name, tensor in original.model.state_dict().items():
         if name == "lm_head.weight" and original.model.config.tie_word_embeddings:
             continue
@@ -103,7 +94,7 @@ def write_file(original: Original, path: Path, kind: GGMLQuantizationType, file_
         # Norms stay in float32, llama.cpp demands it; so do rows that 8-bit blocks of 32 do not divide.
         small = data.ndim == 1 or (kind == GGMLQuantizationType.Q8_0 and data.shape[-1] % 32)
         used = GGMLQuantizationType.F32 if small else kind
-        writer.add_tensor(tensor_name(name), gguf.quantize(data, used), raw_dtype=used)
+        writer.add_tensor(names[name], gguf.quantize(data, used), raw_dtype=used)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -114,19 +105,16 @@ def write_file(original: Original, path: Path, kind: GGMLQuantizationType, file_
 def read_weights(path: Path, model: Any) -> None:
     """Give a model in float32 the weights of a GGUF file, as they were rounded there."""
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    names = tensor_names(model)
     for name, parameter in model.named_parameters():  # a tied LM head has no name of its own
-        tensor = stored[tensor_name(name)]
+        tensor = stored[names[name]]
         parameter.copy_(torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy()))
 
 
-def tensor_name(name: str) -> str:
-    """Return llama.cpp's name of a tensor."""
-    outer = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-    stem = name.removesuffix(".weight")
-    if stem in outer:
-        return f"{outer[stem]}.weight"
-    _, _, layer, inner = stem.split(".", 3)
-    return f"blk.{layer}.{NAMES[inner]}.weight"
+def tensor_names(model: Any) -> dict[str, str]:
+    """Return llama.cpp's name of each tensor of the model."""
+    known = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, model.config.num_hidden_layers)
+    return {name: known.get_name(name, (".weight",)) or name for name in model.state_dict()}
 
 
 def add_sizes(writer: gguf.GGUFWriter, config: Any) -> None:
@@ -252,6 +240,8 @@ def llama(path: Path, context: int) -> Iterator[xllamacpp.Server]:
     params.n_parallel = 1
     params.n_gpu_layers = 0
     params.warmup = False
+    # Of the numbers alone: a cache in 16 bits would round, too.
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     params.fit_params = False
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = torch.get_num_threads()
     params.verbosity = -1
@@ -281,10 +271,10 @@ def ask(server: xllamacpp.Server, path: str, content: dict[str, Any]) -> dict[st
         return json.loads(answer.read())
 
 
-def complete(server: xllamacpp.Server, original: Original, count: int) -> list[int]:
-    """Return llama.cpp's greedy tokens after the reference's conversation, past where it would end."""
+def complete(server: xllamacpp.Server, original: Original, prompt: list[int], count: int) -> list[int]:
+    """Return llama.cpp's greedy tokens after a prompt, past where the answer would end."""
     content = {
-        "prompt": original.reference.observed["prompt_ids"],
+        "prompt": prompt,
         "n_predict": count,
         "temperature": 0,
         "samplers": ["temperature"],

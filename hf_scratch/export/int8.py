@@ -3,9 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from transformers import (
-    AutoModelForCausalLM,
-)
+from transformers import AutoModelForCausalLM
 
 from hf_scratch.export.original import Original, differences, missing_extra
 from hf_scratch.export.transformers import MAX_SHARD, save_stock

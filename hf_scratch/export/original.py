@@ -26,11 +26,7 @@ from hf_scratch.token_ids import refuse_other_tokenizer
 from hf_scratch.tokenizer import keep_control_tokens_text, require_fit
 
 MAX_TOKENS = 2**16  # of held-out text to measure bits per byte on
-
-
 MAX_WORSE = 0.01  # in bits per byte, that 8-bit weights may cost
-
-
 TIE = 1e-3  # of logits, between which another order of summation decides
 
 
@@ -61,10 +57,10 @@ class Greedy:
         pairs = zip(self.tokens, found, strict=False)
         return next((i for i, (ours, other) in enumerate(pairs) if ours != other), min(len(self.tokens), len(found)))
 
-    def agrees(self, found: list[int]) -> bool:
+    def agrees(self, found: list[int], tie: float = TIE) -> bool:
         """Whether the tokens are the same up to where two were as likely, between which any rounding decides."""
         same = self.parting(found)
-        return same == len(self.tokens) or self.margins[same] < TIE
+        return same == len(self.tokens) or self.margins[same] < tie
 
 
 @torch.no_grad()

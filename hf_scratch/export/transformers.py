@@ -19,7 +19,8 @@ from hf_scratch import ScratchConfig, ScratchForCausalLM
 from hf_scratch.export.original import Original
 from hf_scratch.hub import client
 from hf_scratch.hub.card import read_metadata
-from hf_scratch.hub.files import Check, read_config
+from hf_scratch.hub.check import Check
+from hf_scratch.hub.files import read_config
 from hf_scratch.hub.verify import make_reference, require, verify
 from hf_scratch.tokenizer import keep_control_tokens_text, require_fit
 
@@ -27,7 +28,7 @@ MAX_SHARD = "5GB"
 OFF_IN_QWEN3 = ("attention_bias", "use_sliding_window", "sliding_window")  # what Scratch has no field for
 
 
-# ---- transformers: stock qwen3 ----
+# ---- to stock Qwen3 ----
 
 
 def write_stock(original: Original, folder: Path) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -56,10 +57,7 @@ def stock_config(config: Any) -> Qwen3Config:
     return Qwen3Config(**{name: given[name] for name in sorted(names) if name in given})
 
 
-# ---- int8 ----
-
-
-# ---- the other way ----
+# ---- from stock Qwen3 ----
 
 
 def import_stock(model: str, revision: str, output: Path) -> list[Check]:

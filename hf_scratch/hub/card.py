@@ -12,7 +12,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load
 
-from hf_scratch.hub.files import Check
+from hf_scratch.hub.check import Check
 
 TRAINING = {
     "pretrain": "pretraining on text",

@@ -20,7 +20,7 @@ from typing import Any
 # How control tokens are spelled that are not special: a name between signs.
 MARKUP = re.compile(r"[^\w\s].*\w.*[^\w\s]", re.DOTALL)
 MAX_NEW_TOKENS = 256  # of the answer that is compared
-Check = dict[str, Any]  # name, passed, detail
+Outcome = dict[str, Any]  # of a check: name, passed, detail
 
 
 def main(folder: str, work: Path) -> None:
@@ -43,13 +43,13 @@ def main(folder: str, work: Path) -> None:
 
 
 @contextmanager
-def check(checks: list[Check], name: str) -> Iterator[Check]:
+def check(checks: list[Outcome], name: str) -> Iterator[Outcome]:
     """Begin a check, which fails if something is raised in it; the details can be filled in."""
     checks.append({"name": name, "passed": True, "detail": ""})
     yield checks[-1]
 
 
-def load_and_observe(folder: str, request: dict[str, Any], checks: list[Check]) -> dict[str, Any]:
+def load_and_observe(folder: str, request: dict[str, Any], checks: list[Outcome]) -> dict[str, Any]:
     """Load the folder by every Auto class, check what can be checked without a reference, and observe it."""
     import torch
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer

@@ -29,7 +29,8 @@ from huggingface_hub import (
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from hf_scratch.hub.files import SECRET, link_or_copy
+from hf_scratch.hub.files import link_or_copy
+from hf_scratch.hub.leaks import SECRET
 
 LOG = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -116,7 +117,7 @@ def find_folder(model: str, revision: str, cache: Path) -> Path:
 
 
 def call(what: str, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
-    """Call the Hub's client and try again while the failure may pass; only for requests that may be made twice.
+    """Call the Hub's client and try again while the failure may pass; so the function must be safe to call twice.
 
     Raises:
         HubError: It failed for good, or at every try.
@@ -124,6 +125,8 @@ def call(what: str, function: Callable[..., Result], *args: Any, **kwargs: Any) 
     for wait in (*WAITS, None):
         try:
             return function(*args, **kwargs)
+        except HubError:  # it says already what to do
+            raise
         except Exception as error:
             if wait is None or not may_pass(error):
                 raise explain(what, error) from None
@@ -166,8 +169,6 @@ def reason(error: BaseException) -> str:
 
 def explain(what: str, error: Exception) -> Exception:
     """Return the error to show: what was tried, why it failed and what to do."""
-    if isinstance(error, HubError):
-        return error
     if isinstance(error, LocalTokenNotFoundError):
         return HubError(f"{what}: there is no token; run `hf auth login` or set HF_TOKEN.")
     found = http_error(error)
@@ -179,6 +180,9 @@ def explain(what: str, error: Exception) -> Exception:
         400: "mend what it names.",
         401: "the token is missing, wrong or expired, or there is no such repository; `hf auth whoami` says who you "
         "are, `hf auth login` or HF_TOKEN sets a token.",
+        402: "new Gradio Spaces are for PRO accounts, so take `--space-kind static`, which is free and runs a small "
+        "model in the visitor's browser, or `--space-hardware zero-a10g`, of which a free account in good standing "
+        "gets two.",
         403: "the token has no right to do this; take one with write access to this owner's repositories.",
         404: "there is no such repository, branch or file; check the name.",
     }.get(status(error) or 0)
@@ -210,11 +214,16 @@ def require_private(api: HfApi, target: Target) -> None:
     """Raise HubError if the repository is there and anybody may read it."""
     what = f"looking up {target}"
     there = call(what, api.repo_exists, **target.where)
-    if there and not call(what, api.repo_info, **target.where).private:
+    if there and not is_private(api, target):
         raise HubError(
             f"{target} is there and public, and what goes there was to be private; nothing was sent. Make it private "
             "in its settings on the Hub, or take another name."
         )
+
+
+def is_private(api: HfApi, target: Target) -> bool:
+    """Whether only its owner may read a repository."""
+    return bool(call(f"looking up {target}", api.repo_info, **target.where).private)
 
 
 def head(api: HfApi, target: Target) -> str:
@@ -242,7 +251,8 @@ def commit(api: HfApi, target: Target, files: Mapping[str, Path | bytes], title:
     operations += [CommitOperationDelete(path) for path in stale]
     mark = f"{MADE} {uuid.uuid4().hex}"
     what = f"the commit to {target}"
-    for wait in (*WAITS, None):
+
+    def try_once() -> str:
         try:
             info = api.create_commit(
                 target.repo_id,
@@ -253,17 +263,15 @@ def commit(api: HfApi, target: Target, files: Mapping[str, Path | bytes], title:
                 revision=target.branch,
                 parent_commit=parent,
             )
-            return str(info.oid)
         except Exception as error:
             if found := find_commit(api, target, parent, mark):
                 return found
             if status(error) == STALE:
                 raise HubError(f"{what}: somebody else has changed it meanwhile; run the command again.") from None
-            if wait is None or not may_pass(error):
-                raise explain(f"{what} (nothing was committed)", error) from None
-            LOG.warning("%s: %s; trying again in %.0f s", what, reason(error), wait)
-            time.sleep(wait)
-    raise AssertionError("the last try returns or raises")
+            raise
+        return str(info.oid)
+
+    return call(f"{what} (nothing was committed)", try_once)
 
 
 def committed_before(api: HfApi, target: Target) -> set[str]:

@@ -8,7 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from hf_scratch.hub.files import Check, hash_file
+from hf_scratch.hub.check import Check
+from hf_scratch.hub.files import hash_file
 
 FORMATS = ("transformers", "gguf", "int8", "onnx")
 RECORD = "export.json"

@@ -1,7 +1,6 @@
-"""Files: hashes and second names, and what can be told of a model folder from its files alone.
+"""Hashes and links of files, and the checks of a model folder that need its files alone.
 
-Nothing is executed and nothing heavy is imported, so the checks of weights, pickles, code, secrets and paths come
-first.
+These checks come first: they execute nothing and import nothing heavy.
 """
 
 import ast
@@ -11,10 +10,12 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from hf_scratch.hub.check import Check
+from hf_scratch.hub.leaks import check_leaks
 
 AUTO_CLASSES = ("AutoConfig", "AutoModel", "AutoModelForCausalLM")
 NAME_CODE = {"auto_map", "impl", "custom_generate"}  # keys of settings whose values name code; pipelines have `impl`
@@ -23,30 +24,6 @@ STACK = {"torch", "transformers", "huggingface_hub", "safetensors", "tokenizers"
 
 PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
 PICKLE_STARTS = (b"PK\x03\x04", *(b"\x80" + bytes([protocol]) for protocol in range(2, 6)))  # torch.save is a zip
-# How tokens and keys begin that give somebody's rights away, and the least that follows.
-SECRET = re.compile(
-    r"(?:(?<![A-Za-z0-9])|(?<=\\[nrt]))"  # within JSON a line break is spelled, too
-    r"(?:hf_[A-Za-z0-9]{30,}|hf_(?:oauth|jwt)_[A-Za-z0-9_.-]{20,}|api_org_[A-Za-z0-9]{30,}"  # Hugging Face
-    r"|sk-[A-Za-z0-9_-]{20,}|gsk_[A-Za-z0-9]{30,}|xai-[A-Za-z0-9]{30,}|[rs]k_live_[A-Za-z0-9]{20,}"
-    r"|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{22,}|gl(?:pat|dt|rt|ptt|cbt|soat)-[A-Za-z0-9_.-]{20,}"
-    r"|AIza[A-Za-z0-9_-]{35}|ya29\.[A-Za-z0-9_-]{20,}|GOCSPX-[A-Za-z0-9_-]{20,}|A(?:KI|SI)A[0-9A-Z]{16}"
-    r"|xox[a-z](?:\.xox[a-z])?-[A-Za-z0-9-]{10,}|xapp-[A-Za-z0-9-]{20,}|SG\.[A-Za-z0-9_-]{20,}\.[A-Za-z0-9_-]{20,}"
-    r"|npm_[A-Za-z0-9]{36}|pypi-AgE[A-Za-z0-9_-]{30,}|dckr_pat_[A-Za-z0-9_-]{20,}"
-    r"|eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,})"  # a JSON web token
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
-)
-LOCAL_PATH = re.compile(
-    r"(?<![\w.:/-])/(?:home|root|Users|tmp|private|mnt|srv|var|opt|content|workspace)/[\w.-]+|\b[A-Za-z]:\\+Users\b"
-)
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was looked at, whether it is as it should be, and what was found."""
-
-    name: str
-    passed: bool
-    detail: str = ""
 
 
 def check_files(folder: Path) -> list[Check]:
@@ -62,12 +39,6 @@ def check_files(folder: Path) -> list[Check]:
         Check("the code imports transformers' stack and itself only", not foreign, ", ".join(foreign)),
         check_leaks(folder, files),
     ]
-
-
-def check_leaks(folder: Path, files: Sequence[Path]) -> Check:
-    """Look for secrets and for paths of this machine in files of a folder that is to be published."""
-    leaks = list(_leaks(folder, files))
-    return Check("no secrets and no paths of this machine", not leaks, ", ".join(leaks[:5]))
 
 
 def hash_file(path: Path) -> str:
@@ -195,26 +166,3 @@ def _imported(node: ast.AST) -> list[str]:
 
 def _in_stack(name: str) -> bool:
     return name in STACK or name in sys.stdlib_module_names
-
-
-def _leaks(folder: Path, files: Sequence[Path]) -> Iterator[str]:
-    """Where a text file holds a secret or a path of this machine; the secret itself is not repeated."""
-    here = [str(path) for path in (Path.home(), Path.cwd(), folder.resolve().parent) if len(path.parts) > 2]
-    for path in files:
-        if path.name == "tokenizer.json":  # a vocabulary is learnt from text and may hold anything
-            continue
-        for number, line in enumerate(_lines(path), start=1):
-            if SECRET.search(line):
-                yield f"{path.name}, line {number}: looks like a secret"
-            if LOCAL_PATH.search(line) or any(known in line for known in here):
-                yield f"{path.name}, line {number}: a path of this machine"
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a file if it is text, whatever its name."""
-    with path.open("rb") as file:
-        head = file.read(8192)
-    wide = head.startswith((b"\xff\xfe", b"\xfe\xff"))  # UTF-16, as some programs of Windows write
-    if wide or b"\0" not in head:
-        with path.open(encoding="utf-16" if wide else "utf-8", errors="replace") as text:
-            yield from text

@@ -11,12 +11,15 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from huggingface_hub import HfApi
 
 from hf_scratch.hub import client
 from hf_scratch.hub.client import HubError, Target
-from hf_scratch.hub.files import check_leaks, link_or_copy
+from hf_scratch.hub.files import link_or_copy
+from hf_scratch.hub.leaks import check_leaks
+from hf_scratch.hub.page import MAX_BYTES, BuildPage, fits, page_models, pin_page, size
 from hf_scratch.hub.verify import FOLDER, load_reference, require, verify_with_exports
 
 STAGES = ("base", "sft", "dpo")
@@ -29,6 +32,8 @@ class Space:
     """What the demo Space gets: its id, and what is not in its files."""
 
     repo_id: str
+    kind: Literal["static", "gradio"] | None = None  # None: static where the model is small enough for a browser
+    page: BuildPage | None = None  # makes what a static Space holds; None: the Space is a Gradio one
     hardware: str | None = None  # the Hub's name of it; `zero-a10g` is ZeroGPU
     secrets: Sequence[str] = ()  # names of environment variables whose values become secrets of the Space
 
@@ -60,22 +65,32 @@ def publish(run: Path, plan: Plan, say: Callable[[str], None], *, dry_run: bool 
     for target, _ in plans:
         check_names(target, plan.space)
     # In the release, where files are linked and not copied.
+    static = plan.space is not None and is_static(plan.space, release)
     with tempfile.TemporaryDirectory(dir=release, prefix=".publish-") as scratch:
-        shown = copy_space(release, Path(scratch) / "space") if plan.space else {}
+        shown = copy_space(release, Path(scratch) / "space") if plan.space and not static else {}
         ready = [(target, Path(scratch) / folder.name) for target, folder in plans]
         for (target, copy), (_, folder) in zip(ready, plans, strict=True):
             copy_for(target, folder, copy, release, plan.space)
             require_good(copy, say)  # all of them, before the first one goes up
+        page = Path(scratch) / "page"
+        if plan.space and plan.space.page and static:
+            plan.space.page(release / "browser", page_models(release), page, say)
+            own = [path for name, path in listing(page).items() if not name.startswith("vendor/")]
+            require([check_leaks(page, own)], "nothing was pushed: the page in the browser")
         if dry_run:
             for target, copy in ready:
                 list_files(target, copy, say)
+            if plan.space and static:
+                list_files(Target(plan.space.repo_id, kind="space"), page, say)
             return
         if plan.private:
             spaces = [Target(plan.space.repo_id, kind="space")] if plan.space else []
             for target in [*(target for target, _ in ready), *spaces]:
                 client.require_private(api, target)
         pushed = {copy.name: push_model(api, target, copy, plan.private, say) for target, copy in ready}
-        if plan.space:
+        if plan.space and static:
+            push_page(api, plan.space, page, released_as(release), list(pushed.values())[-1], plan.private, say)
+        elif plan.space:
             push_space(api, plan.space, shown, released_as(release), pushed, plan.private, say)
             if plan.private and "HF_TOKEN" not in plan.space.secrets:
                 say("The Space needs a token to read the private model: run again with --space-secret HF_TOKEN.")
@@ -182,8 +197,8 @@ def require_good(folder: Path, say: Callable[[str], None]) -> None:
 def list_files(target: Target, folder: Path, say: Callable[[str], None]) -> None:
     """Say what would be pushed."""
     say(f"{target} would get these files; nothing was sent.")
-    for path, size in sorted(sizes(folder).items()):
-        say(f"  {size:>13,} bytes  {path}")
+    for path, length in sorted(sizes(folder).items()):
+        say(f"  {length:>13,} bytes  {path}")
 
 
 def push_model(api: HfApi, target: Target, ready: Path, private: bool | None, say: Callable[[str], None]) -> str:
@@ -224,6 +239,49 @@ def sizes(folder: Path) -> dict[str, int]:
 # ---- the Space ----
 
 
+def is_static(space: Space, release: Path) -> bool:
+    """Whether the Space is the page that computes in the visitor's browser.
+
+    Raises:
+        ValueError: That cannot be: the model is too large, or the Space is to have hardware or secrets.
+    """
+    model = release / "model"
+    if space.page is None:
+        return False
+    if space.hardware or space.secrets:
+        if space.kind == "static":
+            raise ValueError(
+                "a static Space has no hardware and no secrets; leave them out, or take --space-kind gradio."
+            )
+        return False
+    if space.kind == "static" and not fits(model):
+        raise ValueError(
+            f"the weights have {size(model):,} bytes in 16 bits; a page in the browser takes {MAX_BYTES:,}, which "
+            "people wait for and a phone can compute with. Take --space-kind gradio."
+        )
+    return fits(model) if space.kind is None else space.kind == "static"
+
+
+def push_page(
+    api: HfApi, space: Space, page: Path, released: str, shown: str, private: bool | None, say: Callable[[str], None]
+) -> None:
+    """Create or update the static Space, whose weights were made from what was pushed at this very commit.
+
+    Args:
+        released: The Hub id that the release was made for, to be replaced.
+        shown: ID@COMMIT of the model.
+    """
+    target, (model_id, _, commit) = Target(space.repo_id, kind="space"), shown.partition("@")
+    pin_page(page, model_id, commit, client.endpoint())
+    readme = page / "README.md"
+    readme.write_text(readme.read_text(encoding="utf-8").replace(released, model_id), encoding="utf-8")
+    if not private and client.is_private(api, Target(model_id)):
+        private = True  # the weights lie in the Space, too
+    client.ensure_repo(api, target, private, space_sdk="static")
+    head = client.commit(api, target, dict(listing(page)), f"Show {model_id} at {commit[:8]}")
+    say(f"{client.endpoint()}/spaces/{space.repo_id} runs it in the visitor's browser (commit {head}).")
+
+
 def copy_space(release: Path, folder: Path) -> dict[str, Path]:
     """Copy the Space's files and return them by their path in the repository; what goes up is what was looked at here.
 
@@ -257,13 +315,23 @@ def push_space(
     files["README.md"] = copied["README.md"].read_text(encoding="utf-8").replace(released, model_id).encode()
     app = copied["app.py"].read_text(encoding="utf-8")
     files["app.py"] = pin(app, dict(zip(PINNED, (model_id, commit, stages), strict=True))).encode()
-    client.ensure_repo(api, target, private, space_sdk="gradio")
+    files["requirements.txt"] = fit_hardware(copied["requirements.txt"].read_text(encoding="utf-8"), space.hardware)
+    there = client.call(f"looking up {target}", api.repo_exists, **target.where)
+    # With its hardware from the start: a free account gets a Gradio Space on ZeroGPU only, and only so.
+    client.ensure_repo(api, target, private, space_sdk="gradio", space_hardware=space.hardware)
     for name in space.secrets:
         client.call(f"setting a secret of {target}", api.add_space_secret, space.repo_id, name, os.environ[name])
-    if space.hardware:
+    if space.hardware and there:
         client.call(f"asking hardware for {target}", api.request_space_hardware, space.repo_id, space.hardware)
     head = client.commit(api, target, files, f"Show {model_id} at {commit[:8]}")
     say(f"{client.endpoint()}/spaces/{space.repo_id} shows it (commit {head}).")
+
+
+def fit_hardware(requirements: str, hardware: str | None) -> bytes:
+    """Return the Space's requirements; on a GPU without the index of builds for processors."""
+    lines = requirements.splitlines(keepends=True)
+    on_gpu = hardware is not None and not hardware.startswith("cpu")
+    return "".join(line for line in lines if not (on_gpu and "/whl/cpu" in line)).encode()
 
 
 def pin(app: str, defaults: dict[str, str]) -> str:

@@ -14,7 +14,8 @@ from huggingface_hub import HfApi
 
 from hf_scratch.hub import client
 from hf_scratch.hub.client import Target
-from hf_scratch.hub.files import check_leaks, link_or_copy
+from hf_scratch.hub.files import link_or_copy
+from hf_scratch.hub.leaks import check_leaks
 
 ITEM_BYTES = {"uint16": 2, "uint32": 4}
 

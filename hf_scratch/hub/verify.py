@@ -21,8 +21,9 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_scratch.hub import clean_process, client
+from hf_scratch.hub.check import Check
 from hf_scratch.hub.exports import check_exports
-from hf_scratch.hub.files import Check, check_files, code_elsewhere, hash_file
+from hf_scratch.hub.files import check_files, code_elsewhere, hash_file
 
 MAX_DIFFERENCE = 1e-5  # of logits; the same weights on the same machine give 0
 ROUNDINGS = 8  # that logits of 16 bits may differ by, in steps of the largest of them

@@ -87,6 +87,30 @@ def say(text: str) -> None:
     PartialState().print(text, flush=True)
 
 
+def common_arguments(config: Any) -> dict[str, Any]:
+    """Return what TRL is told alike in SFT, DPO and GRPO; `config` is an `AlignConfig` or a `GrpoConfig`."""
+    return {
+        "output_dir": str(Path(config.output_dir) / CHECKPOINTS),
+        "max_steps": config.max_steps or -1,
+        "learning_rate": config.learning_rate,
+        "warmup_steps": config.warmup_ratio,  # below 1 it is a share
+        "max_grad_norm": config.max_grad_norm,
+        "seed": config.seed,
+        # TRL's defaults are bfloat16 and recomputed activations, on a CPU as well.
+        "bf16": resolve_precision(config.precision) == "bf16",
+        "use_cpu": on_cpu(),
+        "activation_checkpointing": False,
+        "gradient_checkpointing": False,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "logging_steps": config.log_steps,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # a loss that is not finite would be logged as the one before
+        "save_steps": config.save_steps,
+        "save_total_limit": 1,
+        "report_to": "none",
+    }
+
+
 def training_arguments(config: AlignConfig) -> dict[str, Any]:
     """Return the arguments that TRL's SFTConfig and DPOConfig share.
 
@@ -107,33 +131,17 @@ def training_arguments(config: AlignConfig) -> dict[str, Any]:
             f"eval_steps={config.eval_steps} without rows to evaluate on; set eval_examples, or leave eval_steps 0."
         )
     evaluates = config.eval_examples > 0 and config.eval_steps > 0
-    return {
-        "output_dir": str(Path(config.output_dir) / CHECKPOINTS),
-        "per_device_train_batch_size": config.batch_size // processes,  # `WholeStep` takes it in pieces
+    return common_arguments(config) | {
+        "per_device_train_batch_size": config.batch_size // processes,  # `WholeStep` splits it into micro-batches
         "per_device_eval_batch_size": micro_batch,
         "num_train_epochs": 1,  # `row_order` lays out all epochs
-        "max_steps": config.max_steps or -1,
         "max_length": config.max_length,
         "train_sampling_strategy": "sequential",
-        "learning_rate": config.learning_rate,
         "lr_scheduler_type": config.schedule,
-        "warmup_steps": config.warmup_ratio,  # below 1 it is a share
         "weight_decay": config.weight_decay,
-        "max_grad_norm": config.max_grad_norm,
-        "seed": config.seed,
-        # TRL's defaults are bfloat16 and recomputed activations, on a CPU as well.
-        "bf16": resolve_precision(config.precision) == "bf16",
-        "use_cpu": on_cpu(),
         "activation_checkpointing": config.activation_checkpointing,
         "gradient_checkpointing": config.activation_checkpointing,
-        "dataloader_pin_memory": torch.cuda.is_available(),
-        "logging_steps": config.log_steps,
-        "logging_first_step": True,
-        "logging_nan_inf_filter": False,  # a loss that is not finite would be logged as the one before
         "eval_strategy": "steps" if evaluates else "no",
         "eval_steps": config.eval_steps if evaluates else None,
-        "save_steps": config.save_steps,
-        "save_total_limit": 1,
-        "report_to": "none",
         "ddp_find_unused_parameters": False,
     }

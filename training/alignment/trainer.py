@@ -1,11 +1,10 @@
-"""How SFT and DPO train: settings, what TRL gets, the order of rows, a step in pieces, the log, and resuming.
+"""How SFT and DPO train: settings, what TRL gets, the order of rows, a step in micro-batches, the log, and resuming.
 
 The training itself is TRL's. This file gives it what its defaults would get wrong for a small model or for a CPU. A
 step is one global batch; how many of its rows are held at once is a detail, which is halved when memory runs out.
 """
 
 import contextlib
-import json
 import math
 import shutil
 from collections import UserList
@@ -24,13 +23,13 @@ from training.alignment.config import CHECKPOINTS, AlignConfig, say
 from training.engine.device import DTYPES, resolve_precision
 from training.engine.micro_batch import until_it_fits
 from training.engine.optimizer import AsOne, build_optimizers
-from training.stage.files import cut_metrics, read_json
+from training.stage.files import append_metrics, cut_metrics, read_json
 from training.stage.record import METRICS, Stage
 
 POOL = 50  # batches whose rows are sorted by length together: little padding, and still a random mixture
 
 
-# ---- a step in pieces ----
+# ---- a step in micro-batches ----
 
 
 class Rows(UserList[dict[str, Any]]):
@@ -38,18 +37,18 @@ class Rows(UserList[dict[str, Any]]):
 
 
 class WholeStep(Trainer):
-    """Lets a trainer take one global batch a step in pieces of `micro_batch_size` rows, halved when memory runs out.
+    """Lets a trainer take one global batch a step in micro-batches, halved when memory runs out.
 
-    Rows are padded a piece at a time. Each piece counts by its share of the step, in tokens where the loss is a mean
-    of tokens and in rows where it is a mean of rows, so that the pieces do not change the step.
+    Rows are padded a micro-batch at a time. Each counts by its share of the step, in tokens where the loss is a mean
+    of tokens and in rows where it is a mean of rows, so that their size does not change the step.
     """
 
     data_collator: Any
     optimizer: Any
     micro_batch_size: int
     muon: torch.dtype | None = None  # of its iterations; None trains with AdamW alone
-    share = 1.0  # of the piece that is held, in the rows of the step
-    first_piece = True
+    share = 1.0  # of the micro-batch, in the rows of the step
+    first_micro_batch = True
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Return the optimizer, by the same rules as in pretraining where Muon is asked for."""
@@ -79,7 +78,7 @@ class WholeStep(Trainer):
         return rows
 
     def training_step(self, model: Any, inputs: Rows, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Add up the gradient of a step and return its loss, with smaller pieces if memory runs out.
+        """Add up the gradient of a step and return its loss, with smaller micro-batches if memory runs out.
 
         Raises:
             ValueError: One row is too much, or another process would wait for this one.
@@ -93,42 +92,42 @@ class WholeStep(Trainer):
             self._metrics["train"].update({name: list(values) for name, values in figures.items()})
             model.zero_grad(set_to_none=True)
 
-        return until_it_fits(lambda: self.step_in_pieces(model, rows), halve)
+        return until_it_fits(lambda: self.accumulate(model, rows), halve)
 
-    def step_in_pieces(self, model: Any, rows: list[dict[str, Any]]) -> torch.Tensor:
-        """Do forward and backward for each piece of the step."""
-        pieces = [rows[i : i + self.micro_batch_size] for i in range(0, len(rows), self.micro_batch_size)]
-        batches = [self.data_collator(piece) for piece in pieces]
+    def accumulate(self, model: Any, rows: list[dict[str, Any]]) -> torch.Tensor:
+        """Do forward and backward for each micro-batch of the step."""
+        micro_batches = [rows[i : i + self.micro_batch_size] for i in range(0, len(rows), self.micro_batch_size)]
+        batches = [self.data_collator(micro_batch) for micro_batch in micro_batches]
         tokens = self._get_num_items_in_batch(batches, self.args.device)
         loss = torch.zeros((), device=self.args.device)
-        for number, (piece, batch) in enumerate(zip(pieces, batches, strict=True), start=1):
-            self.share, self.first_piece = len(piece) / len(rows), number == 1
-            last = number == len(pieces)
+        for number, (micro_batch, batch) in enumerate(zip(micro_batches, batches, strict=True), start=1):
+            self.share, self.first_micro_batch = len(micro_batch) / len(rows), number == 1
+            last = number == len(micro_batches)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
                 loss += super().training_step(model, batch, tokens)
         return loss
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return a batch's loss; in training, the mean of a piece's rows counts by the piece's share of the step."""
+        """Return a batch's loss; in training, the mean of a micro-batch's rows counts by its share of the step."""
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         mean_of_tokens = kwargs.get("num_items_in_batch") is not None
         return loss * self.share if model.training and not mean_of_tokens else loss
 
     def halve(self, rows: int) -> None:
-        """Halve the pieces."""
-        held = min(self.micro_batch_size, rows)
-        if held == 1:
+        """Halve the micro-batch."""
+        size = min(self.micro_batch_size, rows)
+        if size == 1:
             raise ValueError(
                 "memory ran out with a single row at once; lower max_length, or use --tune lora or "
                 "--activation_checkpointing true."
             )
         if PartialState().num_processes > 1:
             raise ValueError(
-                f"memory ran out with {held} rows a process; start again with --micro_batch_size {held // 2}, "
+                f"memory ran out with {size} rows a process; start again with --micro_batch_size {size // 2}, "
                 "which does not change the global batch."
             )
-        self.micro_batch_size = self.args.per_device_eval_batch_size = held // 2
-        tqdm.write(f"step {self.state.global_step + 1}: memory ran out with {held} rows at once; now {held // 2}")
+        self.micro_batch_size = self.args.per_device_eval_batch_size = size // 2
+        tqdm.write(f"step {self.state.global_step + 1}: memory ran out with {size} rows at once; now {size // 2}")
 
 
 # ---- the run ----
@@ -230,8 +229,7 @@ class MetricsLog(ProgressCallback):
             return
         line = {"step": state.global_step, "epoch": round(state.global_step * self.epochs_per_step, 4)}
         line |= {name: logs.get(key) for key, name in self.names.items()}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_metrics(self.path, line)
         self.last |= {key: value for key, value in line.items() if value is not None}
         loss = logs.get("loss", logs.get("eval_loss"))
         if not math.isfinite(loss):

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, TypeVar
 
-Split = Literal["train", "val"]
+DataSplit = Literal["train", "val"]
 Sized = TypeVar("Sized")
 
 BATCH_DOCUMENTS, BATCH_BYTES = 1000, 2**20  # tokenized at once: few, because encoded text is far larger

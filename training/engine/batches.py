@@ -17,18 +17,18 @@ IGNORE = -100  # label of a position that carries no loss, as everywhere in the 
 
 
 class EpochOrder:
-    """The random order in which each epoch goes through `length` rows; only the newest `held` epochs' are held."""
+    """The random order in which each epoch goes through `length` rows; only the newest `max_epochs` are kept."""
 
     def __init__(self, seed: int, length: int) -> None:
         self.seed, self.length = seed, length
-        self.held = 1
+        self.max_epochs = 1
         self.permutations: dict[int, np.ndarray] = {}
 
     def __call__(self, row: int) -> tuple[int, int]:
         """Return the epoch of a row counted from the start of the run, and its index in the data."""
         epoch, position = divmod(row, self.length)
         if epoch not in self.permutations:
-            while len(self.permutations) >= self.held:
+            while len(self.permutations) >= self.max_epochs:
                 del self.permutations[min(self.permutations)]
             self.permutations[epoch] = np.random.default_rng((self.seed, epoch)).permutation(self.length)
         return epoch, int(self.permutations[epoch][position])
@@ -112,7 +112,7 @@ class PackedDocuments:
         }
 
 
-class Ahead:
+class ReadAhead:
     """Reads the batches of the next step in a thread, into pinned memory, while a GPU works on those of this one."""
 
     def __init__(self) -> None:

@@ -123,5 +123,11 @@ class Progress:
     tokens: int = 0  # trained on so far
     time_s: float = 0.0  # in training steps, without evaluation and saving
     skipped_steps: int = 0  # whose loss or gradient was not finite
-    micro_batch_rows: int = 0  # rows a process holds at once; 0 until it is known what fits
+    micro_batch_size: int = 0  # rows a process holds at once; 0 until it is known what fits
     val_tokens: int = 0  # most that an evaluation reads, the same in the whole run; 0 until it is settled
+
+    @classmethod
+    def read(cls, saved: dict[str, Any]) -> "Progress":
+        """Return the progress that a checkpoint holds; earlier ones say `micro_batch_rows`."""
+        new_names = {"micro_batch_rows": "micro_batch_size"}
+        return cls(**{new_names.get(key, key): value for key, value in saved.items()})

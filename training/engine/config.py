@@ -40,7 +40,7 @@ class PretrainConfig:
         metadata={"help": "Tokens of a training row; no later position is trained. context_length if not set."},
     )
     batch_rows: int = field(default=512, metadata={"help": "Rows of a step over all processes and accumulation."})
-    micro_batch_rows: Annotated[int, SameRun()] = field(
+    micro_batch_size: Annotated[int, SameRun()] = field(
         default=0, metadata={"help": "Rows a process holds at once; 0 takes what fits."}
     )
     pack_documents: bool = field(

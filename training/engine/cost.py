@@ -195,21 +195,22 @@ class _Peak(TorchDispatchMode):
         self.now -= size
 
 
-# Dense bfloat16 peaks in FLOP/s from NVIDIA's data sheets; the first name that a device's name has as a word counts.
-PEAKS = {
-    "GH200": 989.4e12,
-    "H200 NVL": 835.5e12,
-    "H200": 989.4e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835.5e12,
-    "H100": 989.4e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L40": 181e12,
-    "L4": 121e12,
-    "A10G": 70e12,
-    "RTX 4090": 165.2e12,
-    "RTX 3090": 71e12,
+# Dense bfloat16 peaks in FLOP/s from NVIDIA's data sheets, and memory in GB where a plan can be made for the GPU.
+# The first name that a device's name has as a word counts.
+GPUS: dict[str, tuple[float, tuple[int, ...]]] = {
+    "GH200": (989.4e12, ()),
+    "H200 NVL": (835.5e12, ()),
+    "H200": (989.4e12, (141,)),
+    "H100 PCIe": (756e12, ()),
+    "H100 NVL": (835.5e12, ()),
+    "H100": (989.4e12, (80,)),
+    "A100": (312e12, (40, 80)),
+    "L40S": (362e12, (48,)),
+    "L40": (181e12, ()),
+    "L4": (121e12, (24,)),
+    "A10G": (70e12, (24,)),
+    "RTX 4090": (165.2e12, (24,)),
+    "RTX 3090": (71e12, (24,)),
 }
 
 
@@ -241,7 +242,7 @@ def peak_flops(device_name: str) -> float | None:
     """Return the dense bfloat16 peak of a GPU in FLOP/s, or None if it is not known."""
     if OTHER_CHIPS.search(device_name):
         return None
-    return next((peak for name, peak in PEAKS.items() if re.search(rf"\b{name}\b", device_name)), None)
+    return next((peak for name, (peak, _) in GPUS.items() if re.search(rf"\b{name}\b", device_name)), None)
 
 
 def utilisation(tokens_per_s: float, flops_a_token: int, num_gpus: int, peak: float) -> float:

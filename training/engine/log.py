@@ -53,7 +53,7 @@ def in_short(last: dict[str, Any]) -> str:
     """Return the newest figures, for the progress bar."""
     loss = last.get("train_loss", math.nan)
     utilisation = f" {last['mfu']:.1%} MFU" if "mfu" in last else ""
-    # No number is as large as the perplexity of a run that diverges.
+    # exp overflows where a run diverges.
     return f"loss {loss:.3f} ppl {math.exp(min(loss, 99)):.4g} {last['tokens_per_s']:,.0f} tokens/s{utilisation}"
 
 

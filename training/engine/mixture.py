@@ -90,7 +90,7 @@ class Mixture:
         self.ends = np.cumsum(self.shares)
         self.order = EpochOrder(seed, int(self.ends[-1]))
         for reader, weight in zip(readers, weights, strict=True):
-            reader.order.held = math.ceil(weight) + 1  # rows of several passes stand next to each other
+            reader.order.max_epochs = math.ceil(weight) + 1  # rows of several passes stand next to each other
 
     def batch(self, rows: np.ndarray) -> Batch:
         """Return the rows with these numbers, ordered by source."""

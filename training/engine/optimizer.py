@@ -77,10 +77,10 @@ class Muon(torch.optim.Optimizer):
         ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
         whole = [gather(update, param) for update, param in zip(ahead, params, strict=True)]
         updates = orthogonalize(torch.stack(whole), self.dtype).to(params[0].dtype)
-        mine = [part_of(update, param) for update, param in zip(updates.unbind(), params, strict=True)]
+        own_parts = [part_of(update, param) for update, param in zip(updates.unbind(), params, strict=True)]
         weights = [local(param) for param in params]
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(weights, mine, alpha=-group["lr"] * scale)
+        torch._foreach_add_(weights, own_parts, alpha=-group["lr"] * scale)
 
 
 def orthogonalize(matrices: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:

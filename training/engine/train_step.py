@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from hf_scratch import ScratchForCausalLM
-from training.engine.batches import IGNORE, Ahead, Batch, Rows
+from training.engine.batches import IGNORE, Batch, ReadAhead, Rows
 from training.engine.checkpoint import Progress
 from training.engine.config import PretrainConfig
 from training.engine.device import DTYPES
@@ -46,8 +46,8 @@ class TrainStep:
         dtype, betas = DTYPES[self.precision], (config.adam_beta1, config.adam_beta2)
         rates = (config.learning_rate, config.weight_decay, betas)
         self.optimizers = build_optimizers(model, config.optimizer, *rates, dtype)
-        self.ahead = Ahead() if accelerator.device.type == "cuda" else None
-        self.progress = Progress(micro_batch_rows=config.micro_batch_rows)
+        self.read_ahead = ReadAhead() if accelerator.device.type == "cuda" else None
+        self.progress = Progress(micro_batch_size=config.micro_batch_size)
         self.bad_steps = 0
 
     def train_step(self, rows: Rows) -> tuple[float, int, float]:
@@ -103,11 +103,11 @@ class TrainStep:
     def micro_batches(self, rows: Rows) -> list[Batch]:
         """Return this process's share of the step's rows, in pieces that it can hold at once."""
         numbers = self.my_rows()
-        size = self.progress.micro_batch_rows or len(numbers)
+        size = self.progress.micro_batch_size or len(numbers)
         pieces = [numbers[i : i + size] for i in range(0, len(numbers), size)]
-        if self.ahead is None:
+        if self.read_ahead is None:
             return [rows.batch(piece) for piece in pieces]
-        return self.ahead(rows, pieces, [piece + self.config.batch_rows for piece in pieces])
+        return self.read_ahead(rows, pieces, [piece + self.config.batch_rows for piece in pieces])
 
     def my_rows(self) -> np.ndarray:
         """Return the numbers of this process's rows of the step that comes."""
@@ -120,14 +120,14 @@ class TrainStep:
 
         The step's accumulation is the rows of a process over the rows that fit.
         """
-        noted = read_json(self.folder / MEMORY).get("micro_batch_rows", 0)
-        limits = [rows for rows in (self.config.micro_batch_rows, self.progress.micro_batch_rows, noted) if rows]
+        noted = Progress.read(read_json(self.folder / MEMORY)).micro_batch_size
+        limits = [rows for rows in (self.config.micro_batch_size, self.progress.micro_batch_size, noted) if rows]
         if limits:
-            self.progress.micro_batch_rows = min(limits)
+            self.progress.micro_batch_size = min(limits)
         else:
             self.try_micro_batches()
-        fits = torch.tensor([self.progress.micro_batch_rows], device=self.accelerator.device)
-        self.progress.micro_batch_rows = int(self.accelerator.gather(fits).min())
+        fits = torch.tensor([self.progress.micro_batch_size], device=self.accelerator.device)
+        self.progress.micro_batch_size = int(self.accelerator.gather(fits).min())
 
     def try_micro_batches(self) -> None:
         """Find the most rows that fit into this process's memory.
@@ -137,16 +137,16 @@ class TrainStep:
         """
         if self.parallel.mesh is not None:
             raise ValueError(
-                "micro_batch_rows is not set, and what fits cannot be tried while a model is sharded; "
+                "micro_batch_size is not set, and what fits cannot be tried while a model is sharded; "
                 "`python -m training.plan` says what will fit."
             )
-        self.progress.micro_batch_rows = len(self.my_rows())
+        self.progress.micro_batch_size = len(self.my_rows())
         tokens = torch.zeros(self.config.row_tokens, dtype=torch.long, device=self.accelerator.device)
         # The room that the optimizers' two averages will take after the first step.
         reserved = [torch.empty_like(param) for param in self.unwrapped.parameters() for _ in range(2)]
 
         def try_rows() -> None:
-            full = tokens.expand(self.progress.micro_batch_rows, -1)
+            full = tokens.expand(self.progress.micro_batch_size, -1)
             with self.accelerator.autocast():
                 loss = PretrainingLoss(self.unwrapped)(input_ids=full, labels=full, num_items=full.numel())
             loss.backward()
@@ -166,21 +166,21 @@ class TrainStep:
         """
 
         def halve() -> None:
-            held = self.progress.micro_batch_rows or len(self.my_rows())
-            if held == 1:
+            size = self.progress.micro_batch_size or len(self.my_rows())
+            if size == 1:
                 raise ValueError(
                     f"memory runs out at step {self.progress.step} with one row of {self.config.row_tokens} "
                     "tokens at once; take a smaller model or row_length."
                 )
             if others_wait:
-                write_json(self.folder / MEMORY, {"micro_batch_rows": held // 2})
+                write_json(self.folder / MEMORY, {"micro_batch_size": size // 2})
                 raise ValueError(
                     f"memory ran out on process {self.accelerator.process_index} at step {self.progress.step} with "
-                    f"{held} rows at once; the same command goes on from the last checkpoint with {held // 2}."
+                    f"{size} rows at once; the same command goes on from the last checkpoint with {size // 2}."
                 )
-            self.progress.micro_batch_rows = held // 2
+            self.progress.micro_batch_size = size // 2
             self.model.zero_grad(set_to_none=True)
-            tqdm.write(f"memory ran out with {held} rows at once; going on with {held // 2} of the same batch")
+            tqdm.write(f"memory ran out with {size} rows at once; going on with {size // 2} of the same batch")
 
         return until_it_fits(work, halve)
 

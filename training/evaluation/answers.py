@@ -15,10 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_scratch.tokenizer import Message, encode_prompt
 from training.evaluation.statistics import jackknife, mean, rate
-from training.stories.checker import Check
+from training.stories.checker import Verdict
 from training.stories.world import QUESTIONS
 
-PARTS = ("hero", "item", "place", "problem", "complete")  # what `Check.followed` is made of
+PARTS = ("hero", "item", "place", "problem", "complete")  # what `Verdict.followed` is made of
 REPEATED = 4  # words of a phrase that counts as repeated when it comes again in the same answer
 
 
@@ -90,7 +90,7 @@ def read_answer(tokenizer: PreTrainedTokenizerBase, ids: list[int], model: PreTr
     return Answer(tokenizer.decode(ids[:end]), len(ids) if end is None else end + 1, end is not None)
 
 
-def score(checks: Sequence[Check], answers: Sequence[Answer]) -> dict[str, Any]:
+def score(checks: Sequence[Verdict], answers: Sequence[Answer]) -> dict[str, Any]:
     """Return the rates over all greedy answers and their mean length in tokens, each with its 95 % interval."""
     return {
         "followed": rate(sum(found.followed for found in checks), len(checks)),
@@ -100,7 +100,7 @@ def score(checks: Sequence[Check], answers: Sequence[Answer]) -> dict[str, Any]:
     }
 
 
-def preference(checks: Sequence[Check]) -> dict[str, Any]:
+def preference(checks: Sequence[Verdict]) -> dict[str, Any]:
     """Return how sampled answers end; greedy ones would show the likelier ending only, however close the two are."""
     followed = [found for found in checks if found.followed]
     return {

@@ -1,5 +1,6 @@
 """The settings of a stage: from YAML and the command line into a dataclass, with every mistake in one sentence."""
 
+import argparse
 import difflib
 import sys
 from collections.abc import Sequence
@@ -32,11 +33,10 @@ def parse_config(config_class: type[Config], argv: Sequence[str] | None = None, 
     from transformers import HfArgumentParser  # the processes that prepare data import this file too
 
     argv = list(sys.argv[1:] if argv is None else argv)
-    settings: dict[str, Any] = {}
-    if "--config" in argv[:-1]:
-        place = argv.index("--config")
-        settings = _read_yaml(Path(argv[place + 1]), get_type_hints(config_class))
-        del argv[place : place + 2]
+    recipe = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    recipe.add_argument("--config", type=Path)
+    given, argv = recipe.parse_known_args(argv)
+    settings = _read_yaml(given.config, get_type_hints(config_class)) if given.config else {}
     parser = HfArgumentParser([config_class], description=description, allow_abbrev=False)
     parser.add_argument("--config", help="YAML file with any of these settings; options on the command line win.")
     known = [f.name for f in fields(config_class)]  # type: ignore[arg-type]

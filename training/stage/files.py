@@ -49,6 +49,12 @@ def write_json(path: Path, content: Any) -> None:
     beside.replace(path)
 
 
+def append_metrics(path: Path, line: dict[str, Any]) -> None:
+    """Add a line to a metrics.jsonl."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
 def cut_metrics(path: Path, step: int) -> None:
     """Drop the lines of steps that will be trained again."""
     if not path.exists():

@@ -9,7 +9,7 @@ from training.stories.tell import Request
 
 
 @dataclass(frozen=True)
-class Check:
+class Verdict:
     """What a completion got right of a request."""
 
     hero: bool
@@ -87,14 +87,14 @@ def _is_one(wanted: str, found: set[str]) -> bool:
     return found == {wanted} if wanted else len(found) == 1
 
 
-def check(request: Request, completion: str) -> Check:
+def check(request: Request, completion: str) -> Verdict:
     """Return which parts of the request the completion fulfils, and whether its ending is a happy one."""
     text = completion.strip()
     *before, last = [_as_ending(sentence) for sentence in _SENTENCE_END.split(text)]
     ends_well = last is not None and all(ending is None or ending[0] for ending in (*before, last))
     name = request.name or (last[1] if last else None)
     places = _found(world.PLACES, text)
-    return Check(
+    return Verdict(
         hero=_is_one(request.kind, _found(world.KINDS, text)) and bool(name and re.search(rf"\b{name}\b", text)),
         item=_right_item(request, text),
         place=places == {request.place} if request.place else len(places) <= 1,

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from training.stories import small_talk, world
 from training.stories.checker import check
 from training.stories.tell import (
-    Message,
     Request,
     Split,
     Story,
+    StoryMessage,
     about,
     at,
     draw,
@@ -62,12 +62,12 @@ SMALL_TALK, OPEN = 0.12, 0.1
 BESIDES, NEAR_MISSES, AFTER_ANOTHER = 0.4, 1 / 3, 0.25
 
 
-def user(text: str) -> Message:
+def user(text: str) -> StoryMessage:
     """Return a user's turn."""
     return {"role": "user", "content": text}
 
 
-def assistant(text: str) -> Message:
+def assistant(text: str) -> StoryMessage:
     """Return the assistant's turn."""
     return {"role": "assistant", "content": text}
 
@@ -89,18 +89,18 @@ def _ask_openly(rng: random.Random, split: Split) -> tuple[Request, str]:
     return facts, fill(rng.choice(OPEN_REQUESTS), facts)
 
 
-def _system(rng: random.Random) -> list[Message]:
+def _system(rng: random.Random) -> list[StoryMessage]:
     """Return a system message, one time in four."""
     return [{"role": "system", "content": rng.choice(SYSTEM)}] if rng.random() < 0.25 else []
 
 
-def _small_talk(rng: random.Random, split: Split) -> list[Message]:
+def _small_talk(rng: random.Random, split: Split) -> list[StoryMessage]:
     """Return something that is no request for a story, and the honest answer."""
     kind = small_talk.kind_of(rng)
     return [user(small_talk.draw(rng, split, kind)), assistant(small_talk.ANSWERS[kind])]
 
 
-def _told(rng: random.Random, split: Split) -> tuple[Story, list[Message]]:
+def _told(rng: random.Random, split: Split) -> tuple[Story, list[StoryMessage]]:
     """Return a story that was asked for, and the two turns that have it."""
     if rng.random() < OPEN:
         facts, instruction = _ask_openly(rng, split)
@@ -110,7 +110,7 @@ def _told(rng: random.Random, split: Split) -> tuple[Story, list[Message]]:
     return story, [user(instruction), assistant(story.text)]
 
 
-def _later(rng: random.Random, split: Split, story: Story) -> list[Message]:
+def _later(rng: random.Random, split: Split, story: Story) -> list[StoryMessage]:
     """Return the later turns: questions about the story, its retelling with the other ending, a new story, or
     something else altogether."""
     kind = rng.choices(("questions", "again", "next", "small talk"), (4, 3, 3, 1))[0]
@@ -125,12 +125,12 @@ def _later(rng: random.Random, split: Split, story: Story) -> list[Message]:
     return [user(f"{rng.choice(BEFORE_NEXT)} {asked['content']}"), told]
 
 
-def _tell_again(rng: random.Random, story: Story, *, happy: bool) -> Message:
+def _tell_again(rng: random.Random, story: Story, *, happy: bool) -> StoryMessage:
     """Return the story told anew, with this ending; that it would be the other one is said before."""
     return assistant(tell(rng, story.request, happy=happy, foretold=not story.happy).text)
 
 
-def conversations(split: Split, seed: int) -> Iterator[dict[str, list[Message]]]:
+def conversations(split: Split, seed: int) -> Iterator[dict[str, list[StoryMessage]]]:
     """Return the endless stream of conversations for fine-tuning, three in five of more than one turn."""
     rng = random.Random(f"conversations/{split}/{seed}")
     while True:
@@ -145,7 +145,7 @@ def conversations(split: Split, seed: int) -> Iterator[dict[str, list[Message]]]
         yield {"messages": messages}
 
 
-def preferences(split: Split, seed: int) -> Iterator[dict[str, list[Message]]]:
+def preferences(split: Split, seed: int) -> Iterator[dict[str, list[StoryMessage]]]:
     """Return the endless stream of pairs: chosen tells what was asked and ends happily; rejected ends unhappily,
     or (one in three) ends happily and has one of the facts wrong.
 
@@ -186,7 +186,7 @@ def _near_miss(rng: random.Random, split: Split, facts: Request, asked: Request)
                 return missed
 
 
-def _true_and_untrue(rng: random.Random, split: Split) -> dict[str, list[Message]]:
+def _true_and_untrue(rng: random.Random, split: Split) -> dict[str, list[StoryMessage]]:
     """Return a pair that is not about the request of a story, of which one answer is true."""
     if rng.random() < 0.2:
         *before, asked, chosen = [*_system(rng), *_small_talk(rng, split)]
@@ -207,7 +207,7 @@ def _true_and_untrue(rng: random.Random, split: Split) -> dict[str, list[Message
     return {"prompt": prompt, "chosen": [assistant(question.answer)], "rejected": [assistant(untrue.answer)]}
 
 
-def prompts(split: Split, seed: int) -> Iterator[tuple[Request, list[Message]]]:
+def prompts(split: Split, seed: int) -> Iterator[tuple[Request, list[StoryMessage]]]:
     """Return the endless stream of single-turn instructions for evaluation, each with what it asks for."""
     rng = random.Random(f"prompts/{split}/{seed}")
     while True:
@@ -223,7 +223,7 @@ class Turn:
     """A conversation up to a user's turn, and what the answer to it must be: these words, or such a story."""
 
     kind: str
-    messages: list[Message]
+    messages: list[StoryMessage]
     answer: str | None = None
     request: Request | None = None
     happy: bool | None = None

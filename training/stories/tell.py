@@ -14,7 +14,7 @@ from typing import Literal
 from training.stories import world
 
 Split = Literal["train", "dev", "test"]
-Message = dict[str, str]
+StoryMessage = dict[str, str]
 Slots = dict[str, str]
 
 

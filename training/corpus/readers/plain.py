@@ -15,13 +15,13 @@ from training.corpus.readers.hub import commit_of, read_data_set
 from training.corpus.readers.tables import Bad, decode, explain, mend, read_table
 from training.corpus.readers.unpack import DecompressionBomb, open_unpacked
 from training.corpus.recipe import TABLES, DocumentSource, expand_files, list_units, read_sources, type_of
-from training.corpus.split import Split, cut_at_end, fraction_of
+from training.corpus.split import DataSplit, cut_at_end, fraction_of
 from training.stories.tell import documents as tell_documents
 
 OPEN_FILES = 64  # of sources that are read in turn: systems let a process open a few hundred
 
 
-def read_documents(source: DocumentSource, split: Split) -> Iterator[str]:
+def read_documents(source: DocumentSource, split: DataSplit) -> Iterator[str]:
     """Yield the documents of a split.
 
     Each belongs to one split by a hash of its text. Where that leaves a split without any, as with one book or two,

@@ -1,0 +1,1 @@
+"""The guide: chapters, their quizzes and exercises, and what builds them as HTML and PDF."""
