@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from training.corpus.documents import DocumentSource, read_documents
+from training.corpus.readers.plain import read_documents
+from training.corpus.recipe import DocumentSource
 from training.engine.batches import IGNORE, PackedDocuments, Windows
 from training.engine.token_shards import Shards, load_shards
 from training.prepare_data import DataConfig, describe_tokenizer, write_split
@@ -85,7 +86,7 @@ def test_a_tokenizer_without_a_bos_token_separates_by_its_eos_token(
 def test_long_documents_are_tokenized_a_few_at_a_time(
     tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.corpus.documents.BATCH_BYTES", 100_000)
+    monkeypatch.setattr("training.corpus.split.BATCH_BYTES", 100_000)
     written = []
 
     def documents() -> Iterator[str]:

@@ -13,9 +13,9 @@ from datatrove.data import Document
 from hub_server import HubServer
 from transformers import PreTrainedTokenizerBase
 
-from training.corpus.documents import DocumentSource, expand_files, read_documents
-from training.corpus.readers import read_unit
-from training.corpus.recipe import list_units, read_sources
+from training.corpus.readers.plain import read_documents
+from training.corpus.readers.unit import read_unit
+from training.corpus.recipe import DocumentSource, expand_files, list_units, read_sources
 from training.corpus.shards import key_of, spread
 from training.engine.mixture import data_inputs
 from training.prepare_data import main as prepare_data
@@ -139,10 +139,11 @@ def test_equal_documents_do_not_lie_side_by_side(tmp_path: Path, tiny_tokenizer:
 READ = """
 import sys
 from datatrove.io import get_datafolder
-from training.corpus.documents import DocumentSource, read_documents
-from training.corpus.readers import read_unit
+from training.corpus.readers.plain import read_documents
+from training.corpus.recipe import DocumentSource
+from training.corpus.readers.unit import read_unit
 from training.corpus.recipe import list_units, read_sources
-from training.corpus.revisions import pin
+from training.corpus.readers.hub import pin
 
 for folder in sys.argv[1:]:
     sources = pin(read_sources([{"name": "it", "dataset": "user/rows"}]), get_datafolder(folder))

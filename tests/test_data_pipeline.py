@@ -371,7 +371,8 @@ from pathlib import Path
 import numpy as np
 from datatrove.io import get_datafolder
 from training.corpus import shards as tokens
-from training.corpus.documents import DocumentSource, read_documents
+from training.corpus.readers.plain import read_documents
+from training.corpus.recipe import DocumentSource
 
 resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
 sources = [{"name": name, "files": str(Path(sys.argv[1]) / name)} for name in ("many", "few")]

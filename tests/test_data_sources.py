@@ -19,8 +19,9 @@ from datatrove.data import Document
 from transformers import PreTrainedTokenizerBase
 from warcio.warcwriter import WARCWriter
 
-from training.corpus.formats import strip_wikitext
-from training.corpus.readers import Bad, read_unit
+from training.corpus.readers.tables import Bad
+from training.corpus.readers.unit import read_unit
+from training.corpus.readers.wiki import strip_wikitext
 from training.corpus.recipe import list_units, read_sources, read_steps
 
 LIMIT = 100_000

@@ -10,7 +10,9 @@ import pytest
 import yaml
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from training.corpus.documents import DocumentSource, fraction_of, read_documents
+from training.corpus.readers.plain import read_documents
+from training.corpus.recipe import DocumentSource
+from training.corpus.split import fraction_of
 from training.engine.token_shards import load_shards
 from training.prepare_data import main as prepare_data
 from training.train_tokenizer import main as train_tokenizer

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from transformers import PreTrainedTokenizerBase
 
-from training.corpus.gutenberg import strip_book
+from training.corpus.readers.books import strip_book
 from training.prepare_data import main as prepare_data
 from training.stage.files import read_json
 

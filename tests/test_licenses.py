@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from datatrove.data import Document
 
-from training.corpus.licenses import is_allowed, name_license
-from training.corpus.readers import read_unit
+from training.corpus.readers.code import is_allowed, name_license
+from training.corpus.readers.tables import Bad
+from training.corpus.readers.unit import read_unit
 from training.corpus.recipe import list_units, read_sources
-from training.corpus.rows import Bad
 
 
 def test_licences_are_told_apart() -> None:

@@ -20,10 +20,10 @@ import zstandard
 from datatrove.data import Document
 from transformers import PreTrainedTokenizerBase
 
-from training.corpus.documents import DocumentSource, read_documents
-from training.corpus.readers import read_unit
-from training.corpus.recipe import list_units, read_sources
-from training.corpus.rows import Bad, read_table
+from training.corpus.readers.plain import read_documents
+from training.corpus.readers.tables import Bad, read_table
+from training.corpus.readers.unit import read_unit
+from training.corpus.recipe import DocumentSource, list_units, read_sources
 from training.corpus.steps import _evaluation_texts
 from training.evaluation.text_bits import read_texts
 from training.prepare_data import main as prepare_data
@@ -140,7 +140,7 @@ def test_the_first_bad_row_is_named_by_who_takes_a_file_as_it_is_and_all_are_cou
 def test_values_that_cross_the_blocks_in_which_a_file_is_read_are_whole(
     tmp_path: Path, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.corpus.rows.BLOCK", 64)
+    monkeypatch.setattr("training.corpus.readers.tables.BLOCK", 64)
     found = [{"text": f"{'x' * (number % 150)} {number}"} for number in range(rows)] + [12345, [1, [2]], "s"]
     (tmp_path / "a.json").write_text(json.dumps(found, indent=2 if rows == 40 else None))
     assert [row for _, row in read_table(str(tmp_path / "a.json"))] == found
@@ -172,7 +172,7 @@ def test_a_stray_quote_costs_its_own_row_at_most(tmp_path: Path, name: str, cont
 READ_BOMB = """
 import sys
 import pyarrow
-from training.corpus.readers import read_unit
+from training.corpus.readers.unit import read_unit
 from training.corpus.recipe import list_units, read_sources
 
 (unit,) = list_units(read_sources([{"name": "it", "files": sys.argv[1]}]), 1)

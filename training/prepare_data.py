@@ -19,16 +19,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 
-from training.corpus.documents import (
-    DataSplit,
+from training.corpus.readers.hub import pin
+from training.corpus.readers.plain import read_documents
+from training.corpus.recipe import (
     DocumentSource,
-    check_val_fraction,
-    cut_batches,
+    describe_files,
+    evaluation_files,
     expand_files,
-    read_documents,
+    read_sources,
+    read_steps,
 )
-from training.corpus.recipe import describe_files, evaluation_units, read_sources, read_steps
-from training.corpus.revisions import pin
+from training.corpus.split import DataSplit, check_val_fraction, cut_batches
 from training.stage.config import SameRun, parse_config
 from training.stage.files import write_json
 from training.stage.record import Stage, command, open_stage
@@ -156,7 +157,7 @@ def prepare_sources(config: DataConfig) -> None:
     for name in ("tasks", "shards"):
         if not 1 <= getattr(config, name) <= 100_000:
             raise ValueError(f"{name}={getattr(config, name)} must be between 1 and 100,000.")
-    evaluations = [unit.path for step in steps if step.name == "decontaminate" for unit in evaluation_units(step)]
+    evaluations = [file.path for step in steps if step.name == "decontaminate" for file in evaluation_files(step)]
     inputs: dict[str, str | list[str] | None] = {
         "tokenizer": config.tokenizer,
         "decontaminate": evaluations,

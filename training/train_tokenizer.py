@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedTokenizerBase
 
 from hf_scratch.tokenizer import encode_texts, train_tokenizer
-from training.corpus.documents import DocumentSource, check_val_fraction, expand_files, read_documents
-from training.corpus.recipe import describe_files, read_sources
+from training.corpus.readers.plain import read_documents
+from training.corpus.recipe import DocumentSource, describe_files, expand_files, read_sources
+from training.corpus.split import check_val_fraction
 from training.stage.config import parse_config
 from training.stage.record import command, open_stage
 

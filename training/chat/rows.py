@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from training.chat.formats import FORMATS, Kind, Row, Unusable, detect, read_row
-from training.corpus.recipe import type_of
-from training.corpus.rows import TABLES, read_table
+from training.corpus.readers.hub import read_data_set
+from training.corpus.readers.tables import read_table
+from training.corpus.recipe import TABLES, type_of
 from training.stories import talk
 
 
@@ -81,18 +82,11 @@ def _read(data: str) -> Iterator[tuple[str, Any]]:
     elif kind or Path(data).exists():
         raise ValueError(f"{data} is not a .jsonl, .json, .csv or .parquet file; convert it, one conversation a row.")
     else:
-        yield from _read_hub(data)
-
-
-def _read_hub(data: str) -> Iterator[tuple[str, Any]]:
-    from datasets import load_dataset
-
-    try:
-        dataset = load_dataset(data, split="train")
-    except Exception as error:  # each way of not being there has its own exception in the Hub stack
-        raise ValueError(
-            f"{data} is neither `stories`, nor a .jsonl, .json, .csv or .parquet file, nor a data set with a train "
-            f"split that can be read from the Hub ({str(error).splitlines()[0]})."
-        ) from None
-    for number, row in enumerate(dataset, start=1):
-        yield f"{data}, row {number}", row
+        try:
+            for number, row in read_data_set(data, streaming=False):
+                yield f"{data}, row {number + 1}", row
+        except ValueError as error:
+            raise ValueError(
+                f"{data} is neither `stories`, nor a .jsonl, .json, .csv or .parquet file, nor a data set on the Hub: "
+                f"{error}"
+            ) from None

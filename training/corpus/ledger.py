@@ -15,7 +15,7 @@ from typing import Any
 from datatrove.data import Document
 from datatrove.io import DataFolder
 
-from training.corpus.rows import Bad
+from training.corpus.readers.tables import Bad
 
 EXAMPLES = 3  # dropped documents of each reason that a task shows
 SNIPPET = 300  # characters of such an example

@@ -41,6 +41,7 @@ SUFFIXES = {
     ".htm": "html",
 }
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
+TABLES = ("jsonl", "csv", "tsv", "parquet")  # the kinds that hold rows
 TYPES = (*dict.fromkeys(SUFFIXES.values()), "gutenberg", "code")
 
 # Programming languages of a `code` source, by the names of its files.
@@ -88,6 +89,27 @@ DOCUMENT_STEPS = (
 DUPLICATE_STEPS = ("exact_duplicates", "near_duplicates")
 
 
+@dataclass(kw_only=True)
+class DocumentSource:
+    """Settings that name the text; the stages `tokenizer` and `data` share them."""
+
+    files: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Files, folders or globs: .txt, .md, .rst are a document; .jsonl, .json, .csv, .parquet hold many."
+        },
+    )
+    dataset: str | None = field(default=None, metadata={"help": "Id of a Hub data set with a text column."})
+    text_column: str = field(default="text", metadata={"help": "Column of tables and Hub data."})
+    val_fraction: float = field(default=0.1, metadata={"help": "Share of the text that is held out."})
+    num_stories: int = field(default=20000, metadata={"help": "Stories to generate where no files are given."})
+    seed: int = field(default=0, metadata={"help": "Seed of the story generator and of shuffled shards."})
+    sources: list[dict] = field(
+        default_factory=list,
+        metadata={"help": "Sources to clean and mix, in YAML only: see training/corpus/README.md."},
+    )
+
+
 @dataclass(frozen=True)
 class Source:
     """One source of text; exactly one of `files`, `dataset` and `stories` is set."""
@@ -118,13 +140,25 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Unit:
-    """A piece of work that one task reads on its own: a file, or a share of a data set or of the stories."""
+class File:
+    """A file of a source."""
 
     source: Source
     path: str
     label: str  # what the ids of its documents begin with: the path below the folder or glob, the same on any machine
-    size: int = 0
+    size: int = 0  # in bytes
+
+
+@dataclass(frozen=True)
+class Share:
+    """One of several equal shares of a data set on the Hub, or of the stories."""
+
+    source: Source
+    number: int  # from 0
+    of: int
+
+
+Unit = File | Share  # a piece of work that one task reads on its own
 
 
 def read_sources(entries: list[dict[str, Any]]) -> list[Source]:
@@ -220,23 +254,61 @@ def list_units(sources: list[Source], tasks: int) -> list[Unit]:
     Raises:
         ValueError: A pattern matches no file.
     """
-    units = []
+    units: list[Unit] = []
     for source in sources:
-        if source.files:
-            files: dict[str, tuple[str, str, int]] = {}  # each once, by however many patterns and names
-            for pattern in source.files:
-                for file in find_files(pattern):
-                    files.setdefault(name_of(file[0]), file)
-            units += [Unit(source, *file) for file in files.values()]
-        else:
-            units += [Unit(source, f"{part}/{tasks}", str(part)) for part in range(tasks)]
+        units += list_files(source) if source.files else [Share(source, number, tasks) for number in range(tasks)]
     return units
 
 
-def evaluation_units(step: Step) -> list[Unit]:
+def list_files(source: Source) -> list[File]:
+    """Return the files of a source, each once, by however many patterns and names.
+
+    Raises:
+        ValueError: A pattern matches no file.
+    """
+    files: dict[str, File] = {}
+    for pattern in source.files:
+        for path, label, size in find_files(pattern):
+            files.setdefault(name_of(path), File(source, path, label, size))
+    return list(files.values())
+
+
+def evaluation_files(step: Step) -> list[File]:
     """Return the files that a step `decontaminate` looks for."""
     files = step.options.get("files", ())
-    return list_units([Source("evaluation", (files,) if isinstance(files, str) else tuple(files))], 1) if files else []
+    return list_files(Source("evaluation", (files,) if isinstance(files, str) else tuple(files)))
+
+
+def expand_files(patterns: list[str]) -> list[str]:
+    """Return the files that folders, globs and URLs mean, each once, in order.
+
+    Raises:
+        ValueError: A pattern matches no file, or one that cannot be taken as it is.
+    """
+    paths: dict[str, str] = {}
+    for pattern in patterns:
+        for path, _, _ in find_files(pattern):
+            # As the user wrote it: absolute paths say more than a record of a run should.
+            relative = "://" not in pattern and not os.path.isabs(os.path.expanduser(pattern))
+            paths.setdefault(name_of(path), os.path.relpath(path) if relative else path)
+    for path in paths.values():
+        _refuse_unknown(path)
+    return list(paths.values())
+
+
+def _refuse_unknown(path: str) -> None:
+    kind, _ = type_of(path)
+    if kind is None:
+        known = " ".join(suffix for suffix, name in SUFFIXES.items() if name in ("text", *TABLES))
+        raise ValueError(
+            f"{path}: its name does not tell what it holds; files are taken as they are if it ends in one of {known}, "
+            f"packed or not ({' '.join(COMPRESSIONS)})."
+        )
+    if kind not in ("text", *TABLES):
+        raise ValueError(
+            f"{path} holds {kind}, which has to be taken apart to be text; name it in a recipe under `sources` "
+            "(see training/corpus/README.md)."
+        )
 
 
 def find_files(pattern: str) -> list[tuple[str, str, int]]:
@@ -277,9 +349,9 @@ def name_of(path: str) -> str:
 
 def describe_files(sources: list[Source]) -> str:
     """Return what stands for the sources' content in the fingerprint: hashing terabytes would take hours."""
-    units = [(unit.label, unit.size, modified(unit.path)) for unit in list_units(sources, 1) if unit.source.files]
-    size = sum(unit[1] for unit in units)
-    return f"{len(units)} files, {size} bytes, by name, size and time {hash_text(json.dumps(units))}"
+    files = [(file.label, file.size, modified(file.path)) for source in sources for file in list_files(source)]
+    size = sum(file[1] for file in files)
+    return f"{len(files)} files, {size} bytes, by name, size and time {hash_text(json.dumps(files))}"
 
 
 def modified(path: str) -> float:

@@ -19,8 +19,8 @@ from datatrove.data import Document, DocumentsPipeline
 from datatrove.io import DataFolder
 from datatrove.pipeline.base import PipelineStep
 
-from training.corpus.documents import cut_at_end, cut_batches, fraction_of
 from training.corpus.ledger import SPLITS, Ledger, add_up, note_cluster
+from training.corpus.split import cut_at_end, cut_batches, fraction_of
 
 PART_BYTES = 2**25  # that a task holds before it writes them
 KINDS = ("tokens", "entries", "jsonl")  # files of a part: ids, an ENTRY and the ORIGIN of each document

@@ -32,11 +32,11 @@ from datatrove.utils.hashing import HashConfig, create_hash_func
 from datatrove.utils.text import ngrams, simplify_text
 from datatrove.utils.word_tokenizers import WordTokenizer, strip_strings
 
-from training.corpus.documents import fraction_of
 from training.corpus.ledger import SPLITS, Ledger
-from training.corpus.readers import read_unit
-from training.corpus.recipe import Step, Unit, evaluation_units, type_of
-from training.corpus.rows import TABLES, Bad, mend, read_table
+from training.corpus.readers.tables import Bad, mend, read_table
+from training.corpus.readers.unit import read_unit
+from training.corpus.recipe import TABLES, File, Step, Unit, evaluation_files, type_of
+from training.corpus.split import fraction_of
 
 # What e-mail and IP addresses become. Both are set aside for documentation (RFC 2606, RFC 5737) and belong to nobody.
 MASKED_EMAIL, MASKED_IP = "email@example.com", "192.0.2.1"
@@ -155,7 +155,7 @@ class Mask(PIIFormatter):
 EVALUATIONS = "evaluations.json"  # what was indexed, for the report
 
 
-def index_evaluations(units: list[Unit], config: NGramsDecontConfig, folder: DataFolder, limit: int) -> None:
+def index_evaluations(files: list[File], config: NGramsDecontConfig, folder: DataFolder, limit: int) -> None:
     """Write the n-grams of evaluation files for the filter; and for the report how many texts and n-grams there are.
 
     datatrove's own indexer needs lighteval and takes its tasks only. A row counts with each of its strings and
@@ -164,15 +164,15 @@ def index_evaluations(units: list[Unit], config: NGramsDecontConfig, folder: Dat
     hash_text = create_hash_func(config.hash_config)
     found: set[int] = set()
     texts = short = 0
-    for unit in units:
-        for strings in _evaluation_texts(unit, limit):
+    for file in files:
+        for strings in _evaluation_texts(file, limit):
             words = (WORDS.word_tokenize(simplify_text(text, config.norm_config)) for text in strings)
             hashes = {hash_text(" ".join(gram)) for some in words for gram in ngrams(some, config.n_grams)}
             texts, short = texts + 1, short + (not hashes)
             found |= hashes
     if not found:
         raise ValueError(
-            f"{', '.join(unit.path for unit in units)} holds no text of {config.n_grams} words or more to look for."
+            f"{', '.join(file.path for file in files)} holds no text of {config.n_grams} words or more to look for."
         )
     with folder.open("decontamination/evaluation.index.hashes", "wb") as file:
         file.write(np.array(sorted(found), dtype=config.hash_config.np_dtype).tobytes())
@@ -185,13 +185,13 @@ def index_evaluations(units: list[Unit], config: NGramsDecontConfig, folder: Dat
         )
 
 
-def _evaluation_texts(unit: Unit, limit: int) -> Iterator[list[str]]:
-    if type_of(unit.path)[0] in TABLES:
-        for _, row in read_table(unit.path):
+def _evaluation_texts(file: File, limit: int) -> Iterator[list[str]]:
+    if type_of(file.path)[0] in TABLES:
+        for _, row in read_table(file.path):
             strings = list(_strings(row))
             yield [*strings, "\n".join(strings)]
         return
-    for found in read_unit(unit, limit):
+    for found in read_unit(file, limit):
         if isinstance(found, Bad):
             raise ValueError(f"the evaluation file {found.id} cannot be read: {found.reason} {found.detail}")
         yield [found.text]
@@ -237,7 +237,7 @@ def build_step(step: Step, folder: DataFolder, limit: int) -> BaseFilter | BaseF
                 if not options.pop("files", None):
                     raise ValueError("step decontaminate needs `files`: the evaluations that must not be learnt.")
                 config = NGramsDecontConfig(**{"n_grams": 13, "hash_config": HASH} | options)
-                index_evaluations(evaluation_units(step), config, folder, limit)
+                index_evaluations(evaluation_files(step), config, folder, limit)
                 return NGramsDecontFilter(folder.resolve_paths("decontamination"), config, language=WORDS)
     except (TypeError, KeyError) as error:
         raise ValueError(f"step {step.name}: {error}; see its options in training/corpus/README.md.") from None

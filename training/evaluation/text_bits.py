@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_scratch.bits_per_byte import Text, document_nats, in_bits
 from hf_scratch.token_ids import refuse_other_tokenizer
-from training.corpus.documents import read_file
+from training.corpus.readers.plain import read_file
 from training.engine.token_shards import load_shards
 from training.evaluation.statistics import bootstrap_ratio
 

@@ -1,14 +1,21 @@
-"""Licences of source code: which one a file or the licence file above it names, and whether a recipe allows it.
+"""Source code with its language and licence: which one a file or the licence file above it names, and what is allowed.
 
-Names are those of SPDX in small letters, without `-only` and `-or-later` where a licence's text does not tell them.
+Names of licences are those of SPDX in small letters, without `-only` and `-or-later` where a licence's text does not
+tell them.
 """
 
 import re
+from collections.abc import Iterator
 from functools import lru_cache
+from pathlib import PurePosixPath
+from typing import BinaryIO
 
+from datatrove.data import Document
 from fsspec.core import url_to_fs
 
-from training.corpus.recipe import Unit
+from training.corpus.readers.tables import Bad
+from training.corpus.readers.text import Found, to_document
+from training.corpus.recipe import LANGUAGE_OF, File
 
 LICENSE_FILE = re.compile(
     r"(LICEN[SC]ES?|COPYING|UNLICENSE)(?![A-Z])(?!.*\.(py|js|tsx?|go|rs|rb|java|[ch]|cc|cpp|cs|html?|json)$)",
@@ -40,16 +47,38 @@ SPDX = re.compile(r"SPDX-License-Identifier:[ \t]*([(\w][\w.+() -]*[\w)+])")
 TOKEN = re.compile(r"[()]|[^\s()]+")
 
 
-def license_of(text: str, unit: Unit) -> str | None:
+def read_code(stream: BinaryIO, file: File, limit: int) -> Iterator[Found]:
+    """Yield a source file with its language and licence: what it says itself, or the licence file above it says."""
+    language = LANGUAGE_OF.get(PurePosixPath(file.label.lower()).suffix)
+    wanted = file.source.languages
+    if language is None or (wanted and language not in wanted):
+        yield Bad("other_language", file.label, language or "not known by its name", file.size)
+        return
+    data = stream.read(limit + 1)
+    if len(data) > limit:
+        yield Bad("too_large", file.label, size=file.size)
+        return
+    found = to_document(data, file.label)
+    if isinstance(found, Document):
+        license = license_of(found.text, file)
+        if file.source.licenses and not is_allowed(license or "", file.source.licenses):
+            found = Bad("license", file.label, license or "there is no licence file above it", len(data))
+        else:
+            # `programming_language`: `language` is what the step of that name finds.
+            found.metadata = {"license": license, "programming_language": language}
+    yield found
+
+
+def license_of(text: str, file: File) -> str | None:
     """Return the licence expression of a source file: what its SPDX line says, or the licence files above it."""
     own = SPDX.search(text[:2000])
-    return own[1].lower() if own else license_above(unit)
+    return own[1].lower() if own else license_above(file)
 
 
-def license_above(unit: Unit) -> str | None:
+def license_above(file: File) -> str | None:
     """Return the licence of the nearest licence file at or above a file, within its source."""
-    folder = unit.path.rpartition("/")[0]
-    for _ in range(unit.label.count("/") + 1):
+    folder = file.path.rpartition("/")[0]
+    for _ in range(file.label.count("/") + 1):
         if found := _license_in(folder):
             return found
         folder = folder.rpartition("/")[0]

@@ -1,7 +1,6 @@
-"""Formats that hold text among other things: web pages and archives, wiki dumps, Gutenberg's books, source code.
+"""Web pages, alone or in archives of a crawl: the main text by trafilatura, archives by warcio.
 
-Kept libraries do the work: trafilatura finds the main text of a page, warcio reads archives, mwparserfromhell takes
-the markup out of wiki pages. What is not text, or may not be used, is a `Bad` with its reason.
+What is not text, or may not be used, is a `Bad` with its reason.
 """
 
 import codecs
@@ -11,18 +10,13 @@ import signal
 import sys
 from collections.abc import Iterator
 from functools import cache
-from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
 from datatrove.data import Document
 
-from training.corpus.gutenberg import strip_book
-from training.corpus.licenses import is_allowed, license_of
-from training.corpus.readers import Found, decode
-from training.corpus.recipe import LANGUAGE_OF, Unit
-from training.corpus.rows import Bad
-
-# ---- web ----
+from training.corpus.readers.tables import Bad
+from training.corpus.readers.text import Found, to_document
+from training.corpus.recipe import File
 
 # Longer than any ordinary page needs, so that the result does not depend on how busy the machine is.
 PAGE_SECONDS = 60
@@ -109,17 +103,17 @@ def decode_page(data: bytes, charset: str | None) -> str | None:
     return data.decode(best.encoding, "replace") if best else None
 
 
-def read_html(file: BinaryIO, unit: Unit, limit: int) -> Iterator[Found]:
+def read_html(stream: BinaryIO, file: File, limit: int) -> Iterator[Found]:
     """Yield the main text of a page."""
-    data = file.read(limit + 1)
+    data = stream.read(limit + 1)
     page = decode_page(data, None) if len(data) <= limit else None
     if page is None:
-        yield Bad("too_large" if len(data) > limit else "undecodable", unit.label, size=len(data))
+        yield Bad("too_large" if len(data) > limit else "undecodable", file.label, size=len(data))
         return
-    yield read_page(page, unit.label, {})
+    yield read_page(page, file.label, {})
 
 
-def read_warc(file: BinaryIO, unit: Unit, limit: int) -> Iterator[Found]:
+def read_warc(stream: BinaryIO, file: File, limit: int) -> Iterator[Found]:
     """Yield the main text of each response of a WARC file, or each text of a WET file.
 
     Raises:
@@ -127,7 +121,7 @@ def read_warc(file: BinaryIO, unit: Unit, limit: int) -> Iterator[Found]:
     """
     from warcio.archiveiterator import ArchiveIterator
 
-    for record in ArchiveIterator(file):
+    for record in ArchiveIterator(stream):
         if record.rec_type not in ("response", "conversion"):
             continue
         yield _read_record(record, limit)
@@ -146,7 +140,7 @@ def _read_record(record: Any, limit: int) -> Found:
     if len(data) > limit:
         return Bad("too_large", name, url, len(data))
     if record.rec_type == "conversion":
-        found = decode(data, name)
+        found = to_document(data, name)
         if isinstance(found, Document):
             found.metadata["url"] = url
         return found
@@ -161,98 +155,3 @@ def _read_record(record: Any, limit: int) -> Found:
     if page is None:
         return Bad("undecodable", name, url, len(data))
     return read_page(page, name, {"url": url})
-
-
-# ---- wikis ----
-
-
-def read_mediawiki(file: BinaryIO, unit: Unit, limit: int) -> Iterator[Found]:
-    """Yield each article of a MediaWiki XML dump as plain text under its title; redirects and talk are named."""
-    from xml.etree import ElementTree
-
-    root = None
-    for event, element in ElementTree.iterparse(file, events=("start", "end")):
-        root = element if root is None else root
-        if event == "end" and element.tag.rpartition("}")[2] == "page":
-            yield _read_page(element, unit, limit)
-            root.clear()  # else the whole dump would stay in memory
-
-
-def _read_page(element: Any, unit: Unit, limit: int) -> Found:
-    found = {child.tag.rpartition("}")[2]: child for child in element.iter()}
-    title, space = _text(found.get("title")), _text(found.get("ns"))
-    name = f"{unit.label}/{title}"
-    text = _text(found.get("text"))
-    if space not in ("", "0"):
-        return Bad("not_an_article", name, f"namespace {space}", len(text.encode()))
-    if "redirect" in found:
-        return Bad("redirect", name, size=len(text.encode()))
-    if len(text.encode()) > limit:
-        return Bad("too_large", name, size=len(text.encode()))
-    plain = strip_wikitext(text)
-    return Document(f"{title}\n\n{plain}" if plain else "", name, metadata={"title": title})
-
-
-def _text(element: Any) -> str:
-    return (element.text or "") if element is not None else ""
-
-
-def strip_wikitext(text: str) -> str:
-    """Return a wiki page without markup, footnotes, tables, pictures and categories."""
-    import mwparserfromhell
-
-    code = mwparserfromhell.parse(text)
-    for tag in code.filter_tags(matches=lambda node: str(node.tag).strip().lower() in ("ref", "table")):
-        _remove(code, tag)
-    for link in code.filter_wikilinks(matches=lambda node: ":" in str(node.title).lstrip(":")):
-        _remove(code, link)
-    lines = [line.rstrip() for line in code.strip_code().replace("\xa0", " ").splitlines()]
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
-
-
-def _remove(code: Any, node: Any) -> None:
-    try:
-        code.remove(node)
-    except ValueError:  # it was inside of another one that is gone already
-        return
-
-
-# ---- books ----
-
-
-def read_gutenberg(file: BinaryIO, unit: Unit, limit: int) -> Iterator[Found]:
-    """Yield a book without the header and the footer that Project Gutenberg puts around it."""
-    data = file.read(limit + 1)
-    if len(data) > limit:
-        yield Bad("too_large", unit.label, size=len(data))
-        return
-    found = decode(data, unit.label)
-    if isinstance(found, Document):
-        found.text, title = strip_book(found.text)
-        found.metadata |= {"title": title} if title else {}
-    yield found
-
-
-# ---- code ----
-
-
-def read_code(file: BinaryIO, unit: Unit, limit: int) -> Iterator[Found]:
-    """Yield a source file with its language and licence: what it says itself, or the licence file above it says."""
-    language = LANGUAGE_OF.get(PurePosixPath(unit.label.lower()).suffix)
-    wanted = unit.source.languages
-    if language is None or (wanted and language not in wanted):
-        yield Bad("other_language", unit.label, language or "not known by its name", unit.size)
-        return
-    data = file.read(limit + 1)
-    if len(data) > limit:
-        yield Bad("too_large", unit.label, size=unit.size)
-        return
-    found = decode(data, unit.label)
-    if isinstance(found, Document):
-        license = license_of(found.text, unit)
-        if unit.source.licenses and not is_allowed(license or "", unit.source.licenses):
-            found = Bad("license", unit.label, license or "there is no licence file above it", len(data))
-        else:
-            # `programming_language`: `language` is what the step of that name finds.
-            found.metadata = {"license": license, "programming_language": language}
-    yield found

@@ -15,10 +15,9 @@ from io import BufferedReader, TextIOWrapper
 from itertools import zip_longest
 from typing import Any
 
-from training.corpus.recipe import type_of
-from training.corpus.unpack import DecompressionBomb, open_unpacked, refuse_bomb
+from training.corpus.readers.unpack import DecompressionBomb, open_unpacked, refuse_bomb
+from training.corpus.recipe import TABLES, type_of
 
-TABLES = ("jsonl", "csv", "tsv", "parquet")  # kinds of files that hold rows, by the names of `recipe.SUFFIXES`
 BOM = b"\xef\xbb\xbf"  # which Windows programs put before UTF-8
 BETWEEN = re.compile(r"[\s,]*")  # values of an array
 BLOCK = 2**20  # characters of JSON and bytes of Parquet that are read at once, or more if a row is longer

@@ -1,49 +1,24 @@
-"""Where text comes from: the embedded stories, one's own files, or a data set on the Hub, as a stream of documents.
+"""Text as it is: the embedded stories, one's own files, or a data set on the Hub, as a stream of documents.
 
 The tokenizer is trained on the `train` split of the same stream that the model later learns, and both are judged on
-its `val` split. A document's split follows from its content, so it never changes when data is added.
+its `val` split. The first file or row that cannot be read is an error. Of the sources of a recipe, which are many and
+wild, what cannot be read is counted instead.
 """
 
-import hashlib
 import itertools
-import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
-from training.corpus.recipe import COMPRESSIONS, SUFFIXES, find_files, name_of, type_of
-from training.corpus.revisions import commit_of
-from training.corpus.rows import TABLES, Bad, decode, explain, mend, read_table
-from training.corpus.unpack import DecompressionBomb, open_unpacked
+from training.corpus.readers.hub import commit_of, read_data_set
+from training.corpus.readers.tables import Bad, decode, explain, mend, read_table
+from training.corpus.readers.unpack import DecompressionBomb, open_unpacked
+from training.corpus.recipe import TABLES, DocumentSource, expand_files, list_units, read_sources, type_of
+from training.corpus.split import DataSplit, cut_at_end, fraction_of
 from training.stories.tell import documents as tell_documents
 
-DataSplit = Literal["train", "val"]
-Sized = TypeVar("Sized")
-
 OPEN_FILES = 64  # of sources that are read in turn: systems let a process open a few hundred
-BATCH_DOCUMENTS, BATCH_BYTES = 1000, 2**20  # tokenized at once: few, because encoded text is far larger
-
-
-@dataclass(kw_only=True)
-class DocumentSource:
-    """Settings that name the text; the stages `tokenizer` and `data` share them."""
-
-    files: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Files, folders or globs: .txt, .md, .rst are a document; .jsonl, .json, .csv, .parquet hold many."
-        },
-    )
-    dataset: str | None = field(default=None, metadata={"help": "Id of a Hub data set with a text column."})
-    text_column: str = field(default="text", metadata={"help": "Column of tables and Hub data."})
-    val_fraction: float = field(default=0.1, metadata={"help": "Share of the text that is held out."})
-    num_stories: int = field(default=20000, metadata={"help": "Stories to generate where no files are given."})
-    seed: int = field(default=0, metadata={"help": "Seed of the story generator and of shuffled shards."})
-    sources: list[dict] = field(
-        default_factory=list,
-        metadata={"help": "Sources to clean and mix, in YAML only: see training/corpus/README.md."},
-    )
 
 
 def read_documents(source: DocumentSource, split: DataSplit) -> Iterator[str]:
@@ -70,15 +45,6 @@ def read_documents(source: DocumentSource, split: DataSplit) -> Iterator[str]:
             yield text
 
 
-def check_val_fraction(val_fraction: float) -> None:
-    """Raise ValueError if nothing would be held out, or everything."""
-    if not 0 < val_fraction < 1:
-        raise ValueError(
-            f"val_fraction={val_fraction:g} must be above 0 and below 1: the model is judged on text that it has not "
-            "seen; use for example 0.01."
-        )
-
-
 def _documents(source: DocumentSource, *, say: bool) -> Iterator[tuple[str, str]]:
     """Yield each document, and what its split follows from: its text, or the file that it is a piece of."""
     if source.sources:
@@ -98,63 +64,6 @@ def _fill_both_splits(source: DocumentSource) -> bool:
             f"{source.files or source.dataset or 'the recipe'} holds no text; give at least one document."
         )
     return False
-
-
-def cut_at_end(text: str, val_fraction: float) -> tuple[str, str]:
-    """Return a text without its end, and the end, which is held out."""
-    cut = int(len(text) * (1 - val_fraction))
-    return text[:cut], text[cut:]
-
-
-def fraction_of(text: str) -> float:
-    """Return a number in [0, 1) that depends on the text alone; below `val_fraction` the text is held out."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
-
-
-def cut_batches(documents: Iterable[Sized], size_of: Callable[[Sized], int]) -> Iterator[list[Sized]]:
-    """Yield documents a batch at a time: `BATCH_DOCUMENTS`, or fewer that together have `BATCH_BYTES`."""
-    batch: list[Sized] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += size_of(document)
-        if len(batch) == BATCH_DOCUMENTS or size >= BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def expand_files(patterns: list[str]) -> list[str]:
-    """Return the files that folders, globs and URLs mean, each once, in order.
-
-    Raises:
-        ValueError: A pattern matches no file, or one that cannot be taken as it is.
-    """
-    paths: dict[str, str] = {}
-    for pattern in patterns:
-        for path, _, _ in find_files(pattern):
-            # As the user wrote it: absolute paths say more than a record of a run should.
-            relative = "://" not in pattern and not os.path.isabs(os.path.expanduser(pattern))
-            paths.setdefault(name_of(path), os.path.relpath(path) if relative else path)
-    for path in paths.values():
-        _refuse_unknown(path)
-    return list(paths.values())
-
-
-def _refuse_unknown(path: str) -> None:
-    kind, _ = type_of(path)
-    if kind is None:
-        known = " ".join(suffix for suffix, name in SUFFIXES.items() if name in ("text", *TABLES))
-        raise ValueError(
-            f"{path}: its name does not tell what it holds; files are taken as they are if it ends in one of {known}, "
-            f"packed or not ({' '.join(COMPRESSIONS)})."
-        )
-    if kind not in ("text", *TABLES):
-        raise ValueError(
-            f"{path} holds {kind}, which has to be taken apart to be text; name it in a recipe under `sources` "
-            "(see training/corpus/README.md)."
-        )
 
 
 def _from_files(source: DocumentSource, *, say: bool) -> Iterator[str]:
@@ -219,8 +128,7 @@ def _text_of_row(row: Any, column: str, where: str) -> str:
 
 def _from_sources(source: DocumentSource, *, say: bool) -> Iterator[tuple[str, str]]:
     """Yield what can be read of the sources of a data recipe, as it is, from all sources and many files in turn."""
-    from training.corpus.readers import read_unit
-    from training.corpus.recipe import list_units, read_sources
+    from training.corpus.readers.unit import read_unit  # needs the extra `data`
 
     pinned = [
         replace(one, revision=commit_of(one.dataset, one.revision)) if one.dataset else one
@@ -248,9 +156,6 @@ def _from_sources(source: DocumentSource, *, say: bool) -> Iterator[tuple[str, s
 
 
 def _from_hub(source: DocumentSource) -> Iterator[str]:
-    from datasets import load_dataset
-
     assert source.dataset is not None
-    data = load_dataset(source.dataset, split="train", streaming=True, revision=commit_of(source.dataset))
-    for number, row in enumerate(data, start=1):
-        yield _text_of_row(row, source.text_column, f"{source.dataset}, row {number}")
+    for number, row in read_data_set(source.dataset, revision=commit_of(source.dataset)):
+        yield _text_of_row(row, source.text_column, f"{source.dataset}, row {number + 1}")

@@ -6,6 +6,14 @@ itself says, on Gutenberg for example, stays.
 """
 
 import re
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from datatrove.data import Document
+
+from training.corpus.readers.tables import Bad
+from training.corpus.readers.text import Found, to_document
+from training.corpus.recipe import File
 
 OPEN, CLOSE = 60, 40  # paragraphs at the begin and at the end among which notes on the file are looked for
 LONGEST = 3000  # characters of such a note's paragraph
@@ -59,6 +67,19 @@ OF_THE_HEADER = re.compile(
 )
 NOTE = re.compile(r"^\W*Transcri(?:ber|ption)[’']?s?[’']?\s+(?:end\s*)?notes?\b", re.IGNORECASE)
 TITLE = re.compile(r"^Title:[ \t]*(\S.*(?:\n[ \t]+\S.*)*)", re.MULTILINE)
+
+
+def read_gutenberg(stream: BinaryIO, file: File, limit: int) -> Iterator[Found]:
+    """Yield a book without the header and the footer that Project Gutenberg puts around it."""
+    data = stream.read(limit + 1)
+    if len(data) > limit:
+        yield Bad("too_large", file.label, size=len(data))
+        return
+    found = to_document(data, file.label)
+    if isinstance(found, Document):
+        found.text, title = strip_book(found.text)
+        found.metadata |= {"title": title} if title else {}
+    yield found
 
 
 def strip_book(text: str) -> tuple[str, str | None]:
