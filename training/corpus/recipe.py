@@ -158,7 +158,7 @@ class Share:
     of: int
 
 
-Unit = File | Share  # a piece of work that one task reads on its own
+Unit = File | Share  # what a task reads in one go
 
 
 def read_sources(entries: list[dict[str, Any]]) -> list[Source]:
@@ -367,3 +367,10 @@ def type_of(path: str) -> tuple[str | None, str | None]:
         name = name[: name.rindex(".")]
     dot = name.rfind(".")
     return SUFFIXES.get(name[dot:]) if dot > name.rfind("/") else None, compression
+
+
+def learns_stories(record: dict[str, Any]) -> bool:
+    """Whether a record of the stage `data` says that its text is the embedded stories."""
+    if not record or record["config"].get("sources"):
+        return False
+    return "files" not in record["inputs"] and record["config"]["dataset"] is None

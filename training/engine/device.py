@@ -11,19 +11,15 @@ from typing import Literal
 import torch
 from accelerate import PartialState
 
+from training.engine.config import Precision
 from training.stage.files import write_json
 from training.stage.record import Stage
 
-Precision = Literal["auto", "fp32", "bf16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-PRECISION_HELP = (
-    "Of matrix products. auto: bf16 (autocast) where the hardware multiplies it, else fp32; resumed elsewhere, a run "
-    "keeps the one that it began with."
-)
 
 
 def resolve_precision(setting: Precision) -> Literal["fp32", "bf16"]:
-    """Return the precision that a setting means on this machine: a rule, because a timing might turn out otherwise."""
+    """Return the precision that a setting means on this machine. It is a rule: a timing may turn out otherwise."""
     if setting == "auto":
         return "bf16" if _has_native_bf16() else "fp32"
     return setting
@@ -61,7 +57,7 @@ def _has_native_bf16() -> bool:
 def on_cpu() -> bool:
     """Whether training runs on CPUs: always without an accelerator, and on a Mac where there are several processes.
 
-    Without being told so, accelerate takes processes without a GPU for processes without each other.
+    accelerate has to be told: of several processes without a GPU it takes each for the only one.
     """
     device = torch.accelerator.current_accelerator(check_available=True)
     return device is None or (device.type == "mps" and "LOCAL_RANK" in os.environ)
@@ -76,3 +72,8 @@ def join_processes() -> PartialState:
     if "LOCAL_RANK" not in os.environ and torch.cuda.device_count() > 1:
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     return PartialState(cpu=on_cpu())
+
+
+def say(text: str) -> None:
+    """Print on the main process."""
+    PartialState().print(text, flush=True)

@@ -1,4 +1,4 @@
-"""One optimizer step of pretraining: the rows of a process in pieces that fit into memory, their gradient, the update.
+"""One optimizer step of pretraining: rows in micro-batches that fit into memory, their gradient, the update.
 
 A step is defined by its global batch. How many rows are held at once is a detail, halved when memory runs out.
 """
@@ -101,13 +101,13 @@ class TrainStep:
         return loss.detach()
 
     def micro_batches(self, rows: Rows) -> list[Batch]:
-        """Return this process's share of the step's rows, in pieces that it can hold at once."""
+        """Return this process's share of the step's rows, as many in a batch as it can hold at once."""
         numbers = self.my_rows()
         size = self.progress.micro_batch_size or len(numbers)
-        pieces = [numbers[i : i + size] for i in range(0, len(numbers), size)]
+        batches = [numbers[i : i + size] for i in range(0, len(numbers), size)]
         if self.read_ahead is None:
-            return [rows.batch(piece) for piece in pieces]
-        return self.read_ahead(rows, pieces, [piece + self.config.batch_rows for piece in pieces])
+            return [rows.batch(batch) for batch in batches]
+        return self.read_ahead(rows, batches, [batch + self.config.batch_rows for batch in batches])
 
     def my_rows(self) -> np.ndarray:
         """Return the numbers of this process's rows of the step that comes."""
@@ -115,10 +115,8 @@ class TrainStep:
         return np.arange(first, first + self.config.batch_rows)[self.parallel.data_index :: self.parallel.data_count]
 
     def find_micro_batch(self) -> None:
-        """Find the most rows that fit into memory: what the settings, a checkpoint or a shortage before say, else by
-        trying. All processes take the smallest of theirs.
-
-        The step's accumulation is the rows of a process over the rows that fit.
+        """Settle how many rows a process holds at once: what settings, checkpoint or an earlier shortage of memory
+        say, else as many as fit when it is tried. The smallest number of any process holds for all.
         """
         noted = Progress.read(read_json(self.folder / MEMORY)).micro_batch_size
         limits = [rows for rows in (self.config.micro_batch_size, self.progress.micro_batch_size, noted) if rows]
