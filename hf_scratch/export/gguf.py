@@ -233,14 +233,14 @@ def write_modelfile(original: Original, folder: Path) -> None:
 
 @contextlib.contextmanager
 def llama(path: Path, context: int) -> Iterator[xllamacpp.Server]:
-    """Load a GGUF file into llama.cpp on the CPU, alone on the processor threads that torch may use."""
+    """Load a GGUF file into llama.cpp on the CPU, with as many threads as torch may use."""
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
     params.n_ctx = context
     params.n_parallel = 1
     params.n_gpu_layers = 0
     params.warmup = False
-    # Of the numbers alone: a cache in 16 bits would round, too.
+    # Only the weights may be rounded: a cache in 16 bits would round, too.
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     params.fit_params = False
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = torch.get_num_threads()

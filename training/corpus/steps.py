@@ -112,7 +112,7 @@ class Language(BaseFilter):
         self.model: Any = None  # loaded by each process for itself
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        """Return whether the document stays."""
+        """Whether the document stays."""
         if self.model is None:
             import fasttext
 

@@ -124,7 +124,7 @@ def draw(rng: random.Random, split: Split, kind: Kind) -> str:
 
 
 def is_honest(answer: str) -> bool:
-    """Return whether an answer says what the model can do, with whichever greeting."""
+    """Whether an answer says what the model can do, with whichever greeting."""
     return answer.strip() in ANSWERS.values()
 
 

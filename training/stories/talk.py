@@ -229,7 +229,7 @@ class Turn:
     happy: bool | None = None
 
     def is_right(self, completion: str) -> bool:
-        """Return whether the completion is the true answer, or a story of the request with the wanted ending."""
+        """Whether the completion is the true answer, or a story of the request with the wanted ending."""
         if self.kind == "small talk":
             return small_talk.is_honest(completion)
         if self.request is None:
