@@ -24,6 +24,7 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 120
 nb_ipywidgets_js = {}  # they would come from another server
 nb_merge_streams = True
+nb_output_stderr = "remove"  # libraries' remarks on this machine, which are no part of a chapter
 
 html_theme = "furo"
 html_title = project

@@ -50,9 +50,15 @@ def simplify(article: Tag, soup: BeautifulSoup) -> None:
         picture["alt"] = ""
     for letters in article.select("ol.loweralpha"):
         letters["type"] = "a"
-    # Chapters are sections of the first page here, one level too low.
-    for heading in article.select(".toctree-wrapper h2, .toctree-wrapper h3, .toctree-wrapper h4"):
-        heading.name = f"h{int(heading.name[1]) - 1}"
+    # Chapters are sections of a section of the first page here, two levels too low.
+    for heading in article.select(".toctree-wrapper :is(h3, h4, h5, h6)"):
+        heading.name = f"h{int(heading.name[1]) - 2}"
+    for start in article.select("span[id^=document-]"):
+        if heading := start.find_next("h1"):
+            heading["id"] = start["id"]
+    for link in article.select("a[href^='#']"):
+        if not article.find(["h1", "h2", "h3"], id=str(link["href"])[1:]):
+            link.unwrap()
 
 
 if __name__ == "__main__":
