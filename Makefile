@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: quickstart test test-long demo demo-browser check
+.PHONY: quickstart test test-long demo demo-browser check docs pdf
 
 quickstart: .venv/installed
 	$(BIN)/python -m training.run training/recipes/quickstart

@@ -223,7 +223,7 @@ def test_thumbs_are_rows_for_kto_if_the_visitor_agrees(visit: Callable[..., Visi
     (row,) = [json.loads(line) for line in kept.read_text().splitlines()]
     assert [message["role"] for message in row["prompt"]] == ["user", "assistant", "user"]
     assert row["prompt"][-1]["content"] == "And more?" and row["completion"][0]["content"] and row["label"] is False
-    assert load_rows(("preferences", "thumbs"), str(kept), 0, 0, 0).train.kind == "thumbs"
+    assert load_rows(("preferences", "thumbs"), str(kept), 0, 0, 0).kind == "thumbs"
 
 
 @pytest.mark.slow

@@ -41,7 +41,8 @@ export async function open(file, type, progress) {
 async function fetchAll(url, file, progress) {
   let answer;
   try {
-    answer = await fetch(url, { cache: "no-cache" });
+    // A browser may hold what came in half and be told that it is still valid; what is whole, this page keeps itself.
+    answer = await fetch(url, { cache: "no-store" });
   } catch {
     throw new Refused(`${file.file} could not be fetched; look to your connection and reload the page.`);
   }
