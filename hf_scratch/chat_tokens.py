@@ -17,7 +17,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import mark_control_tokens
 
-from hf_scratch.hub.clean_process import control_tokens
+from .clean_process import control_tokens
 
 Encoded = tuple[list[int], list[int]]  # token ids, and 1 where an answer carries loss
 Span = tuple[int, int]  # the characters of an answer, its end token included

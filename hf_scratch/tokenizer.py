@@ -15,9 +15,8 @@ from jinja2 import TemplateError
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from hf_scratch.hub.clean_process import control_tokens, tokens_without_row
-
 from .chat_tokens import ChatEncoder, encode_chats
+from .clean_process import control_tokens, tokens_without_row
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"

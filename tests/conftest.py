@@ -9,15 +9,18 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the Hub library is imported, which reads it once
 
 import pytest
 import torch
+from chromium import chromium, screens  # noqa: F401
 from hub_server import WRITER, HubServer
 from hypothesis import settings
-from running_page import chromium, page_copy, page_folder, page_release, page_url, vendor, visit_page  # noqa: F401
+from running_page import page_copy, page_folder, page_release, page_url, vendor, visit_page  # noqa: F401
 from running_space import running, space_release  # noqa: F401, fixtures of one process for several files
+from tiny_release import make_published_run
 from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
 from hf_scratch import ScratchConfig, ScratchForCausalLM, train_tokenizer
@@ -158,3 +161,11 @@ def base(
     """Folder of an untrained model, to align."""
     save_model(make_model(initializer_range=0.05, hidden_size=64), tiny_tokenizer, tmp_path / "base")
     return str(tmp_path / "base")
+
+
+@pytest.fixture(scope="module")
+def released(
+    tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..., Any], tiny_tokenizer: PreTrainedTokenizerBase
+) -> Path:
+    """A run of noise with its release, as `publish` takes it."""
+    return make_published_run(tmp_path_factory.mktemp("runs") / "tiny", make_model, tiny_tokenizer)

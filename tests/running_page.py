@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_release import save_release, save_stage
+from tiny_release import named_or_noise
 from transformers import PreTrainedTokenizerBase
 
-CHROMIUM = "/usr/bin/chromium"
 PAGE = Path(__file__).parent.parent / "spaces_app" / "browser"
 
 
@@ -66,11 +65,7 @@ def page_release(
     tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..., Any], tiny_tokenizer: PreTrainedTokenizerBase
 ) -> Path:
     """The folder of the released model, with another stage beside it."""
-    if given := os.environ.get("BROWSER_RELEASE"):
-        return Path(given).resolve()
-    folder = save_release(tmp_path_factory.mktemp("page-release") / "model", make_model, tiny_tokenizer)
-    save_stage(folder)
-    return folder
+    return named_or_noise("BROWSER_RELEASE", tmp_path_factory.mktemp("page-release"), make_model, tiny_tokenizer)
 
 
 @pytest.fixture(scope="session")
@@ -108,17 +103,6 @@ def served(folder: Path) -> Iterator[str]:
 def page_url(page_folder: Path) -> Iterator[str]:
     with served(page_folder) as url:
         yield url
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Any]:
-    if not Path(CHROMIUM).exists():
-        pytest.skip(f"no browser at {CHROMIUM}; apt-get install chromium fonts-dejavu-core")
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

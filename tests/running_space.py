@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from hub_server import WRITER, HubServer
-from tiny_release import save_release, save_stage
+from tiny_release import named_or_noise
 from transformers import PreTrainedTokenizerBase
 
 PAIRS = "user/pairs"  # the data set to which clicks are pushed
@@ -44,11 +44,7 @@ def space_release(
     tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..., Any], tiny_tokenizer: PreTrainedTokenizerBase
 ) -> Path:
     """A release of noise, or the one that SPACE_RELEASE names, for pictures that show something."""
-    if given := os.environ.get("SPACE_RELEASE"):
-        return Path(given).resolve()
-    folder = save_release(tmp_path_factory.mktemp("release") / "model", make_model, tiny_tokenizer)
-    save_stage(folder)
-    return folder
+    return named_or_noise("SPACE_RELEASE", tmp_path_factory.mktemp("release"), make_model, tiny_tokenizer)
 
 
 @dataclass

@@ -29,14 +29,6 @@ VisitPage = Callable[..., Visit]
 STORY = "Tell me a story about a fox named Pip who lost a red kite in the forest."
 
 
-@pytest.fixture(scope="module")
-def screens(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = Path(os.environ.get("SCREENS") or tmp_path_factory.getbasetemp() / "screens")
-    folder.mkdir(parents=True, exist_ok=True)
-    print(f"\nscreens are in {folder}")
-    return folder
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "scheme"), [(375, "light"), (375, "dark"), (1280, "light"), (1280, "dark")])
 def test_every_page_works(visit_page: VisitPage, page_url: str, screens: Path, width: int, scheme: str) -> None:
@@ -266,7 +258,7 @@ def test_pairs_and_thumbs_are_data_that_dpo_trains_on(
     page = here.page
     here.open("Compare")
     page.get_by_role("textbox", name="Prompt", exact=True).fill("Tell me a story, naïve \u2028 and 東京.")
-    page.get_by_role("spinbutton", name="Temperature").nth(1).fill("1")
+    page.locator("#compare-temperature").fill("1")
     for choice in ("A is better", "B is better"):
         page.locator("#compare").click()
         page.get_by_role("button", name=choice, disabled=False).click()

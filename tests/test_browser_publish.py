@@ -7,14 +7,11 @@ import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from hub_server import HubServer
 from running_page import PAGE, Visit
-from tiny_release import make_published_run
-from transformers import PreTrainedTokenizerBase
 
 from hf_scratch.export import npm
 from hf_scratch.export.browser import build_page, name_token
@@ -23,13 +20,6 @@ from hf_scratch.hub.publish import Plan, Space, is_static, publish
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 CLI = ("-m", "hf_scratch.cli")
-
-
-@pytest.fixture(scope="module")
-def released(
-    tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..., Any], tiny_tokenizer: PreTrainedTokenizerBase
-) -> Path:
-    return make_published_run(tmp_path_factory.mktemp("runs") / "tiny", make_model, tiny_tokenizer)
 
 
 @pytest.mark.slow

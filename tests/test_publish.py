@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from hub_server import WRITER, HubServer
 from safetensors.torch import load_file, save_file
-from tiny_release import make_published_run, save_published
+from tiny_release import save_published
 from tiny_run import make_tokenizer_and_data
 from transformers import PreTrainedTokenizerBase
 
@@ -28,13 +28,6 @@ from hf_scratch.hub.verify import check_ending, load_reference
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 CLI = ("-m", "hf_scratch.cli")
-
-
-@pytest.fixture(scope="module")
-def released(
-    tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..., Any], tiny_tokenizer: PreTrainedTokenizerBase
-) -> Path:
-    return make_published_run(tmp_path_factory.mktemp("runs") / "tiny", make_model, tiny_tokenizer)
 
 
 @pytest.fixture

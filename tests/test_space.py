@@ -7,7 +7,6 @@ in the README is 1280_light_inside.png of
 """
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,20 +20,6 @@ from safetensors.torch import load_file
 from tiny_release import EXAMPLE, NAME
 
 from training.chat.rows import load_rows
-
-CHROMIUM = "/usr/bin/chromium"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if not Path(CHROMIUM).exists():
-        pytest.skip(f"no browser at {CHROMIUM}; apt-get install chromium fonts-dejavu-core")
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
 
 # Clicks when the first words are there: 2,000 tokens take this model two seconds, and a test's own click longer.
 STOP_AT_ONCE = """() => new MutationObserver((_, watch) => {
@@ -61,11 +46,11 @@ class Visit:
 
 
 @pytest.fixture
-def visit(browser: Any, running: Running) -> Iterator[Callable[..., Visit]]:
+def visit(chromium: Any, running: Running) -> Iterator[Callable[..., Visit]]:
     contexts = []
 
     def open_page(width: int = 1280, height: int = 800, scheme: str = "light") -> Visit:
-        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        context = chromium.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
         context.set_default_timeout(120_000)  # ms; other work may keep the processor busy
         contexts.append(context)
         page, complaints = context.new_page(), []
@@ -83,14 +68,6 @@ def visit(browser: Any, running: Running) -> Iterator[Callable[..., Visit]]:
 
 def local(url: str) -> bool:
     return url.startswith(("http://127.0.0.1:", "data:", "blob:"))
-
-
-@pytest.fixture(scope="module")
-def screens(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = Path(os.environ.get("SCREENS") or tmp_path_factory.getbasetemp() / "screens")
-    folder.mkdir(parents=True, exist_ok=True)
-    print(f"\nscreens are in {folder}")
-    return folder
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from hf_scratch import encode_chat, encode_prompt, encode_texts, train_tokenizer
-from hf_scratch.hub.clean_process import control_tokens, spelled_control_tokens
+from hf_scratch.clean_process import control_tokens, spelled_control_tokens
 from hf_scratch.tokenizer import (
     CHAT_TEMPLATE,
     MIN_VOCAB_SIZE,

@@ -15,10 +15,10 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hf_scratch.chat import load_speaker
+from hf_scratch.clean_process import tokens_without_row
 from hf_scratch.export.original import load_original
 from hf_scratch.hub import verify
 from hf_scratch.hub.check import Check
-from hf_scratch.hub.clean_process import tokens_without_row
 from hf_scratch.hub.files import check_files
 from hf_scratch.hub.verify import find_cut_off, foreign_code, verify_anywhere
 from training import eval_model, release

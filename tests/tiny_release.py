@@ -1,6 +1,7 @@
 """A release folder small enough for the tests of the Space: two models of noise that talk until they are stopped."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,17 @@ def save_release(folder: Path, make_model: Callable[..., Any], tokenizer: PreTra
     (folder / "README.md").write_text(f"---\n{yaml.safe_dump(card)}---\n# Another title\n")
     save_record(folder / "training_record")
     return folder
+
+
+def named_or_noise(
+    variable: str, folder: Path, make_model: Callable[..., Any], tokenizer: PreTrainedTokenizerBase
+) -> Path:
+    """Return the release that an environment variable names, for pictures that show something, or one of noise."""
+    if given := os.environ.get(variable):
+        return Path(given).resolve()
+    model = save_release(folder / "model", make_model, tokenizer)
+    save_stage(model)
+    return model
 
 
 def save_stage(model: Path) -> Path:

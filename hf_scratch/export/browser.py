@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from hf_scratch.clean_process import control_tokens
 from hf_scratch.export.npm import write_vendor
 from hf_scratch.export.original import Original, greedy, load_original
 from hf_scratch.hub.card import read_metadata
-from hf_scratch.hub.clean_process import control_tokens
 from hf_scratch.hub.files import hash_file
 from hf_scratch.hub.page import write_manifest
 from hf_scratch.tokenizer import encode_prompt

@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_scratch.hub import clean_process, client
+from hf_scratch import clean_process
+from hf_scratch.hub import client
 from hf_scratch.hub.check import Check
 from hf_scratch.hub.exports import check_exports
 from hf_scratch.hub.files import check_files, code_elsewhere, hash_file

@@ -14,6 +14,8 @@ from accelerate import Accelerator
 from training.engine.checkpoint import Progress
 from training.engine.config import PretrainConfig
 
+PROJECT = "hf_scratch"
+
 
 @dataclass
 class Interval:
@@ -55,9 +57,6 @@ def in_short(last: dict[str, Any]) -> str:
     utilisation = f" {last['mfu']:.1%} MFU" if "mfu" in last else ""
     # exp overflows where a run diverges.
     return f"loss {loss:.3f} ppl {math.exp(min(loss, 99)):.4g} {last['tokens_per_s']:,.0f} tokens/s{utilisation}"
-
-
-PROJECT = "hf_scratch"
 
 
 def tracker_options(tracker: str, folder: str) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def parse_config(config_class: type[Config], argv: Sequence[str] | None = None, 
     known = [f.name for f in fields(config_class)]  # type: ignore[arg-type]
     for option in argv:
         name = option.removeprefix("--").split("=")[0]
-        if option.startswith("--") and name not in {*known, "config", "help"} and not name.startswith("no_"):
+        if option.startswith("--") and name not in {*known, "help"} and not name.startswith("no_"):
             raise ValueError(f"option --{name} does not exist{suggest(name, known)}")
     parser.set_defaults(**settings)
     for action in parser._actions:

@@ -1,4 +1,4 @@
-"""Stories, conversations, preference pairs and prompts told from the story world, and the checker that scores them.
+"""Stories told from the story world, what can be asked about them, and the texts of both for pretraining.
 
 Every generator is an endless stream that depends on its split and seed alone. The splits share no combination of
 hero kind, thing, place and problem, so what is measured on the test split was never told in training.
@@ -341,6 +341,3 @@ def documents(split: Split, seed: int) -> Iterator[str]:
 def _once_more(rng: random.Random, story: Story) -> str:
     """Return how the story is asked for with another ending, and the first sentence of the answer."""
     return f"\n{rng.choice(world.AGAIN)} {world.ENDS[not story.happy]}"
-
-
-# ---- checking ----
