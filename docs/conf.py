@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+import jupyter_client
 import matplotlib
 
 ROOT = Path(__file__).parent.parent
@@ -11,6 +12,7 @@ sys.path.insert(0, str(ROOT))
 # The cells run in processes of their own, with one thread each, so that they take as long everywhere.
 os.environ |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 os.environ |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "HF_HUB_OFFLINE": "1"}
+jupyter_client.KernelManager.transport.default_value = "ipc"  # not ports, which others on the machine could read
 os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm's, where there are no widgets
 
 project = "From text to a language model"
