@@ -128,8 +128,8 @@ def test_damage_is_seen(story: Story, data: st.DataObject) -> None:
 @given(told)
 def test_a_mixed_ending_is_not_happy(story: Story) -> None:
     asked = story.request
-    glad = f"{asked.name} smiled and took the {asked.item} home."
-    sad = f"{asked.name} cried and never saw the {asked.item} again."
+    glad = f"{asked.name} smiled and took the {asked.item} home, happy again."
+    sad = f"{asked.name} was sad and never saw the {asked.item} again."
     assert not check(asked, f"{story.text} {sad}").happy
     assert check(asked, f"{story.text} {glad}").happy == story.happy
     assert check(asked, f"  {story.text}\n") == check(asked, story.text)
@@ -418,3 +418,9 @@ def test_no_control_token_is_spelled_in_chats() -> None:
     for split in SPLITS:
         for stream in (conversations(split, 2), preferences(split, 2)):
             assert not any(CONTROL.search(repr(talk)) for talk in islice(stream, 60))
+
+
+def test_how_a_story_ended_can_be_read_off_one_word() -> None:
+    for story in islice(stories("train", 1), 500):
+        words = set(re.findall(r"[a-z]+", story.text.lower())) & {"happy", "sad"}
+        assert words == {"happy" if story.happy else "sad"}, story.text
