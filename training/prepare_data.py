@@ -10,6 +10,7 @@ and Hub data sets, cleans, deduplicates and decontaminates them, and reports wha
 tokens); `*.starts.npy` the position of each document; `meta.json` the counts.
 """
 
+import functools
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -39,8 +40,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SPLITS: tuple[DataSplit, ...] = ("train", "val")
-
-
+say = functools.partial(print, flush=True)
 ONLY_SOURCES = SameRun(unless=("sources",))  # what text as it is does not use
 
 
@@ -194,11 +194,6 @@ def work_place(config: DataConfig, stage: Stage) -> str:
         return str((stage.folder / "work").absolute())
     # What one recipe has done must not count as done for another one that works in the same place.
     return f"{os.path.expanduser(config.work_dir).rstrip('/')}/{stage.record['fingerprint'][:16]}"
-
-
-def say(line: str) -> None:
-    """Print a line at once."""
-    print(line, flush=True)
 
 
 def describe_tokenizer(config: DataConfig) -> tuple[str, dict[str, Any]]:

@@ -55,11 +55,7 @@ class WithCache(torch.nn.Module):
         # Padding sees itself: a row of nothing but minus infinity would be no number.
         mask_B1TS = torch.where(visible_B1TS | (key == query), 0.0, torch.finfo(torch.float32).min)
         out = self.model(
-            input_ids,
-            attention_mask=mask_B1TS,
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=True,
+            input_ids, attention_mask=mask_B1TS, position_ids=position_ids, past_key_values=cache, use_cache=True
         )
         layers = out.past_key_values.layers
         return (out.logits, *(tensor for layer in layers for tensor in (layer.keys, layer.values)))

@@ -19,10 +19,9 @@ from hf_scratch.hub import client
 from hf_scratch.hub.client import HubError, Target
 from hf_scratch.hub.files import link_or_copy
 from hf_scratch.hub.leaks import check_leaks
-from hf_scratch.hub.page import MAX_BYTES, BuildPage, fits, page_models, pin_page, size
+from hf_scratch.hub.page import MAX_BYTES, STAGES, BuildPage, fits, page_models, pin_page, size
 from hf_scratch.hub.verify import FOLDER, load_reference, require, verify_with_exports
 
-STAGES = ("base", "sft", "dpo")
 PINNED = ("MODEL_ID", "MODEL_REVISION", "STAGES")  # what the Space's app reads, and is set for it
 NOT_OURS = {".DS_Store", "__pycache__"}
 
@@ -77,7 +76,10 @@ def publish(run: Path, plan: Plan, say: Callable[[str], None], *, dry_run: bool 
     with tempfile.TemporaryDirectory(dir=release, prefix=".publish-") as scratch:
         ready = prepare(release, plan, plans, Path(scratch), say)
         if dry_run:
-            list_all(ready, plan, say)
+            for target, folder in ready.models:
+                list_files(target, folder, say)
+            if plan.space and ready.page:
+                list_files(Target(plan.space.repo_id, kind="space"), ready.page, say)
             return
         push(api, ready, plan, released_as(release), say)
     last = plans[-1][0]
@@ -220,14 +222,6 @@ def require_good(folder: Path, say: Callable[[str], None]) -> None:
     checks = verify_with_exports(folder)
     require(checks, "nothing was pushed: the release")
     say(f"{len(checks)} checks passed in a clean process.")
-
-
-def list_all(ready: Ready, plan: Plan, say: Callable[[str], None]) -> None:
-    """Say what would be pushed of the models, and of a static Space."""
-    for target, copy in ready.models:
-        list_files(target, copy, say)
-    if plan.space and ready.page:
-        list_files(Target(plan.space.repo_id, kind="space"), ready.page, say)
 
 
 def list_files(target: Target, folder: Path, say: Callable[[str], None]) -> None:

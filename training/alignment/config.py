@@ -86,8 +86,7 @@ class SftConfig(AlignConfig):
         default=None, metadata={"help": "Folder of the token shards that the model was pretrained on."}
     )
     replay_rows: int = field(
-        default=0,
-        metadata={"help": "Documents of --replay among the rows, with loss on every token; 0 is none."},
+        default=0, metadata={"help": "Documents of --replay among the rows, with loss on every token; 0 is none."}
     )
     packing: bool = field(
         default=False,

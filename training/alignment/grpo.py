@@ -12,10 +12,7 @@ from datasets import Dataset
 from training.alignment.config import GrpoConfig
 from training.alignment.stage import finish, gather_weights, load_model, quiet
 from training.alignment.trainer import MetricsLog, common_arguments, run_trainer
-from training.engine.device import (
-    join_processes,
-    settle_precision,
-)
+from training.engine.device import join_processes, settle_precision
 from training.engine.save import save_model
 from training.stage.record import METRICS, open_stage
 from training.stories import talk
@@ -23,15 +20,9 @@ from training.stories.checker import PARTS, Verdict, check
 from training.stories.tell import Request
 
 MEASURES = (
-    "reward",
-    "reward_std",
-    "rewards/instruction/mean",
-    "rewards/happy_ending/mean",
-    "kl",
-    "entropy",
-    "completions/mean_length",
-    "completions/clipped_ratio",
-)
+    "reward", "reward_std", "rewards/instruction/mean", "rewards/happy_ending/mean", "kl", "entropy",
+    "completions/mean_length", "completions/clipped_ratio",
+)  # fmt: skip
 
 
 def run(config: GrpoConfig) -> None:

@@ -79,10 +79,7 @@ def run_stage(name: str, config: Any, kinds: Sequence[Kind], make_trainer: MakeT
     if stage.done:
         return
     model, tokenizer = load_model(
-        config.model,
-        config.max_length,
-        quantized=config.tune == "qlora",
-        compute_dtype=DTYPES[config.precision],
+        config.model, config.max_length, quantized=config.tune == "qlora", compute_dtype=DTYPES[config.precision]
     )
     data = read_data(tokenizer, config, kinds)
     if PartialState().is_main_process:

@@ -47,12 +47,7 @@ class Tokenize(PipelineStep):
     name = "tokenize"
 
     def __init__(
-        self,
-        folder: DataFolder,
-        tokenizer: str,
-        meta: dict[str, Any],
-        weights: dict[str, float],
-        ledger: Ledger,
+        self, folder: DataFolder, tokenizer: str, meta: dict[str, Any], weights: dict[str, float], ledger: Ledger
     ) -> None:
         """Take a `tokenizers.Tokenizer` as JSON, and from `meta` dtype, separator, shards, seed and val_fraction."""
         super().__init__()

@@ -15,12 +15,10 @@ class EvalConfig:
         metadata={"help": "Folder of token shards, made by training.prepare_data, whose val split is scored."},
     )
     text: list[str] = field(
-        default_factory=list,
-        metadata={"help": "More text files to score, each read with the model's own tokenizer."},
+        default_factory=list, metadata={"help": "More text files to score, each read with the model's own tokenizer."}
     )
     stride: int = field(
-        default=0,
-        metadata={"help": "Tokens by which the window moves on in a long document; 0 is half the context."},
+        default=0, metadata={"help": "Tokens by which the window moves on in a long document; 0 is half the context."}
     )
     context: int = field(default=0, metadata={"help": "Longest input in tokens; 0 takes the model's own context."})
     tasks: list[str] = field(

@@ -35,26 +35,14 @@ _WORD = {
     "name": "(?P<name>[A-Z][a-z]+)", "he": "(?:he|she)", "his": "(?:his|her)", "noun": _either(list(world.ITEMS)),
     "full": f"(?:{_either(world.ADJECTIVES)} )?{_either(list(world.ITEMS))}", "helper": _either(world.HELPERS),
 }  # fmt: skip
-
-
 _SENTENCE_END = re.compile(r'(?<=[.!?"])\s+')
-
-
 _ENDINGS = [(end.happy, re.compile(end.text.format_map(_WORD).replace(".", "[.]"))) for end in world.ENDINGS]
-
-
 _MISHAP_THING = r"\b(?:the|his|her|a|an) [\w ]+?"
-
-
 _MISHAPS = {
     key: re.compile(problem.told.format(name="[a-z]", it=_MISHAP_THING) + r"\b")
     for key, problem in world.PROBLEMS.items()
 }
-
-
 _GLOOM = re.compile(_either(world.GLOOM), re.IGNORECASE)
-
-
 _CAPITAL_INSIDE = re.compile(r"(?<=[a-z,;:] )[A-Z][a-z]+")
 
 

@@ -16,11 +16,7 @@ from training.stories.tell import Split
 Kind = Literal["greeting", "thanks", "other"]
 
 CAN_DO = "I can only tell short stories, such as one about a fox who lost a kite."
-ANSWERS: dict[Kind, str] = {
-    "greeting": f"Hello! {CAN_DO}",
-    "thanks": f"You are welcome! {CAN_DO}",
-    "other": CAN_DO,
-}
+ANSWERS: dict[Kind, str] = {"greeting": f"Hello! {CAN_DO}", "thanks": f"You are welcome! {CAN_DO}", "other": CAN_DO}
 
 # The lists are packed by hand.
 # fmt: off

@@ -79,11 +79,8 @@ def _from_files(source: DocumentSource, *, say: bool) -> Iterator[str]:
     if empty and not found:
         raise ValueError(f"{empty[0]} is empty; give a file with text.")
     if empty and say:
-        print(f"left out because there is no text in it: {', '.join(empty[:3])}{_and_more(len(empty) - 3)}")
-
-
-def _and_more(number: int) -> str:
-    return f" and {number:,} more" if number > 0 else ""
+        more = f" and {len(empty) - 3:,} more" if len(empty) > 3 else ""
+        print(f"left out because there is no text in it: {', '.join(empty[:3])}{more}")
 
 
 def read_file(path: str, column: str) -> Iterator[tuple[str, str]]:
