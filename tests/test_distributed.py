@@ -158,21 +158,19 @@ def test_a_checkpoint_of_two_processes_goes_on_on_one_and_on_four(corpus: Path, 
 
 LITTLE_MEMORY = """
 import os, torch
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from training import pretrain
-from training.engine.loop import PretrainingRun
 
-step = PretrainingRun.train_step
+steps = []
 
-def limited(self, rows):
-    def check(module, args, kwargs):
-        if torch.is_grad_enabled() and len(kwargs["input_ids"]) > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+def check(module, args):
+    if isinstance(module, torch.nn.Embedding) and torch.is_grad_enabled() and len(steps) == 4 and len(args[0]) > 1:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
 
-    if os.environ["RANK"] == "1" and self.progress.step == 4:
-        self.unwrapped.model.register_forward_pre_hook(check, with_kwargs=True)
-    return step(self, rows)
-
-PretrainingRun.train_step = limited
+if os.environ["RANK"] == "1":
+    register_optimizer_step_pre_hook(lambda *_: steps.append(1))
+    register_module_forward_pre_hook(check)
 pretrain.main()
 """
 
@@ -203,17 +201,17 @@ def test_rows_that_cannot_be_shared_out_are_refused(corpus: Path, tmp_path: Path
 
 SIGNALLED = """
 import os, signal
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from training import pretrain
-from training.engine.loop import PretrainingRun
 
-step = PretrainingRun.train_step
+steps = []
 
-def signalled(self, rows):
-    if os.environ["RANK"] == "1" and self.progress.step == 4:
+def tell(*_):
+    steps.append(1)
+    if os.environ["RANK"] == "1" and len(steps) == 5:
         os.kill(os.getpid(), signal.{name})
-    return step(self, rows)
 
-PretrainingRun.train_step = signalled
+register_optimizer_step_pre_hook(tell)
 pretrain.main()
 """
 
