@@ -278,7 +278,7 @@ def _refuse_unknown(path: str) -> None:
 def find_files(pattern: str) -> list[tuple[str, str, int]]:
     """Return path, label and size of the files that a folder, a glob or an fsspec URL means, none of them hidden.
 
-    What is there by this very name is meant, whatever signs of a glob are in it.
+    A name that exists is taken as it is, even if it has signs of a glob in it.
 
     Raises:
         ValueError: It matches no file.
@@ -307,7 +307,7 @@ def find_files(pattern: str) -> list[tuple[str, str, int]]:
 
 
 def name_of(path: str) -> str:
-    """Return the one name of a file that several paths may lead to."""
+    """Return the name that a file has by whatever path it is reached."""
     return path if "://" in path else os.path.realpath(path)
 
 

@@ -1,8 +1,7 @@
 """Text as it is: the embedded stories, one's own files, or a data set on the Hub, as a stream of documents.
 
 The tokenizer is trained on the `train` split of the same stream that the model later learns, and both are judged on
-its `val` split. The first file or row that cannot be read is an error. Of the sources of a recipe, which are many and
-wild, what cannot be read is counted instead.
+its `val` split. The first file or row that cannot be read is an error; in the sources of a recipe it is counted.
 """
 
 import itertools
