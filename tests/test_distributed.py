@@ -176,7 +176,7 @@ pretrain.main()
 
 
 @pytest.mark.long
-def test_where_memory_runs_out_on_one_process_all_start_again_with_smaller_pieces(
+def test_where_memory_runs_out_on_one_process_all_start_again_with_fewer_rows(
     corpus: Path, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """By `training.run`: from the checkpoint of step 3, with 1 row of the 3 that one held; the steps are the same."""
@@ -188,7 +188,7 @@ def test_where_memory_runs_out_on_one_process_all_start_again_with_smaller_piece
     run_step(Step("pretrain", "limited", options), tmp_path, tmp_path / "run", "[1/1]", LAUNCH / "cpu-2.yaml")
     shown = "".join(capfd.readouterr())
     assert "memory ran out on process 1 at step 4 with 3 rows at once" in shown
-    assert "once more, with smaller pieces" in shown and "goes on from step 3" in shown
+    assert "once more, with fewer rows at once" in shown and "goes on from step 3" in shown
     assert read_json(tmp_path / "run" / "pretrain" / "stage.json")["metrics"]["micro_batch_size"] == 1
     assert_same_run(tmp_path / "run" / "pretrain", runs / "adamw-one")
 

@@ -123,7 +123,7 @@ def test_rows_are_full_and_their_documents_of_unlike_length(context: int) -> Non
     lengths = np.random.default_rng(0).normal(90, 25, 8192).clip(20, 170).astype(int)
     tokens = np.zeros(lengths.sum() + 1, np.uint16)
     rows = PackedDocuments(Shards(tokens, np.cumsum([0, *lengths[:-1]]), 1, 2), context, seed=0)
-    sizes = rows.pieces[:, 1]
+    sizes = rows.documents[:, 1]
     assert sizes.sum() >= 0.97 * (len(rows.begins) - 1) * context
     products = pairs = 0.0
     for begin, end in zip(rows.begins, rows.begins[1:], strict=False):

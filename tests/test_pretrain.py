@@ -267,7 +267,7 @@ def test_where_memory_runs_out_the_micro_batch_halves_and_nothing_else_changes(
 
 
 @pytest.mark.slow
-def test_a_process_that_may_hold_little_memory_trains_in_smaller_pieces(corpus: Path, tmp_path: Path) -> None:
+def test_a_process_that_may_hold_little_memory_trains_with_fewer_rows_at_once(corpus: Path, tmp_path: Path) -> None:
     """A real shortage: the address space is limited to little more than the process has before training."""
     script = (
         "import resource, sys\n"
