@@ -7,8 +7,8 @@ from training.stage.config import SameRun
 
 Precision = Literal["auto", "fp32", "bf16"]
 PRECISION_HELP = (
-    "Precision of matrix products. auto: bf16 (autocast) where the hardware multiplies it, else fp32. A run that goes on on "
-    "another machine keeps the precision that it began with."
+    "Precision of matrix products. auto: bf16 (autocast) where the hardware multiplies it, else fp32. A run that "
+    "goes on on another machine keeps the precision that it began with."
 )
 
 
