@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from torch import nn
 
 from training.engine.packing import cut_documents, pack
 from training.engine.token_shards import Shards
@@ -109,6 +110,18 @@ class PackedDocuments:
             "position_ids": torch.from_numpy(positions[:, :used]),
             "labels": torch.from_numpy(labels[:, :used]).contiguous(),
         }
+
+
+def fill_rows(batch: Batch, length: int) -> Batch:
+    """Return a batch whose rows have this length again: each new shape would be compiled anew."""
+    missing = length - batch["labels"].shape[1]
+    if not missing:
+        return batch
+    filled = {key: nn.functional.pad(tensor, (0, missing)) for key, tensor in batch.items()}
+    filled["labels"][:, -missing:] = IGNORE
+    # As in `PackedDocuments`: one more document, which may be a second one of padding.
+    filled["position_ids"][:, -missing:] = torch.arange(missing)
+    return filled
 
 
 class ReadAhead:

@@ -51,6 +51,13 @@ class PretrainConfig:
     max_steps: int = field(default=1000, metadata={"help": "Optimizer steps."})
 
     precision: Precision = field(default="auto", metadata={"help": PRECISION_HELP})
+    compile: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Compile the layers and the loss (torch.compile). If not set: on a GPU, and on a CPU in runs long "
+            "enough to win back the minute that it takes, where there is a C++ compiler."
+        },
+    )
     optimizer: Literal["adamw", "muon"] = field(
         default="adamw", metadata={"help": "muon: Muon for the layers' matrices, AdamW for the rest."}
     )

@@ -1,5 +1,6 @@
 """Pretraining from its first step to its last: the log, the evaluations and the checkpoints on the way."""
 
+import contextlib
 import functools
 import math
 import sys
@@ -100,7 +101,7 @@ class PretrainingRun(TrainStep):
         self.pusher: CheckpointPusher | None = None
         accelerator.print(
             f"{model.num_parameters():,} parameters ({model.num_parameters(exclude_embeddings=True):,} without "
-            f"embedding), {self.parallel.describe()}, precision {self.precision}"
+            f"embedding), {self.parallel.describe()}, precision {self.precision}, {self.how_compiled}"
         )
 
     def loop(self, rows: Rows) -> None:
@@ -176,7 +177,9 @@ class PretrainingRun(TrainStep):
         where: dict[str, Any] = {"device": self.accelerator.device, "share": share, "add_up": self.parallel.sum}
         # In several batches however short the text: each pads its windows to the longest.
         where["batch_tokens"] = min(default_batch_tokens(self.unwrapped.config.vocab_size), len(text[0]) // 16)
-        with whole_weights(self.model), self.accelerator.autocast():
+        # Not compiled: windows of held-out text have many lengths.
+        stance = torch.compiler.set_stance("force_eager") if self.compiled else contextlib.nullcontext()
+        with whole_weights(self.model), self.accelerator.autocast(), stance:
             return bits_per_byte(self.unwrapped, *text, length, stride=length, **where)
 
     def weights(self) -> dict[str, torch.Tensor]:

@@ -14,10 +14,11 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from hf_scratch import ScratchForCausalLM
-from training.engine.batches import IGNORE, Batch, ReadAhead, Rows
+from training.engine.batches import IGNORE, Batch, ReadAhead, Rows, fill_rows
 from training.engine.checkpoint import Progress
 from training.engine.config import PretrainConfig
-from training.engine.device import DTYPES
+from training.engine.cost import flops_per_token
+from training.engine.device import DTYPES, settle_compile
 from training.engine.loss import PretrainingLoss
 from training.engine.micro_batch import until_it_fits
 from training.engine.optimizer import build_optimizers
@@ -41,7 +42,9 @@ class TrainStep:
                 f"batch_rows={config.batch_rows} cannot be shared out evenly over {self.parallel.data_count} parts of "
                 "a step, one for each copy or shard of the model; take a multiple, or fewer processes."
             )
-        self.model = self.parallel.wrap(PretrainingLoss(model))
+        operations = flops_per_token(model.config, config.row_tokens) * config.step_tokens * config.max_steps
+        self.compiled, self.how_compiled = settle_compile(config.compile, operations, accelerator.device)
+        self.model = self.parallel.wrap(PretrainingLoss(model, self.compiled), self.compiled)
         self.precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
         dtype, betas = DTYPES[self.precision], (config.adam_beta1, config.adam_beta2)
         rates = (config.learning_rate, config.weight_decay, betas)
@@ -92,6 +95,7 @@ class TrainStep:
 
     def backward(self, batch: Batch, total: int) -> torch.Tensor:
         """Add a micro-batch's gradient and return its share of the step's mean loss."""
+        batch = fill_rows(batch, self.config.row_tokens) if self.compiled else batch
         batch = {key: tensor.to(self.accelerator.device, non_blocking=True) for key, tensor in batch.items()}
         with self.accelerator.autocast():
             loss = self.model(**batch, num_items=total)
