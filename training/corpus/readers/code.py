@@ -116,11 +116,9 @@ def name_license(text: str) -> str:
         case "bsd":
             if "all advertising materials mentioning" in words:
                 return "bsd-4-clause"
-            return (
-                "bsd-3-clause"
-                if re.search(r"neither the names? of|may not be used to endorse", words)
-                else ("bsd-2-clause" if "redistributions in binary form" in words else "other")
-            )
+            if re.search(r"neither the names? of|may not be used to endorse", words):
+                return "bsd-3-clause"
+            return "bsd-2-clause" if "redistributions in binary form" in words else "other"
         case "isc":
             return "isc" if "provided that the above" in words else "0bsd"
         case _:
