@@ -119,11 +119,7 @@ def _template(tokenizer: PreTrainedTokenizerBase, found: Tokenized, rows: Sequen
     """What the chat template does not take as it stands; nothing where it takes all."""
     counts = (
         ("rows that the chat template refuses", found.refused, "left out"),
-        (
-            "rows with reasoning_content",
-            _unread_reasoning(tokenizer, rows),
-            "left out: the chat template does not take it",
-        ),
+        ("rows with reasoning_content", _unread_reasoning(tokenizer, rows), "left out: the template takes none"),
         ("rows that the template changes with more turns", found.split, "each answer is a row, as if it were last"),
     )
     return [_counted(what, count, len(rows), note) for what, count, note in counts if count]
