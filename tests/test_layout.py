@@ -88,7 +88,7 @@ def rooms() -> dict[str, set[str]]:
             for node in imports(path):
                 for name in imported_modules(node, place):
                     parts = name.split(".")
-                    other = ".".join(parts[:2]) if (ROOT / parts[0] / parts[1]).is_dir() else parts[0]
+                    other = ".".join(parts[:2]) if ROOT.joinpath(*parts[:2]).is_dir() else parts[0]
                     if other != room:
                         found.setdefault(room, set()).add(other)
     return found
