@@ -16,6 +16,7 @@ from typing import Literal
 from huggingface_hub import HfApi
 
 from hf_scratch.hub import client
+from hf_scratch.hub.card import citation
 from hf_scratch.hub.check import require
 from hf_scratch.hub.client import HubError, Target
 from hf_scratch.hub.files import link_or_copy
@@ -191,7 +192,10 @@ def copy_for(target: Target, folder: Path, ready: Path, release: Path, space: Sp
         link_or_copy(path, copy)
     card = ready / "README.md"
     if card.is_file():
-        text = card.read_text(encoding="utf-8").replace(released_as(release), target.repo_id)
+        text, released = card.read_text(encoding="utf-8"), released_as(release)
+        title = text.partition("\n# ")[2].partition("\n")[0]
+        text = text.replace(citation(title, released), citation(title, target.repo_id))
+        text = name_model(text, released, target.repo_id)
         if target.branch != "main":
             text = text.replace("(name, trust_remote", f'(name, revision="{target.branch}", trust_remote')
         if space:
@@ -199,6 +203,11 @@ def copy_for(target: Target, folder: Path, ready: Path, release: Path, space: Sp
             text = text.replace("## Results\n", f"In the browser: {link}.\n\n## Results\n", 1)
         card.unlink()  # it is the release's own file under a second name
         card.write_text(text, encoding="utf-8")
+
+
+def name_model(card: str, released: str, repo_id: str) -> str:
+    """Return a card with the id that was released replaced; a longer id that it is a part of is another model's."""
+    return re.sub(rf"(?<![\w.-]){re.escape(released)}(?![\w-]|\.\w)", repo_id, card)
 
 
 def released_as(release: Path) -> str:
@@ -305,7 +314,7 @@ def push_page(
     target, (model_id, _, commit) = Target(space.repo_id, kind="space"), shown.partition("@")
     pin_page(page, model_id, commit, client.endpoint())
     readme = page / "README.md"
-    readme.write_text(readme.read_text(encoding="utf-8").replace(released, model_id), encoding="utf-8")
+    readme.write_text(name_model(readme.read_text(encoding="utf-8"), released, model_id), encoding="utf-8")
     if not private and client.is_private(api, Target(model_id)):
         private = True  # the weights lie in the Space, too
     client.ensure_repo(api, target, private, space_sdk="static")
@@ -343,7 +352,7 @@ def push_space(
     model_id, _, commit = shown.partition("@")
     stages = " ".join(f"{name}={place}" for name, place in others)
     files: dict[str, Path | bytes] = dict(copied)
-    files["README.md"] = copied["README.md"].read_text(encoding="utf-8").replace(released, model_id).encode()
+    files["README.md"] = name_model(copied["README.md"].read_text(encoding="utf-8"), released, model_id).encode()
     app = copied["app.py"].read_text(encoding="utf-8")
     files["app.py"] = pin(app, dict(zip(PINNED, (model_id, commit, stages), strict=True))).encode()
     files["requirements.txt"] = fit_hardware(copied["requirements.txt"].read_text(encoding="utf-8"), space.hardware)
