@@ -69,12 +69,7 @@ def import_stock(model: str, revision: str, output: Path) -> list[Check]:
     if config.get("model_type") != "qwen3":
         raise ValueError(f"{model} is of type {config.get('model_type')!r}; only dense `qwen3` checkpoints fit.")
     stock, tokenizer = load_pair(source)
-    given = stock.config.to_dict()
-    names = [*(field.name for field in fields(ScratchConfig)), *OFF_IN_QWEN3]
-    kept = {name: given[name] for name in names if name in given and name not in ("architectures", "dtype")}
-    scratch = ScratchForCausalLM(ScratchConfig(**kept)).to(stock.dtype)
-    scratch.load_state_dict(stock.state_dict(), strict=True)
-    scratch.generation_config = stock.generation_config
+    scratch = as_scratch(stock)
     reference = make_reference(stock, tokenizer)
     with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=output.name) as beside:
         folder = Path(beside) / "model"
@@ -85,6 +80,21 @@ def import_stock(model: str, revision: str, output: Path) -> list[Check]:
         require(checks, "the imported model")
         os.replace(folder, output)
     return checks
+
+
+def as_scratch(stock: Any) -> ScratchForCausalLM:
+    """Return a stock Qwen3 model as a Scratch model with the same weights.
+
+    Raises:
+        ValueError: It has a setting that Scratch does not have.
+    """
+    given = stock.config.to_dict()
+    names = [*(field.name for field in fields(ScratchConfig)), *OFF_IN_QWEN3]
+    kept = {name: given[name] for name in names if name in given and name not in ("architectures", "dtype")}
+    scratch: ScratchForCausalLM = ScratchForCausalLM(ScratchConfig(**kept)).to(stock.dtype)
+    scratch.load_state_dict(stock.state_dict(), strict=True)
+    scratch.generation_config = stock.generation_config
+    return scratch
 
 
 def write_origin(hub_id: str | None, source: Path, folder: Path) -> None:

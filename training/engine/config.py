@@ -21,6 +21,13 @@ class PretrainConfig:
         metadata={"help": "Folder or URL of token shards; several mix as FOLDER=WEIGHT, 1 being one pass an epoch."}
     )
     tokenizer: str = field(metadata={"help": "Folder or Hub id of the tokenizer that made the shards."})
+    init_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "Model to train on from: folder or Hub id of a Scratch or dense Qwen3 model, whose sizes and "
+            "tokenizer hold."
+        },
+    )
 
     hidden_size: int = field(default=768, metadata={"help": "Width of the model."})
     intermediate_size: int | None = field(default=None, metadata={"help": "Width of SwiGLU; 8/3 hidden if not set."})
@@ -58,6 +65,18 @@ class PretrainConfig:
             "enough to win back the minute that it takes, where there is a C++ compiler."
         },
     )
+    attn_implementation: Annotated[
+        Literal["sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"], SameRun()
+    ] = field(
+        default="sdpa",
+        metadata={
+            "help": "Kernel of attention. On a GPU packed documents need flex_attention or flash_attention_2 to be "
+            "fast; sdpa reads a mask of all pairs of positions."
+        },
+    )
+    activation_checkpointing: Annotated[bool, SameRun()] = field(
+        default=False, metadata={"help": "Compute activations twice to save memory; a third more operations."}
+    )
     optimizer: Literal["adamw", "muon"] = field(
         default="adamw", metadata={"help": "muon: Muon for the layers' matrices, AdamW for the rest."}
     )
@@ -87,6 +106,12 @@ class PretrainConfig:
 
     tracker: Annotated[Literal["none", "tensorboard", "trackio", "wandb"], SameRun()] = field(
         default="none", metadata={"help": "Where the metrics are shown, besides metrics.jsonl."}
+    )
+    profile_steps: Annotated[int, SameRun()] = field(
+        default=0,
+        metadata={
+            "help": "Steps that torch.profiler records into output_dir/trace.json, from the fourth step on; 0 is none."
+        },
     )
     log_steps: Annotated[int, SameRun()] = field(
         default=20, metadata={"help": "Steps between lines of metrics.jsonl."}
@@ -119,8 +144,9 @@ class PretrainConfig:
                 f"then; it needs schedule=wsd, here {self.schedule}, and a decay_fraction from 0 to below 1, here "
                 f"{self.decay_fraction}."
             )
-        if self.patience < 0:
-            raise ValueError(f"patience={self.patience} must be 0, which is none, or more.")
+        for name in ("patience", "profile_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be 0, which is none, or more.")
 
     @property
     def row_tokens(self) -> int:

@@ -21,11 +21,14 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_scratch import ScratchConfig, ScratchForCausalLM
 from training.engine.config import PretrainConfig
+from training.engine.init_from import load_initial
 
 
 def build_model(config: PretrainConfig, vocab_size: int, tokenizer: PreTrainedTokenizerBase) -> ScratchForCausalLM:
-    """Return the model with initial weights from the seed."""
+    """Return the model with initial weights from the seed, or that of `init_from`."""
     set_seed(config.seed)
+    if config.init_from:
+        return load_initial(config, tokenizer)
     special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     model = ScratchForCausalLM(model_config(config, vocab_size, **special))
     let_attention_copy(model, config.copy_strength)

@@ -36,12 +36,14 @@ from training.engine.cost import utilisation_of
 from training.engine.device import join_processes, resolve_precision, settle_precision
 from training.engine.ending import Ending, ending_of, goes_on, leave_decay, why_another
 from training.engine.held_out import affordable_tokens, sample_held_out
+from training.engine.init_from import before_first_step, compared
 from training.engine.initial_weights import build_model
 from training.engine.log import Interval, finish_tracker, in_short, start_tracker, tracker_options
 from training.engine.micro_batch import random_state, set_random_state
-from training.engine.mixture import data_inputs, open_data
+from training.engine.mixture import data_inputs, held_out_by_folder, open_data
 from training.engine.optimizer import learning_rate
 from training.engine.parallel import make_accelerator, whole_weights
+from training.engine.profiler import Profiler
 from training.engine.save import save_model, write_files
 from training.engine.stop_signal import StopSignal
 from training.engine.token_shards import Shards
@@ -54,7 +56,7 @@ def run(config: PretrainConfig) -> None:
     """Run the stage: open its folder, train, and write the record."""
     stage, precision = None, resolve_precision(config.precision)
     if join_processes().is_main_process:
-        inputs = {"tokenizer": config.tokenizer} | data_inputs(config.data)
+        inputs = {"tokenizer": config.tokenizer, "init_from": config.init_from} | data_inputs(config.data)
         stage = open_stage("pretrain", config, inputs, config.output_dir, {"max_steps": lambda: why_another(config)})
         precision = precision if stage.done else settle_precision(stage, config.precision)
     done, precision = broadcast_object_list([stage is not None and stage.done, precision])
@@ -80,6 +82,10 @@ def train(config: PretrainConfig, accelerator: Accelerator, folder: Path) -> dic
     sizes = (trainer.progress.val_tokens, config.row_tokens)
     trainer.held_out = sample_held_out(held_out, *sizes, tokenizer, accelerator.print)
     trainer.write_files = functools.partial(write_files, trainer.unwrapped, tokenizer)
+    folders = held_out_by_folder(config.data) if config.init_from else {}
+    parts = {name: sample_held_out(text, *sizes, tokenizer, lambda line: None) for name, text in folders.items()}
+    if parts and not trainer.progress.step:
+        trainer.note_before(parts)
     if config.push_to and accelerator.is_main_process:
         trainer.pusher = CheckpointPusher(config.push_to, folder / "to_push", leave_out=(STATE, MANIFEST))
     try:
@@ -89,10 +95,11 @@ def train(config: PretrainConfig, accelerator: Accelerator, folder: Path) -> dic
             trainer.pusher.close()
     if config.patience:
         trainer.take_best()
+    by_data = trainer.compare_with_before(parts)
     weights = trainer.weights()
     if accelerator.is_main_process:
         save_model(trainer.unwrapped, tokenizer, folder / "model", weights)
-    return trainer.summary()
+    return trainer.summary() | by_data
 
 
 class PretrainingRun(TrainStep):
@@ -123,11 +130,13 @@ class PretrainingRun(TrainStep):
         show["disable"] = None if self.accelerator.is_main_process else True
         with StopSignal(self.accelerator.num_processes > 1) as stop_signal, tqdm(**show) as bar:
             self.find_micro_batch()
+            profiler = Profiler(config.profile_steps if self.accelerator.is_main_process else 0, self.folder)
             while not ending.over(config, progress.step):
                 bar.total = ending.last_step(config)
                 started = time.perf_counter()
                 lr = self.set_learning_rate()
-                loss, tokens, grad_norm = self.train_step(rows)
+                with profiler.step():
+                    loss, tokens, grad_norm = self.train_step(rows)
                 progress.step += 1
                 progress.tokens += tokens
                 progress.time_s += time.perf_counter() - started
@@ -182,9 +191,10 @@ class PretrainingRun(TrainStep):
             append_metrics(self.folder / METRICS, line)
         self.accelerator.log({key: value for key, value in line.items() if value is not None}, step=line["step"])
 
-    def evaluate(self) -> BitsPerByte:
-        """Return loss and bits per byte on the held-out text, in the precision of training."""
-        text = (self.held_out.tokens, self.held_out.starts, self.held_out.num_bytes)
+    def evaluate(self, shards: Shards | None = None) -> BitsPerByte:
+        """Return loss and bits per byte on the run's held-out text, or another one, in the precision of training."""
+        shards = shards or self.held_out
+        text = (shards.tokens, shards.starts, shards.num_bytes)
         length, share = self.config.row_tokens, (self.parallel.data_index, self.parallel.data_count)
         where: dict[str, Any] = {"device": self.accelerator.device, "share": share, "add_up": self.parallel.sum}
         # In several batches however short the text: each pads its windows to the longest.
@@ -194,6 +204,23 @@ class PretrainingRun(TrainStep):
         stance = torch.compiler.set_stance("force_eager") if self.compiled else contextlib.nullcontext()
         with whole_weights(self.model), self.accelerator.autocast(), stance:
             return bits_per_byte(self.unwrapped, *text, length, stride=length, **where)
+
+    def note_before(self, parts: dict[str, Shards]) -> None:
+        """Measure and write down what the model of `init_from` needs for the held-out text of each data folder."""
+        found = {name: self.evaluate(shards) for name, shards in parts.items()}
+        for name, one in found.items():
+            self.say(f"before the first step: {one.bits_per_byte:.4f} bits per byte of {name}")
+        if self.accelerator.is_main_process:
+            before_first_step(self.folder, found)
+
+    def compare_with_before(self, parts: dict[str, Shards]) -> dict[str, Any]:
+        """Return, for the record, what the model needs for the held-out text of each data folder now, and before."""
+        if not parts:
+            return {}
+        found = compared(before_first_step(self.folder), {name: self.evaluate(one) for name, one in parts.items()})
+        for name, figures in found.items():
+            self.say(f"{name}: {figures['val_bpb_before']:.4f} bits per byte before, {figures['val_bpb']:.4f} now")
+        return {"by_data": found}
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Return the whole weights by name, the tied LM head once; empty on all but the main process."""

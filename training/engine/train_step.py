@@ -44,7 +44,10 @@ class TrainStep:
             )
         operations = flops_per_token(model.config, config.row_tokens) * config.step_tokens * config.max_steps
         self.compiled, self.how_compiled = settle_compile(config.compile, operations, accelerator.device)
-        self.model = self.parallel.wrap(PretrainingLoss(model, self.compiled), self.compiled)
+        if config.attn_implementation != "sdpa":
+            model.set_attn_implementation(config.attn_implementation)
+        loss = PretrainingLoss(model, self.compiled)
+        self.model = self.parallel.wrap(loss, self.compiled, config.activation_checkpointing)
         self.precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
         dtype, betas = DTYPES[self.precision], (config.adam_beta1, config.adam_beta2)
         rates = (config.learning_rate, config.weight_decay, betas)
