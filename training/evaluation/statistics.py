@@ -24,7 +24,7 @@ def rate(count: int, n: int) -> dict[str, Any]:
     return {"rate": count / n, "low": low, "high": high, "count": count, "n": n}
 
 
-def wilson(count: int, n: int) -> tuple[float, float]:
+def wilson(count: float, n: int) -> tuple[float, float]:
     """Return the 95 % score interval of a proportion (E. B. Wilson, JASA 22, 1927, p. 209).
 
     The bootstrap's is empty at 0 and n successes, as if the next prompt could not turn out otherwise; this one is not.
