@@ -44,9 +44,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Text:
         ValueError: The tokenizer has no token to begin a text with.
     """
     separator = separator_of(tokenizer)
-    pieces = [[separator, *ids] for ids in encode_texts(tokenizer, texts)]
-    starts = np.cumsum([0, *(len(piece) for piece in pieces[:-1])])
-    tokens = np.array([token for piece in [*pieces, [separator]] for token in piece])
+    sequences = [[separator, *ids] for ids in encode_texts(tokenizer, texts)]
+    starts = np.cumsum([0, *(len(ids) for ids in sequences[:-1])])
+    tokens = np.array([token for ids in [*sequences, [separator]] for token in ids])
     return Text(tokens, starts, np.array([len(text.encode()) for text in texts]))
 
 
@@ -115,7 +115,7 @@ def bits_per_byte(
 
 
 def in_bits(nats: np.ndarray, tokens: Tokens, num_bytes: int) -> BitsPerByte:
-    """Sum up the nats of documents, of which the stream `tokens` has one separator more."""
+    """Return what documents with these nats need in all; their stream `tokens` ends with one more separator."""
     count, total = len(tokens) - len(nats) - 1, float(nats.sum())
     return BitsPerByte(total / count, total / math.log(2) / num_bytes, count, num_bytes)
 

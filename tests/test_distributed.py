@@ -159,8 +159,9 @@ def test_a_checkpoint_of_two_processes_goes_on_on_one_and_on_four(corpus: Path, 
 LITTLE_MEMORY = """
 import os, torch
 from training import pretrain
+from training.engine.loop import PretrainingRun
 
-step = pretrain.PretrainingRun.train_step
+step = PretrainingRun.train_step
 
 def limited(self, rows):
     def check(module, args, kwargs):
@@ -171,7 +172,7 @@ def limited(self, rows):
         self.unwrapped.model.register_forward_pre_hook(check, with_kwargs=True)
     return step(self, rows)
 
-pretrain.PretrainingRun.train_step = limited
+PretrainingRun.train_step = limited
 pretrain.main()
 """
 
@@ -203,15 +204,16 @@ def test_rows_that_cannot_be_shared_out_are_refused(corpus: Path, tmp_path: Path
 SIGNALLED = """
 import os, signal
 from training import pretrain
+from training.engine.loop import PretrainingRun
 
-step = pretrain.PretrainingRun.train_step
+step = PretrainingRun.train_step
 
 def signalled(self, rows):
     if os.environ["RANK"] == "1" and self.progress.step == 4:
         os.kill(os.getpid(), signal.{name})
     return step(self, rows)
 
-pretrain.PretrainingRun.train_step = signalled
+PretrainingRun.train_step = signalled
 pretrain.main()
 """
 

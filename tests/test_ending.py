@@ -13,9 +13,9 @@ from test_pretrain import arguments, corpus, metrics, stop_at, timeless, weights
 from training.engine.checkpoint import best_checkpoint, find_damage, list_checkpoints, path_of, save_checkpoint
 from training.engine.config import PretrainConfig
 from training.engine.ending import Ending
+from training.engine.loop import PretrainingRun
 from training.engine.optimizer import learning_rate
 from training.evaluation.markdown import write_report
-from training.pretrain import PretrainingRun
 from training.pretrain import main as pretrain
 from training.stage.files import read_json
 

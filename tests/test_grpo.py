@@ -13,6 +13,8 @@ from transformers import AutoTokenizer
 
 from hf_scratch import ScratchConfig, ScratchForCausalLM
 from training import grpo, sft, train_tokenizer
+from training.alignment.config import GrpoConfig
+from training.alignment.grpo import asked, grpo_arguments, happy_ending, instruction
 from training.engine.save import save_model
 from training.run import steps as plan_steps
 from training.stories import talk
@@ -31,14 +33,14 @@ def test_the_checkers_reward_what_was_asked() -> None:
     )
     facts = [json.dumps(asdict(told.request))] * 3
     said = answers(told.text, other.text, told.text.rpartition(". ")[0])
-    right, wrong, cut = grpo.instruction(said, request=facts)
+    right, wrong, cut = instruction(said, request=facts)
     assert right == 1 and wrong < 1 and cut < 1
-    assert grpo.happy_ending(said, request=facts) == [1, 0, 0]
+    assert happy_ending(said, request=facts) == [1, 0, 0]
 
 
 def test_every_place_of_the_run_has_its_prompt() -> None:
-    config = grpo.GrpoConfig(output_dir="runs/x", model="m", max_steps=3, prompts_per_step=2)
-    rows = grpo.asked(config)
+    config = GrpoConfig(output_dir="runs/x", model="m", max_steps=3, prompts_per_step=2)
+    rows = asked(config)
     assert len(rows) == 6 and rows[0]["prompt"][0]["role"] == "user"
     assert Request(**json.loads(rows[0]["request"])) == next(talk.prompts("train", 0))[0]
 
@@ -52,7 +54,7 @@ def test_every_place_of_the_run_has_its_prompt() -> None:
 )
 def test_sizes_that_do_not_fit_are_named(settings: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        grpo.grpo_arguments(grpo.GrpoConfig(output_dir="runs/x", model="m", **settings))
+        grpo_arguments(GrpoConfig(output_dir="runs/x", model="m", **settings))
 
 
 def test_the_recipe_goes_on_from_the_sft_model_of_a_run(tmp_path: Path) -> None:

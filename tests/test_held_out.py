@@ -12,8 +12,8 @@ from hf_scratch.tokenizer import separator_of
 from training.engine.batches import PackedDocuments
 from training.engine.config import PretrainConfig
 from training.engine.held_out import affordable_tokens, sample_held_out
+from training.engine.loop import PretrainingRun
 from training.engine.token_shards import Shards, load_shards
-from training.pretrain import PretrainingRun
 from training.pretrain import main as pretrain
 from training.stage.files import read_json
 

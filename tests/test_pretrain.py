@@ -18,11 +18,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from training.engine.batches import PackedDocuments, Windows
 from training.engine.checkpoint import Progress
+from training.engine.config import PretrainConfig
 from training.engine.device import resolve_precision
+from training.engine.initial_weights import build_model
+from training.engine.loop import PretrainingRun
 from training.engine.parallel import make_accelerator
 from training.engine.token_shards import load_shards
 from training.prepare_data import main as prepare_data
-from training.pretrain import PretrainConfig, PretrainingRun, build_model
 from training.pretrain import main as pretrain
 from training.train_tokenizer import main as train_tokenizer
 
@@ -188,7 +190,7 @@ def test_a_run_that_ended_before_its_model_was_written_is_finished(
 ) -> None:
     pretrain(arguments(corpus, tmp_path / "whole"))
     with monkeypatch.context() as patch, pytest.raises(KeyError):
-        patch.setattr("training.pretrain.save_model", lambda *arguments: {}["full disk"])
+        patch.setattr("training.engine.loop.save_model", lambda *arguments: {}["full disk"])
         pretrain(arguments(corpus, tmp_path / "late"))
     assert not (tmp_path / "late" / "model").exists()
     pretrain(arguments(corpus, tmp_path / "late"))
@@ -267,12 +269,13 @@ def test_a_process_that_may_hold_little_memory_trains_in_smaller_pieces(corpus: 
     script = (
         "import resource, sys\n"
         "from training import pretrain\n"
-        "find = pretrain.PretrainingRun.find_micro_batch\n"
+        "from training.engine.loop import PretrainingRun\n"
+        "find = PretrainingRun.find_micro_batch\n"
         "def limited(self):\n"
         "    used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "    resource.setrlimit(resource.RLIMIT_AS, (used + 150 * 2**20,) * 2)\n"
         "    find(self)\n"
-        "pretrain.PretrainingRun.find_micro_batch = limited\n"
+        "PretrainingRun.find_micro_batch = limited\n"
         "pretrain.main(sys.argv[1:])\n"
     )
     command = arguments(corpus, tmp_path, batch_rows=256, max_steps=2, hidden_size=64)

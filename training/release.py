@@ -25,7 +25,7 @@ from hf_scratch.hub.check import Check
 from hf_scratch.hub.files import check_files, read_config
 from hf_scratch.hub.verify import MESSAGES, make_reference, require, save_reference, verify
 from hf_scratch.tokenizer import keep_control_tokens_text
-from training.eval_model import learns_stories
+from training.corpus.recipe import learns_stories
 from training.evaluation.markdown import eval_results, procedure, results_table
 from training.stage.config import parse_config
 from training.stage.files import atomic_folder, hash_input, hash_text, read_json, write_json

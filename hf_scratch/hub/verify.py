@@ -165,6 +165,18 @@ def require(checks: Sequence[Check], what: str) -> None:
 # ---- the clean process ----
 
 
+def bare_environment(work: Path) -> dict[str, str]:
+    """Return environment variables with nothing of this process but where programs lie, and caches of their own."""
+    kept = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT") if key in os.environ}
+    return kept | {
+        "HOME": str(work),
+        "HF_HOME": str(work / "hf"),
+        "HF_MODULES_CACHE": str(work / "modules"),
+        "HF_HUB_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+
+
 def run_clean_process(
     folder: Path, work: Path, reference: Reference | None, base_loads: bool
 ) -> tuple[dict[str, Any] | None, list[Check]]:
@@ -177,14 +189,6 @@ def run_clean_process(
         "threads": torch.get_num_threads(),
     }
     (work / "request.json").write_text(json.dumps(request), encoding="utf-8")
-    kept = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT") if key in os.environ}
-    environment = kept | {
-        "HOME": str(work),
-        "HF_HOME": str(work / "hf"),
-        "HF_MODULES_CACHE": str(work / "modules"),
-        "HF_HUB_OFFLINE": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
     cut_off = find_cut_off()
     command = [*cut_off, sys.executable, "-I", clean_process.__file__, str(folder.resolve()), str(work)]
     gigabytes = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e9
@@ -192,7 +196,7 @@ def run_clean_process(
     with (work / "said").open("w+", encoding="utf-8", errors="replace") as said:
         try:
             subprocess.run(
-                command, cwd=work, env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=said,
+                command, cwd=work, env=bare_environment(work), stdin=subprocess.DEVNULL, stdout=said, stderr=said,
                 timeout=limit, check=True,
             )  # fmt: skip
             found: dict[str, Any] = json.loads((work / "found.json").read_text(encoding="utf-8"))

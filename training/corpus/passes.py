@@ -123,7 +123,7 @@ def plan(
         folder: Where everything is written.
         tokenizer: JSON of a `tokenizers.Tokenizer`.
         meta: What the shards depend on: dtype, vocab_size, separator, shards, seed, val_fraction.
-        tasks: Pieces that the work is cut into.
+        tasks: Parts that the work is cut into.
         limit: Bytes of the longest document.
     """
     options = {step.name: step.options for step in steps}
@@ -131,20 +131,14 @@ def plan(
     units = list_units(sources, tasks)
     cleaning = [Clean(units, blocks, Ledger(folder, "clean"), limit, meta["val_fraction"]), _writer(folder)]
     passes = [Pass("clean", cleaning, tasks)]
-    ledger = Ledger(folder, "tokenize")
-    reading: list[PipelineStep] = [Start(folder, ledger)]
-    if "exact_duplicates" in options:
+    exact, near = ("exact_duplicates" in options, "near_duplicates" in options)
+    if exact:
         passes += _exact_passes(folder, tasks)
-        reading.append(ExactDedupFilter(_path(folder, "exact/found"), _exact(), Dropped(ledger, "exact_duplicate")))
-    if "near_duplicates" in options:
-        config = _minhash(options["near_duplicates"])
-        before: list[PipelineStep] = [Start(folder)]
-        if "exact_duplicates" in options:
-            before.append(ExactDedupFilter(_path(folder, "exact/found"), _exact()))
-        passes += _near_passes(folder, config, before, tasks)
-        reading.append(
-            MinhashDedupFilter(_path(folder, "near/found"), Dropped(ledger, "near_duplicate"), load_cluster_ids=True)
-        )
+    if near:
+        before = _without_duplicates(folder, exact=exact)
+        passes += _near_passes(folder, _minhash(options["near_duplicates"]), before, tasks)
+    ledger = Ledger(folder, "tokenize")
+    reading = _without_duplicates(folder, ledger, exact=exact, near=near)
     weights = {source.name: float(source.weight) for source in sources}
     passes.append(Pass("tokenize", [*reading, Tokenize(folder, tokenizer, meta, weights, ledger)], tasks))
     passes.append(Pass("shuffle", [Shuffle(folder, meta, tasks)], meta["shards"] + 1))
@@ -180,6 +174,20 @@ class Start(PipelineStep):
             if self.ledger:
                 self.ledger.enter(document.metadata["source"], len(document.text.encode()))
             yield document
+
+
+def _without_duplicates(
+    folder: DataFolder, ledger: Ledger | None = None, *, exact: bool = False, near: bool = False
+) -> list[PipelineStep]:
+    """Read the clean documents but for the duplicates that were found, which a ledger counts."""
+    steps: list[PipelineStep] = [Start(folder, ledger)]
+    if exact:
+        dropped = Dropped(ledger, "exact_duplicate") if ledger else None
+        steps.append(ExactDedupFilter(_path(folder, "exact/found"), _exact(), dropped))
+    if near:
+        dropped = Dropped(ledger, "near_duplicate") if ledger else None
+        steps.append(MinhashDedupFilter(_path(folder, "near/found"), dropped, load_cluster_ids=True))
+    return steps
 
 
 def _exact() -> ExactDedupConfig:

@@ -23,70 +23,34 @@ from typing import Any
 from training.stage.config import suggest
 from training.stage.files import hash_text
 
+# fmt: off
+
 SUFFIXES = {
-    ".txt": "text",
-    ".md": "text",
-    ".rst": "text",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-    ".warc": "warc",
-    ".wet": "warc",
-    ".arc": "warc",
-    ".xml": "mediawiki",
-    ".html": "html",
-    ".htm": "html",
+    ".txt": "text", ".md": "text", ".rst": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl",
+    ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".warc": "warc", ".wet": "warc", ".arc": "warc",
+    ".xml": "mediawiki", ".html": "html", ".htm": "html",
 }
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
 TABLES = ("jsonl", "csv", "tsv", "parquet")  # the kinds that hold rows
 TYPES = (*dict.fromkeys(SUFFIXES.values()), "gutenberg", "code")
-
 # Programming languages of a `code` source, by the names of its files.
 LANGUAGES = {
-    "c": (".c", ".h"),
-    "c++": (".cc", ".cpp", ".cxx", ".hh", ".hpp"),
-    "c#": (".cs",),
-    "css": (".css",),
-    "go": (".go",),
-    "haskell": (".hs",),
-    "html": (".html", ".htm"),
-    "java": (".java",),
-    "javascript": (".js", ".mjs", ".jsx"),
-    "julia": (".jl",),
-    "kotlin": (".kt",),
-    "lua": (".lua",),
-    "markdown": (".md",),
-    "perl": (".pl", ".pm"),
-    "php": (".php",),
-    "python": (".py", ".pyi"),
-    "r": (".r",),
-    "restructuredtext": (".rst",),
-    "ruby": (".rb",),
-    "rust": (".rs",),
-    "scala": (".scala",),
-    "shell": (".sh", ".bash"),
-    "sql": (".sql",),
-    "swift": (".swift",),
-    "typescript": (".ts", ".tsx"),
+    "c": (".c", ".h"), "c++": (".cc", ".cpp", ".cxx", ".hh", ".hpp"), "c#": (".cs",), "css": (".css",),
+    "go": (".go",), "haskell": (".hs",), "html": (".html", ".htm"), "java": (".java",),
+    "javascript": (".js", ".mjs", ".jsx"), "julia": (".jl",), "kotlin": (".kt",), "lua": (".lua",),
+    "markdown": (".md",), "perl": (".pl", ".pm"), "php": (".php",), "python": (".py", ".pyi"), "r": (".r",),
+    "restructuredtext": (".rst",), "ruby": (".rb",), "rust": (".rs",), "scala": (".scala",),
+    "shell": (".sh", ".bash"), "sql": (".sql",), "swift": (".swift",), "typescript": (".ts", ".tsx"),
 }
 LANGUAGE_OF = {suffix: language for language, suffixes in LANGUAGES.items() for suffix in suffixes}
-
 # Steps on one document, in the order of the recipe, and the two that compare all documents and come last.
 DOCUMENT_STEPS = (
-    "fix_encoding",
-    "normalize",
-    "mask",
-    "language",
-    "gopher_quality",
-    "gopher_repetition",
-    "c4_quality",
-    "fineweb_quality",
-    "decontaminate",
+    "fix_encoding", "normalize", "mask", "language", "gopher_quality", "gopher_repetition", "c4_quality",
+    "fineweb_quality", "decontaminate",
 )
 DUPLICATE_STEPS = ("exact_duplicates", "near_duplicates")
+
+# fmt: on
 
 
 @dataclass(kw_only=True)
@@ -158,7 +122,7 @@ class Share:
     of: int
 
 
-Unit = File | Share  # a piece of work that one task reads on its own
+Unit = File | Share  # what a task reads in one go
 
 
 def read_sources(entries: list[dict[str, Any]]) -> list[Source]:
@@ -367,3 +331,10 @@ def type_of(path: str) -> tuple[str | None, str | None]:
         name = name[: name.rindex(".")]
     dot = name.rfind(".")
     return SUFFIXES.get(name[dot:]) if dot > name.rfind("/") else None, compression
+
+
+def learns_stories(record: dict[str, Any]) -> bool:
+    """Whether a record of the stage `data` says that its text is the embedded stories."""
+    if not record or record["config"].get("sources"):
+        return False
+    return "files" not in record["inputs"] and record["config"]["dataset"] is None

@@ -69,7 +69,7 @@ def _val_loss(path: Path) -> float | None:
     try:
         return json.loads((path / MANIFEST).read_text())["val_loss"]
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # a damaged checkpoint is the best of nothing
+        return None  # a damaged checkpoint cannot be the best one
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

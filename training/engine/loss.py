@@ -5,6 +5,7 @@ the gradients of hidden states and LM head are computed together with the loss, 
 of taking the gradient in the forward pass is that of Liger Kernel (arXiv:2410.10989).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from hf_scratch import ScratchForCausalLM
 from training.engine.batches import IGNORE
 
+LossAndGrad = Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
 CHUNK_ELEMENTS = 2**22  # logits of a chunk: 16 MiB in float32, which stays near the processor's cache
 
 
@@ -21,7 +23,12 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_NC: torch.Tensor, weight_VC: torch.Tensor, labels_N: torch.Tensor, num_items: int
+        ctx: Any,
+        hidden_NC: torch.Tensor,
+        weight_VC: torch.Tensor,
+        labels_N: torch.Tensor,
+        num_items: int,
+        loss_and_grad: LossAndGrad,
     ) -> torch.Tensor:
         """Return the loss (), float32, and keep the gradients of `hidden_NC` and `weight_VC`."""
         dtype = _matmul_dtype(hidden_NC)
@@ -34,7 +41,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             for start in range(0, len(labels_N), rows):
                 part = slice(start, start + rows)
                 hidden = hidden_NC[part].to(dtype)
-                chunk_loss, grad_logits = _loss_and_grad(hidden @ weight.T, labels_N[part], num_items)
+                chunk_loss, grad_logits = loss_and_grad(hidden @ weight.T, labels_N[part], num_items)
                 loss += chunk_loss
                 grad_logits = grad_logits.to(dtype)
                 grad_hidden[part] = grad_logits @ weight
@@ -46,10 +53,10 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:
         """Scale the kept gradients."""
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden.mul_(grad), grad_weight.mul_(grad), None, None
+        return grad_hidden.mul_(grad), grad_weight.mul_(grad), None, None, None
 
 
 def _matmul_dtype(tensor: torch.Tensor) -> torch.dtype:
@@ -77,9 +84,10 @@ def _loss_and_grad(logits: torch.Tensor, labels: torch.Tensor, num_items: int) -
 class PretrainingLoss(nn.Module):
     """The model and its loss as one module, so that a wrapper for several processes sees a single forward pass."""
 
-    def __init__(self, model: ScratchForCausalLM) -> None:
+    def __init__(self, model: ScratchForCausalLM, compiled: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.loss_and_grad: LossAndGrad = torch.compile(_loss_and_grad, dynamic=False) if compiled else _loss_and_grad
 
     def forward(self, labels: torch.Tensor, num_items: int, **inputs: torch.Tensor) -> torch.Tensor:
         """Return the summed loss in nats over `num_items`.
@@ -92,5 +100,5 @@ class PretrainingLoss(nn.Module):
         # use_cache=False: with a cache, packed documents would not be told apart.
         hidden_BTC = self.model.model(**inputs, use_cache=False).last_hidden_state
         return ChunkedCrossEntropy.apply(
-            hidden_BTC.flatten(0, 1), self.model.lm_head.weight, labels.flatten(), num_items
+            hidden_BTC.flatten(0, 1), self.model.lm_head.weight, labels.flatten(), num_items, self.loss_and_grad
         )

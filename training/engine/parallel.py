@@ -113,8 +113,12 @@ class Parallel:
         split = f", matrices split over {layout.splits} (TP)" if layout.splits > 1 else ""
         return f"{self.accelerator.num_processes} x {device}: {layout.copies} data-parallel{sharded}{split}"
 
-    def wrap(self, module: nn.Module) -> nn.Module:
+    def wrap(self, module: nn.Module, compiled: bool) -> nn.Module:
         """Put the model, or a module around it, on the device: sharded in place or within DDP. Before the optimizers.
+
+        Args:
+            module: The model, or a module around it.
+            compiled: Whether its layers are.
 
         Raises:
             ValueError: Tensor parallelism cannot divide the model.
@@ -123,10 +127,11 @@ class Parallel:
         (model,) = (part for part in module.modules() if isinstance(part, ScratchForCausalLM))
         if _is_set(USE_FSDP) and _is_set("FSDP_ACTIVATION_CHECKPOINTING"):
             model.gradient_checkpointing_enable()
-        if device.type == "cuda" and self.layout.splits == 1:
-            # Layer by layer: one compilation serves all layers, and FSDP2's hooks stay outside.
+        if compiled and self.layout.splits == 1:
+            # Layer by layer: one compilation serves all layers, and FSDP2's hooks stay outside. For each shape anew:
+            # what rounds a step would else depend on the shapes before it, which a resumed run has not seen.
             for layer in model.model.layers:
-                layer.compile()
+                layer.compile(dynamic=False)
         if self.mesh is None:
             return self.accelerator.prepare(module.to(device))
         if self.layout.splits > 1:

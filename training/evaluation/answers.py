@@ -15,10 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_scratch.tokenizer import Message, encode_prompt
 from training.evaluation.statistics import jackknife, mean, rate
-from training.stories.checker import Verdict
+from training.stories.checker import PARTS, Verdict
 from training.stories.world import QUESTIONS
 
-PARTS = ("hero", "item", "place", "problem", "complete")  # what `Verdict.followed` is made of
 REPEATED = 4  # words of a phrase that counts as repeated when it comes again in the same answer
 
 
@@ -140,8 +139,8 @@ def distinct_n(answers: Sequence[list[tuple[str, ...]]]) -> dict[str, Any]:
     own = [sum(holders[gram] == 1 for gram in set(said)) for said in answers]
     total = sum(map(len, answers))
     without = [
-        (len(holders) - alone) / (total - len(said)) if total > len(said) else 1.0
-        for said, alone in zip(answers, own, strict=True)
+        (len(holders) - unique) / (total - len(said)) if total > len(said) else 1.0
+        for said, unique in zip(answers, own, strict=True)
     ]
     return jackknife(len(holders) / total if total else 1.0, without)
 

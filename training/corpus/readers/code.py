@@ -129,7 +129,7 @@ def name_license(text: str) -> str:
 
 
 def is_allowed(expression: str, allowed: tuple[str, ...]) -> bool:
-    """Return whether an SPDX expression leaves a way to use a file under licences that are all allowed.
+    """Whether an SPDX expression leaves a way to use a file under licences that are all allowed.
 
     `or` gives a choice and `and` does not; an exception that `with` adds takes no right away, and `-or-later` includes
     the version that it names.

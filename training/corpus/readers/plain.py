@@ -46,14 +46,14 @@ def read_documents(source: DocumentSource, split: DataSplit) -> Iterator[str]:
 
 
 def _documents(source: DocumentSource, *, say: bool) -> Iterator[tuple[str, str]]:
-    """Yield each document, and what its split follows from: its text, or the file that it is a piece of."""
+    """Yield each document, and what its split follows from: its text, or the file that it is a part of."""
     if source.sources:
         return _from_sources(source, say=say)
     return ((text, text) for text in (_from_files(source, say=say) if source.files else _from_hub(source)))
 
 
 def _fill_both_splits(source: DocumentSource) -> bool:
-    """Return whether the hash of their texts puts documents into either split; of many, the first few tell."""
+    """Whether the hash of their texts puts documents into either split; of many, the first few tell."""
     sides = set()
     for _, whole in _documents(source, say=False):
         sides.add(fraction_of(whole) < source.val_fraction)
@@ -79,11 +79,8 @@ def _from_files(source: DocumentSource, *, say: bool) -> Iterator[str]:
     if empty and not found:
         raise ValueError(f"{empty[0]} is empty; give a file with text.")
     if empty and say:
-        print(f"left out because there is no text in it: {', '.join(empty[:3])}{_and_more(len(empty) - 3)}")
-
-
-def _and_more(number: int) -> str:
-    return f" and {number:,} more" if number > 0 else ""
+        more = f" and {len(empty) - 3:,} more" if len(empty) > 3 else ""
+        print(f"left out because there is no text in it: {', '.join(empty[:3])}{more}")
 
 
 def read_file(path: str, column: str) -> Iterator[tuple[str, str]]:
