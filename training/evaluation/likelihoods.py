@@ -1,8 +1,8 @@
 """A model as lm-evaluation-harness asks it: log-probabilities of continuations, many sentences in one forward pass.
 
-The harness's own loop encodes a text at a time, takes a fixed number of rows, and writes the whole log-softmax, padding
-included, to read one number a token of it. Here texts are encoded together, rows of like length are computed together,
-and only the scored positions have logits. The numbers are the same.
+The harness's own loop encodes a text at a time, takes a fixed number of rows, and writes a whole log-softmax to read
+one number a token of it. Here texts are encoded together, a batch has as many tokens as its memory allows, and only
+the scored positions have logits. The numbers are the same.
 """
 
 from collections.abc import Iterator
@@ -83,7 +83,7 @@ class BatchedLM(HFLM):  # type: ignore[misc]
 
 
 def _batches(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Yield the places of rows of like length, the longest first, as many as have `batch_tokens` with their padding."""
+    """Yield places of rows of like length, the longest first, of `batch_tokens` at most with their padding."""
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if batch and (len(batch) + 1) * lengths[batch[0]] > batch_tokens:

@@ -23,6 +23,7 @@ from training.evaluation.markdown import (
     read_metrics,
     result_rows,
 )
+from training.evaluation.task_scores import paradigm_rows, task_curves
 from training.stage.files import read_json
 from training.stage.record import METRICS, MODELS
 
@@ -120,6 +121,8 @@ def results(runs: Sequence[Path], names: Sequence[str]) -> list[str]:
     parts = ["<h2>Results</h2>", table(["", *models], [[title, *row] for title, row in result_rows(models).items()])]
     if all("stories" in measured for measured in models.values()):
         parts += ["<h3>What the answers got right</h3>", table(["", *models], part_rows(models))]
+    if paradigms := paradigm_rows(models):
+        parts.append(f"<details><summary>BLiMP by paradigm</summary>{table(['', *models], paradigms)}</details>")
     for name, found in every.items():
         label = f"{name}: " if len(runs) > 1 else ""
         if lacking := missing(found["models"]):
@@ -138,6 +141,7 @@ def curves(runs: Sequence[Path], names: Sequence[str]) -> list[str]:
     for stage in STAGES:
         logs = {name: read_metrics(run / stage / METRICS) for run, name in zip(runs, names, strict=True)}
         shown = [entry for entry in PANELS if stage != "grpo" or entry[1] != LOSSES]
+        shown.append(("Benchmarks", task_curves([line for log in logs.values() for line in log])))
         charts = [chart for title, keys in shown if (chart := panel(title, keys, logs))]
         if charts:
             parts.append(f"<h3>{text(stage)}</h3><div class='charts'>{''.join(charts)}</div>")

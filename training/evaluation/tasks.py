@@ -6,18 +6,17 @@ do not either; all others are downloaded by their name at the first use. Evaluat
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from training.evaluation.statistics import Z_95, rate, wilson
+from training.evaluation.task_scores import Scores, metrics_of, score_task
 
 LOCAL = Path(__file__).parent / "task_files"
 FROM_FILES = Path(__file__).parent / "benchmark_files"
 SHORT = {"lambada": "lambada_openai"}  # the harness has two of them; this is the one that others report
-Scores = dict[str, Any]
 
 
 def local_tasks(folder: Path) -> list[str]:
@@ -105,93 +104,51 @@ def run_tasks(
         ValueError: A task cannot be found, or its data cannot be read.
     """
     manager = find_tasks(tasks, task_data, limit)
-    from lm_eval import simple_evaluate
-
     from training.evaluation.likelihoods import BatchedLM
 
+    model_of_harness = BatchedLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
     try:
-        found: Any = simple_evaluate(
-            model=BatchedLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
-            tasks=[SHORT.get(task, task) for task in tasks],
-            task_manager=manager,
-            limit=None if task_data else limit or None,  # tasks of files know it themselves
-            bootstrap_iters=1000,
-            random_seed=None,  # type: ignore[arg-type]
-            numpy_random_seed=None,  # type: ignore[arg-type]
-            torch_random_seed=None,  # type: ignore[arg-type]
-        )
+        # Tasks of files cut themselves: a limit would take BLiMP's first paradigm alone.
+        found = _ask(model_of_harness, tasks, manager, None if task_data else limit or None)
     except (OSError, ConnectionError, ValueError) as error:
         reason = str(error).splitlines()[0]
         advice = "" if task_data else "; is the Hub within reach?"
         raise ValueError(f"the tasks {', '.join(tasks)} could not be run ({reason}){advice}") from error
-    assert found is not None, "only other processes than the first get nothing"
     groups = found.get("group_subtasks", {})
     inside = {name for names in groups.values() for name in names}
     results = {}
-    for name, scores in found["results"].items():
-        if name not in inside:
-            samples = [row for part in groups.get(name) or [name] for row in found["samples"].get(part, [])]
-            results[name] = _scores(scores, samples)
+    for name in (name for name in found["results"] if name not in inside):
+        samples = [row for part in groups.get(name) or [name] for row in found["samples"].get(part, [])]
+        results[name] = score_task(found["results"][name], samples)
     return results
 
 
-def _scores(scores: Scores, samples: list[Scores]) -> Scores:
-    """Return the metrics without the filter in their names, `acc,none` for example."""
-    if samples and {"UID", "field"} <= samples[0]["doc"].keys():
-        return {"rows": len(samples)} | _by_paradigm(samples)
-    values = {key.partition(",")[0]: value for key, value in scores.items() if isinstance(value, int | float)}
-    found: Scores = {"rows": len(samples)}
-    for name in values:
-        if name.endswith("_stderr") or name in ("sample_len", "sample_count"):
-            continue
-        outcomes = [row.get(name) for row in samples]
-        value, stderr = values[name], values.get(f"{name}_stderr")
-        if outcomes and set(outcomes) <= {0, 1}:
-            low, high = wilson(sum(outcomes), len(outcomes))
-        else:
-            low, high = (None, None) if stderr is None else (value - Z_95 * stderr, value + Z_95 * stderr)
-        found[name] = {"value": value, "stderr": stderr, "low": low, "high": high}
-        choices = [len(row["resps"]) for row in samples]
-        if name in ("acc", "acc_norm") and choices and min(choices) > 1:
-            found[name]["chance"] = sum(1 / count for count in choices) / len(choices)
-    return found
+def _ask(model: Any, tasks: Sequence[str], manager: Any, limit: int | None) -> Any:
+    """Return what the harness finds, as its `simple_evaluate`, which seeds all and answers the first process alone."""
+    from lm_eval.evaluator import evaluate
+
+    loaded = manager.load([SHORT.get(task, task) for task in tasks])
+    for task in loaded["tasks"].values():
+        task.set_config("num_fewshot", task.get_config("num_fewshot") or 0)
+        task.set_fewshot_seed(1234)
+    return evaluate(model, loaded, limit=limit, bootstrap_iters=1000)
 
 
-def _by_paradigm(samples: list[Scores]) -> Scores:
-    """Return BLiMP's accuracy: the mean of its paradigms, as of each field's.
+def tasks_to_follow(
+    tasks: Sequence[str], rows: int, task_data: str
+) -> Callable[[PreTrainedModel, PreTrainedTokenizerBase], dict[str, float]] | None:
+    """Return what scores a model in training by one figure a task, its accuracy if it has one; None of no tasks.
 
-    A tie is wrong here; the harness's own score, which takes the first of equal sentences, counts it as right.
-    The interval is Wilson's for as many rows, which is a little too wide for a mean of paradigms, never too narrow.
+    Raises:
+        ValueError: As `find_tasks`, before the training begins.
     """
-    right: dict[str, dict[str, list[bool]]] = {}
-    for row in samples:
-        good, bad = (likelihood for likelihood, _ in row["filtered_resps"])
-        field = row["doc"]["field"].replace("_", "-").replace("/", "-")
-        right.setdefault(field, {}).setdefault(row["doc"]["UID"], []).append(good > bad)
-    paradigms = {name: outcomes for field in sorted(right) for name, outcomes in sorted(right[field].items())}
-    every = {name: _as_metric(rate(sum(one), len(one))) for name, one in paradigms.items()}
+    if not tasks:
+        return None
+    find_tasks(tasks, task_data, rows)
 
-    def mean(names: Sequence[str]) -> Scores:
-        rows = sum(len(paradigms[name]) for name in names)
-        value = sum(every[name]["value"] for name in names) / len(names)
-        low, high = wilson(value * rows, rows)
-        return {"value": value, "stderr": (high - low) / (2 * Z_95), "low": low, "high": high, "chance": 0.5}
+    def score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+        found = run_tasks(model, tokenizer, tasks, rows, 16, task_data)
+        every = {name: metrics_of(scores) for name, scores in found.items()}
+        return {name: (own.get("acc") or next(iter(own.values())))["value"] for name, own in every.items()}
 
-    fields = {field: mean(list(right[field])) for field in sorted(right)}
-    return {"acc": mean(list(every)), "fields": fields, "paradigms": every}
-
-
-def _as_metric(found: Scores) -> Scores:
-    return {"value": found["rate"], "low": found["low"], "high": found["high"], "rows": found["n"], "chance": 0.5}
-
-
-def metrics(scores: Scores) -> dict[str, Scores]:
-    """Return the metrics of a task by name, of BLiMP its fields after the whole."""
-    own = {name: score for name, score in scores.items() if isinstance(score, dict) and "value" in score}
-    return own | {f"acc of {name}": score for name, score in scores.get("fields", {}).items()}
-
-
-def main_score(scores: Scores) -> float:
-    """Return the figure by which a task is followed while a model trains: its accuracy if it has one."""
-    found = metrics(scores)
-    return float(found.get("acc", next(iter(found.values())))["value"])
+    return score

@@ -1,6 +1,6 @@
 """Rows of benchmarks from the data sets' own files, as published on the Hub, at their origin or in llm-foundry.
 
-The YAML files beside this one name its functions. Of each task only the split that its scores are published on is read.
+The YAML files beside this one name its functions. Of each task the split is read that its published scores are of.
 """
 
 import re
