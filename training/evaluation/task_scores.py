@@ -25,7 +25,7 @@ def score_task(scores: Scores, samples: list[Scores]) -> Scores:
             continue
         outcomes = [row.get(name) for row in samples]
         value, stderr = values[name], values.get(f"{name}_stderr")
-        if outcomes and set(outcomes) <= {0, 1}:
+        if outcomes and all(one in (0, 1) for one in outcomes):
             low, high = wilson(sum(outcomes), len(outcomes))
         else:
             low, high = (None, None) if stderr is None else (max(0.0, value - Z_95 * stderr), value + Z_95 * stderr)
