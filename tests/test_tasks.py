@@ -107,14 +107,14 @@ OTHER_LAYOUTS = {
     "ARC-Easy-Test.jsonl": (
         "arc_easy",
         [
-            row
-            | {
+            {
+                "answerKey": row["answerKey"],
                 "question": {
                     "stem": row["question"],
                     "choices": [
                         {"text": text, "label": label} for text, label in zip(*row["choices"].values(), strict=True)
                     ],
-                }
+                },
             }
             for row in QUESTIONS
         ],

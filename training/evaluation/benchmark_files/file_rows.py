@@ -106,12 +106,13 @@ def arc_easy(task_data: str, task_rows: int, **kwargs: Any) -> dict[str, Dataset
 def _question(row: Row) -> Row:
     if "query" in row:
         return _prepared(row, "\nAnswer:")
-    question, choices = row["question"], row.get("choices")
-    if isinstance(question, dict):  # as AI2 published it
-        answers, question = question["choices"], question["stem"]
-        choices = {key: [answer[key] for answer in answers] for key in ("text", "label")}
-    gold = list(choices["label"]).index(row["answerKey"])
-    return {"query": f"Question: {question}\nAnswer:", "choices": list(choices["text"]), "gold": gold}
+    if "choices" in row:
+        question, labels, answers = row["question"], row["choices"]["label"], row["choices"]["text"]
+    else:  # as AI2 published it
+        question, choices = row["question"]["stem"], row["question"]["choices"]
+        labels, answers = ([choice[key] for choice in choices] for key in ("label", "text"))
+    gold = list(labels).index(row["answerKey"])
+    return {"query": f"Question: {question}\nAnswer:", "choices": list(answers), "gold": gold}
 
 
 def piqa(task_data: str, task_rows: int, **kwargs: Any) -> dict[str, Dataset]:
