@@ -185,7 +185,7 @@ def own_tasks(data: Path, folder: Path) -> dict[str, list[str]]:
         files = dict.fromkeys(("train", "validation", "test"), str(file))
         kind = "parquet" if file.suffix == ".parquet" else "json"
         here = {"task": f"own_{name}", "dataset_path": kind, "dataset_name": None}
-        here |= {"include": str(OWN / source), "dataset_kwargs": {"data_files": files}, "tag": None}
+        here |= {"include": str(OWN / source), "dataset_kwargs": {"data_files": files}}
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(here))
     return {"blimp": [f"own_blimp_{uid}" for uid in sorted(BLIMP)]} | {name: [f"own_{name}"] for name in FILES}
 
@@ -212,9 +212,7 @@ def test_each_row_has_the_result_of_the_harness_s_own_task(
             likelihoods = [[one for one, _ in row["filtered_resps"]] for row in (found, own)]
             assert likelihoods[0] == pytest.approx(likelihoods[1], rel=1e-4)
             metrics = {key: own[key] for key in ("acc", "acc_norm", "perplexity") if key in own}
-            assert {key: found[key] for key in metrics if key != "acc_norm" or name != "blimp"} == pytest.approx(
-                metrics
-            )
+            assert {key: found[key] for key in metrics} == pytest.approx(metrics, rel=1e-4)
     assert len({row["acc"] for many in ours.values() for row in many}) == 2  # there is something to get wrong
 
 
@@ -223,20 +221,19 @@ def test_texts_longer_than_the_context_and_greedy_words_are_as_the_harness_has_t
 ) -> None:
     from lm_eval.api.instance import Instance
 
-    likeliest = tiny_model.generate(torch.tensor([[0]]), max_new_tokens=1, do_sample=False)[0, -1]
-    texts = [
-        ("", tiny_tokenizer.decode(likeliest)),
-        ("fox ", "and owl"),
-        ("a fox", " lost"),
-        ("kite " * 90, "red " * 9),
-    ]
-    texts += [("<|endoftext|>fox", " owl"), ("", "<|endoftext|>kite")]
+    texts = [("fox ", "and owl"), ("a fox", " lost"), ("kite " * 90, "red " * 9)]
+    texts += [("<|endoftext|>fox", " owl"), ("", "<|endoftext|>kite"), ("", " red")]
     requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(texts)]
-    theirs = HFLM(pretrained=tiny_model, tokenizer=tiny_tokenizer, batch_size=2).loglikelihood(requests)
-    ours = BatchedLM(pretrained=tiny_model, tokenizer=tiny_tokenizer).loglikelihood(requests)
+    likeliest = tiny_model.generate(torch.tensor([[0]]), max_new_tokens=3, do_sample=False)[0, 1:].tolist()
+    tokens = [(("", ""), [0], likeliest), (("", ""), [0], [*likeliest[:-1], (likeliest[-1] + 1) % 320])]
+    options = {"pretrained": tiny_model, "tokenizer": tiny_tokenizer}
+    theirs, ours = (
+        lm.loglikelihood(requests) + lm._loglikelihood_tokens(tokens)
+        for lm in (HFLM(batch_size=2, **options), BatchedLM(**options))
+    )
     assert [one for one, _ in ours] == pytest.approx([one for one, _ in theirs], rel=1e-4)
     assert [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
-    assert ours[0][1] or not tiny_tokenizer.decode(likeliest)
+    assert [greedy for _, greedy in ours[-2:]] == [True, False]
 
 
 def test_ties_are_wrong_and_fields_are_means_of_their_paradigms(

@@ -77,7 +77,8 @@ class BatchedLM(HFLM):  # type: ignore[misc]
         own_BK = logits_BKV.gather(-1, targets_BK.clamp(min=0).unsqueeze(-1)).squeeze(-1)
         top_BK, likeliest_BK = logits_BKV.max(-1)
         others_BK = logits_BKV.sub_(top_BK.unsqueeze(-1)).exp_().sum(-1).log()
-        sums = ((own_BK - top_BK - others_BK) * counts_BK).sum(-1)
+        # In float64, where the sum of equal numbers does not depend on their places: a tie stays one.
+        sums = ((own_BK - top_BK - others_BK) * counts_BK).double().sum(-1)
         greedy = ((likeliest_BK == targets_BK) | ~counts_BK).all(-1)
         return sums.tolist(), greedy.tolist()
 

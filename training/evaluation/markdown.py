@@ -244,7 +244,7 @@ def eval_results(measured: dict[str, Any]) -> list[EvalResult]:
         ("later turns", key.replace(" ", "_"), title, later[key]["rate"]) for key, title in TURN_ROWS if key in later
     ]
     for task, scores in measured.get("tasks", {}).items():
-        found += [(task, name, name, score["value"]) for name, score in metrics_of(scores).items()]
+        found += [(task, name.replace(", ", "_"), name, score["value"]) for name, score in metrics_of(scores).items()]
     return [
         EvalResult(
             task_type="text-generation",

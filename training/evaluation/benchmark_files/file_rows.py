@@ -48,7 +48,7 @@ def find_files(task: str, folder: str) -> list[Path]:
         if found := sorted(Path(folder).rglob(pattern)):
             return found
     wanted = f"{', '.join(patterns[:-1])} or {patterns[-1]}"
-    raise ValueError(f"{folder} has no file of the task {task} ({wanted}); {source} has it, or leave --task_data out.")
+    raise ValueError(f"{folder} has no file of the task {task} ({wanted}); {source} has it.")
 
 
 def read(task: str, convert: Callable[[Row], Row], task_data: str, task_rows: int) -> dict[str, Dataset]:
