@@ -1,16 +1,20 @@
 """The scores of a task: from the harness's rows to accuracies with intervals, and to the lines of a report."""
 
+import math
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from training.evaluation.statistics import Z_95, rate, wilson
+import numpy as np
+
+from training.evaluation.statistics import Z_95, bootstrap_ratio, rate, wilson
 from training.stage.record import TASK
 
 Scores = dict[str, Any]
 
 
 def score_task(scores: Scores, samples: list[Scores]) -> Scores:
-    """Return the metrics without the filter in their names, `acc,none` for example; an accuracy has Wilson's interval.
+    """Return the metrics without the filter in their names, `acc,none` for example, with their intervals.
 
     Args:
         scores: The harness's metrics of a task or a group of tasks.
@@ -18,22 +22,39 @@ def score_task(scores: Scores, samples: list[Scores]) -> Scores:
     """
     if samples and {"UID", "field"} <= samples[0]["doc"].keys():
         return {"rows": len(samples)} | _by_paradigm(samples)
-    values = {key.partition(",")[0]: value for key, value in scores.items() if isinstance(value, int | float)}
     found: Scores = {"rows": len(samples)}
-    for name in values:
-        if name.endswith("_stderr") or name in ("sample_len", "sample_count"):
+    for key, value in scores.items():
+        name = key.partition(",")[0]
+        if not isinstance(value, int | float) or name in ("sample_len", "sample_count"):
             continue
-        outcomes = [row.get(name) for row in samples]
-        value, stderr = values[name], values.get(f"{name}_stderr")
-        if outcomes and all(one in (0, 1) for one in outcomes):
-            low, high = wilson(sum(outcomes), len(outcomes))
-        else:
-            low, high = (None, None) if stderr is None else (max(0.0, value - Z_95 * stderr), value + Z_95 * stderr)
-        found[name] = {"value": value, "stderr": stderr, "low": low, "high": high}
+        found[name] = {"value": value} | _spread(name, value, [row.get(name) for row in samples])
         choices = [len(row["resps"]) for row in samples]
         if name in ("acc", "acc_norm") and choices and min(choices) > 1:
             found[name]["chance"] = sum(1 / count for count in choices) / len(choices)
     return found
+
+
+def _spread(name: str, value: float, outcomes: list[Any]) -> Scores:
+    """Return standard error and 95 % interval of a metric from its rows, None where it is no mean of theirs.
+
+    The harness has errors of perplexities from processes that it forks, which a program with threads must not do.
+    """
+    if name == "bits_per_byte":  # rows of log-likelihood and bytes
+        nats, num_bytes = np.array(outcomes).T
+        low, high = bootstrap_ratio(-nats / math.log(2), num_bytes)
+        return {"stderr": (high - low) / (2 * Z_95), "low": low, "high": high}
+    if len(outcomes) < 2 or not all(isinstance(one, int | float) for one in outcomes):
+        return {"stderr": None, "low": None, "high": None}
+    stderr = statistics.stdev(outcomes) / math.sqrt(len(outcomes))
+    if name == "perplexity":  # of the mean log-likelihood
+        low, high = (math.exp(-statistics.fmean(outcomes) + sign * Z_95 * stderr) for sign in (-1, 1))
+        return {"stderr": value * stderr, "low": low, "high": high}
+    if all(one in (0, 1) for one in outcomes):
+        low, high = wilson(sum(outcomes), len(outcomes))
+        return {"stderr": stderr, "low": low, "high": high}
+    if not math.isclose(value, statistics.fmean(outcomes), rel_tol=1e-6, abs_tol=1e-9):
+        return {"stderr": None, "low": None, "high": None}
+    return {"stderr": stderr, "low": value - Z_95 * stderr, "high": value + Z_95 * stderr}
 
 
 def _by_paradigm(samples: list[Scores]) -> Scores:

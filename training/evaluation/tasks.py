@@ -131,7 +131,7 @@ def _ask(model: Any, tasks: Sequence[str], manager: Any, limit: int | None) -> A
     for task in loaded["tasks"].values():
         task.set_config("num_fewshot", task.get_config("num_fewshot") or 0)
         task.set_fewshot_seed(1234)
-    return evaluate(model, loaded, limit=limit, bootstrap_iters=1000)
+    return evaluate(model, loaded, limit=limit, bootstrap_iters=0)
 
 
 def tasks_to_follow(
