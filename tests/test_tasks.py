@@ -162,7 +162,7 @@ def test_what_is_wrong_with_the_files_is_one_sentence(data: Path, tmp_path: Path
         find_tasks(["blimp", "boolq"], str(data))
     path = write(tmp_path / "piqa.jsonl", [*GOALS[:2], {"question": "?"}])
     with pytest.raises(
-        ValueError, match=r"piqa.jsonl, line 3: no row of piqa as it is published \(KeyError\('goal'\)"
+        ValueError, match=r"piqa.jsonl, line 3: no row of piqa as it is published \(KeyError\('sol1'\)"
     ):
         file_rows.piqa(str(tmp_path), 0)
     path.write_text("")

@@ -32,7 +32,8 @@ def wilson(count: float, n: int) -> tuple[float, float]:
     p, z = count / n, Z_95
     center = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    return max(0.0, center - half), min(1.0, center + half)
+    # Rounding must not leave the rate itself outside, as 0 of n.
+    return max(0.0, min(p, center - half)), min(1.0, max(p, center + half))
 
 
 def mean(values: Sequence[float]) -> dict[str, Any]:
