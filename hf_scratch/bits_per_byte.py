@@ -147,7 +147,7 @@ def document_nats(
         documents = torch.tensor([window.document for window in batch])
         nats.index_add_(0, documents, _nats(model, tokens, batch, device))
     if share[0] >= len(batches) % share[1] > 0:
-        # A sharded model computes on all processes at once: who has a batch less reads one that does not count.
+        # A sharded model computes on all processes at once: one with a batch less reads another that does not count.
         _nats(model, tokens, batches[0], device)
     nats = add_up(nats)
     model.train(was_training)

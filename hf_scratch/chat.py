@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TextSt
 
 from hf_scratch.hub.client import call, find_model
 
-from . import ScratchForCausalLM, fast_generate  # noqa: F401, registers the model type: its code need not be trusted
+from . import fast_generate
 from .tokenizer import Message, encode_prompt, encode_texts, require_fit
 
 MIN_ROOM = 16  # tokens left for an answer; older turns are left out before that

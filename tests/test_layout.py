@@ -201,6 +201,17 @@ def test_each_file_says_what_it_is_for_and_is_read_in_one_sitting(path: Path) ->
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 450
 
 
+@every_file
+def test_docstrings_begin_alike(path: Path) -> None:
+    """What a function returns is said as "Return ...", and of what is true or false as "Whether ..."."""
+    for node in ast.walk(read(path)):
+        if isinstance(node, ast.FunctionDef):
+            begins = (ast.get_docstring(node) or "").split()[:2]
+            assert begins[:1] not in (["Returns"], ["Yields"], ["Raises"]), node.name
+            is_bool = node.returns is not None and ast.unparse(node.returns) == "bool"
+            assert not (is_bool and begins == ["Return", "whether"]), node.name
+
+
 # The model's own: their parameters and what they give are those of every model of Transformers, a line each.
 LONG_BY_FORM = {"ScratchModel.forward", "ScratchForCausalLM.forward", "dataset_card", "build_model"}
 

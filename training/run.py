@@ -89,7 +89,7 @@ def run_step(step: Step, recipe: Path, run: Path, title: str, launch: Path | Non
     print(f"\n{title}\n$ {shlex.join(['python', *line[1:]])}", flush=True)
     noted = read_json(folder / MEMORY)
     while (status := finish(line)) and noted != (noted := read_json(folder / MEMORY)):
-        print(f"{title}: memory ran out on one of the processes; once more, with smaller pieces", flush=True)
+        print(f"{title}: memory ran out on one of the processes; once more, with fewer rows at once", flush=True)
     if status:
         print(f"\n{title} did not finish; the same command skips what is done and goes on here.", file=sys.stderr)
         sys.exit(status)

@@ -89,13 +89,13 @@ def verify(folder: Path | str, reference: Reference | None = None) -> list[Check
 
     The folder's code is executed, unless its files alone fail a check.
     """
-    checks, observed = observe(Path(folder), reference)
+    checks, observed = load_in_clean_process(Path(folder), reference)
     if reference and observed:
         checks += compare(reference.observed, observed)
     return checks
 
 
-def observe(
+def load_in_clean_process(
     folder: Path, reference: Reference | None, *, base_loads: bool = True
 ) -> tuple[list[Check], dict[str, Any] | None]:
     """Return the checks that need no comparison, and what a clean process makes of the reference's conversation.

@@ -26,7 +26,6 @@ from transformers import (
     Trainer,
 )
 
-from hf_scratch import ScratchForCausalLM  # noqa: F401, registers the model type with the Auto classes
 from hf_scratch.chat_tokens import answer_end_token
 from hf_scratch.load import load_from
 from hf_scratch.tokenizer import CHAT_TEMPLATE, IM_END, IM_START, require_fit

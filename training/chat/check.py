@@ -19,7 +19,7 @@ from training.chat.rows import Loaded
 from training.chat.tokenize import Tokenized
 
 Level = Literal["", "warning", "error"]
-LENGTH_BIAS = (0.65, 0.1)  # share of pairs in which one side is longer, and by which share: worth a warning
+LENGTH_BIAS = (0.65, 0.1)  # warn where one side is longer in this share of the pairs, and by this share on average
 
 
 @dataclass(frozen=True)

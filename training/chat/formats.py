@@ -47,7 +47,7 @@ class Format:
     name: str
     kind: Kind
     read: Callable[[Row], Row]
-    columns: tuple[frozenset[str], ...]  # of one of these all are there
+    columns: tuple[frozenset[str], ...]  # a row of this format has all columns of one of these sets
     example: str
 
     def missing(self, row: Row) -> list[str]:
@@ -67,7 +67,7 @@ class Format:
 
 
 def columns(*names: str) -> tuple[frozenset[str], ...]:
-    """Return the sets of columns that tell a format; of the names parted by a stroke any one."""
+    """Return the sets of columns that tell a format: each name, or any one of those between strokes."""
     return tuple(map(frozenset, itertools.product(*(name.split("|") for name in names))))
 
 
@@ -144,7 +144,7 @@ def hh_turns(text: str, column: str) -> list[Message]:
 
 # fmt: off
 
-FORMATS = (  # of one kind, the first whose columns are all there
+FORMATS = (  # the first one of the wanted kind whose columns a row has is taken
     Format("messages", "conversations", read_messages, columns("messages"),
            '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'),
     Format("ShareGPT", "conversations", read_messages, columns("conversations"),

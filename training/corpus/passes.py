@@ -1,4 +1,4 @@
-"""The deep path of the data stage: datatrove executors, one after the other, from sources to shuffled shards.
+"""The passes that clean sources: datatrove executors, one after the other, from files to shuffled shards.
 
     clean -> [exact duplicates] -> [near duplicates] -> tokenize -> shuffle
 
@@ -129,8 +129,9 @@ def plan(
     options = {step.name: step.options for step in steps}
     blocks = [(s, build_step(s, folder, limit)) for s in steps if not s.name.endswith("_duplicates")]
     units = list_units(sources, tasks)
-    cleaning = [Clean(units, blocks, Ledger(folder, "clean"), limit, meta["val_fraction"]), _writer(folder)]
-    passes = [Pass("clean", cleaning, tasks)]
+    clean = Clean(units, blocks, Ledger(folder, "clean"), limit, meta["val_fraction"])
+    write = JsonlWriter(_path(folder, "clean"), "${rank}.jsonl.zst", compression="zstd")
+    passes = [Pass("clean", [clean, write], tasks)]
     exact, near = ("exact_duplicates" in options, "near_duplicates" in options)
     if exact:
         passes += _exact_passes(folder, tasks)
@@ -147,10 +148,6 @@ def plan(
 
 def _path(folder: DataFolder, name: str) -> str:
     return folder.resolve_paths(name)
-
-
-def _writer(folder: DataFolder) -> JsonlWriter:
-    return JsonlWriter(_path(folder, "clean"), "${rank}.jsonl.zst", compression="zstd")
 
 
 class Start(PipelineStep):

@@ -7,8 +7,8 @@ from training.stage.config import SameRun
 
 Precision = Literal["auto", "fp32", "bf16"]
 PRECISION_HELP = (
-    "Of matrix products. auto: bf16 (autocast) where the hardware multiplies it, else fp32. A run that goes on on "
-    "another machine keeps the precision that it began with."
+    "Precision of matrix products. auto: bf16 (autocast) where the hardware multiplies it, else fp32. A run that "
+    "goes on on another machine keeps the precision that it began with."
 )
 
 
@@ -46,7 +46,7 @@ class PretrainConfig:
     )
     pack_documents: bool = field(
         default=False,
-        metadata={"help": "Fill rows with whole documents, which do not see each other; else they are windows."},
+        metadata={"help": "Fill rows with whole documents that do not see each other, not with windows of text."},
     )
     max_steps: int = field(default=1000, metadata={"help": "Optimizer steps."})
 

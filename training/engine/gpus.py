@@ -19,7 +19,7 @@ GPUS: dict[str, tuple[float, tuple[int, ...]]] = {
     "RTX 4090": (165.2e12, (24,)),
     "RTX 3090": (71e12, (24,)),
 }
-# Behind such a name: another chip of that name, or, for MIG, a slice of one.
+# A device with one of these words in its name is another chip, or (MIG) a part of one.
 OTHER_CHIPS = re.compile(r"\b(Ti|D|SUPER|Laptop|Mobile|Max-Q|MIG)\b")
 # Name on the command line: peak in FLOP/s, and memory in bytes.
 HARDWARE = {

@@ -154,7 +154,7 @@ class Parallel:
         return self.accelerator.reduce(value if counts_once else torch.zeros_like(value), "sum")
 
     def any(self, flag: bool) -> bool:
-        """Return whether the flag is set on any process, so that all of them stop at the same step."""
+        """Whether the flag is set on any process, so that all of them stop at the same step."""
         if self.accelerator.num_processes == 1:
             return flag
         return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device), "sum") > 0)

@@ -111,13 +111,13 @@ def preference(checks: Sequence[Verdict]) -> dict[str, Any]:
 
 def score_turns(kinds: Sequence[str], right: Sequence[bool]) -> dict[str, Any]:
     """Return the rate of right answers to turns of each kind, and to all that are a question about a story."""
-    counts = {kind: [was for of, was in zip(kinds, right, strict=True) if of == kind] for kind in dict.fromkeys(kinds)}
-    if not counts:
+    if not kinds:
         return {}
-    questions = [was for kind in QUESTIONS for was in counts[kind]]
-    return {"questions": rate(sum(questions), len(questions))} | {
-        kind: rate(sum(was), len(was)) for kind, was in counts.items()
-    }
+    by_kind: dict[str, list[bool]] = {kind: [] for kind in dict.fromkeys(kinds)}
+    for kind, is_right in zip(kinds, right, strict=True):
+        by_kind[kind].append(is_right)
+    by_kind = {"questions": [is_right for kind in QUESTIONS for is_right in by_kind[kind]]} | by_kind
+    return {kind: rate(sum(found), len(found)) for kind, found in by_kind.items()}
 
 
 def variety(answers: Sequence[Answer]) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from hf_scratch import ScratchForCausalLM  # noqa: F401, registers the model type with the Auto classes
 from hf_scratch.bits_per_byte import Text, encode
 from hf_scratch.load import load_from, load_tokenizer
 from hf_scratch.tokenizer import Message, require_fit

@@ -1,8 +1,7 @@
 """Text as it is: the embedded stories, one's own files, or a data set on the Hub, as a stream of documents.
 
 The tokenizer is trained on the `train` split of the same stream that the model later learns, and both are judged on
-its `val` split. The first file or row that cannot be read is an error. Of the sources of a recipe, which are many and
-wild, what cannot be read is counted instead.
+its `val` split. The first file or row that cannot be read is an error; in the sources of a recipe it is counted.
 """
 
 import itertools
@@ -129,7 +128,7 @@ def _from_sources(source: DocumentSource, *, say: bool) -> Iterator[tuple[str, s
 
     pinned = [
         replace(one, revision=commit_of(one.dataset, one.revision)) if one.dataset else one
-        for one in read_sources(source.sources)
+        for one in read_sources(source.sources, source.files)
     ]
     by_source = [list_units([one], 1) for one in pinned]
     waiting = [unit for row in itertools.zip_longest(*by_source) for unit in row if unit]
