@@ -18,7 +18,7 @@ from hf_scratch.bits_per_byte import default_batch_tokens
 Request = tuple[tuple[str, str], list[int], list[int]]  # texts, and the tokens of context and continuation
 
 
-class BatchedLM(HFLM):  # type: ignore[misc]
+class BatchedLM(HFLM):
     """The harness's model with its own way to compute log-likelihoods; all else is the harness's."""
 
     encoded: dict[tuple[str, bool | None], list[int]] = {}

@@ -95,7 +95,7 @@ def task_score(found: dict[str, Any] | None) -> str:
     """Write a task's metric with its interval, and what chance gives where the interval does not lie above it."""
     if found is None:
         return ""
-    value, low, high = found["value"], found.get("low"), found.get("high")
+    value, low, high = found["value"], found["low"], found["high"]
     if low is None:
         return f"{value:.4f}"
     chance = found.get("chance")
