@@ -95,10 +95,10 @@ def task_score(found: dict[str, Any] | None) -> str:
     """Write a task's metric with its interval, and what chance gives where the interval does not lie above it."""
     if found is None:
         return ""
-    value, low, high = found["value"], found["low"], found["high"]
-    if low is None:
+    value: float = found["value"]
+    low, high, chance = (found.get(key) for key in ("low", "high", "chance"))  # earlier results have none
+    if low is None or high is None:
         return f"{value:.4f}"
-    chance = found.get("chance")
     if chance is None:
         return f"{value:.4f} ({low:.4f} to {high:.4f})"
     named = "" if low > chance else f"; chance {100 * chance:.1f}"
