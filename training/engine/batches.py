@@ -35,7 +35,8 @@ class EpochOrder:
         return epoch, int(self.permutations[epoch][position])
 
 
-# input_ids, labels (already shifted) and, where documents are packed, position_ids: (rows, context) int64.
+# input_ids, labels (already shifted) and, where documents are packed, position_ids: (rows, context) int64, each
+# contiguous: pinning copies a part of another tensor once more.
 Batch = dict[str, torch.Tensor]
 
 
@@ -65,7 +66,7 @@ class Windows:
         starts = [self._start(int(row)) for row in rows]
         window = np.stack([self.tokens[s : s + self.context + 1] for s in starts]).astype(np.int64)
         ids = torch.from_numpy(window)
-        return {"input_ids": ids[:, :-1], "labels": ids[:, 1:].contiguous()}
+        return {"input_ids": ids[:, :-1].contiguous(), "labels": ids[:, 1:].contiguous()}
 
     def _start(self, row: int) -> int:
         epoch, index = self.order(row)
@@ -106,8 +107,8 @@ class PackedDocuments:
             positions[i, at:] = np.arange(self.context - at)
         used = int((labels != IGNORE).any(0).nonzero()[0].max()) + 1
         return {
-            "input_ids": torch.from_numpy(ids[:, :used]),
-            "position_ids": torch.from_numpy(positions[:, :used]),
+            "input_ids": torch.from_numpy(ids[:, :used]).contiguous(),
+            "position_ids": torch.from_numpy(positions[:, :used]).contiguous(),
             "labels": torch.from_numpy(labels[:, :used]).contiguous(),
         }
 

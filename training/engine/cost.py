@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from hf_scratch import ScratchConfig, ScratchForCausalLM
 from hf_scratch.bits_per_byte import default_batch_tokens
 from training.engine.gpus import peak_flops
-from training.engine.loss import CHUNK_ELEMENTS, PretrainingLoss
+from training.engine.loss import PretrainingLoss, chunk_rows
 
 # What glibc keeps of freed activations from the second step on, as a share of them: nothing to 0.42 in runs of the
 # size of tests/test_plan.py, by the threads and the libraries of the process; this is the middle. Tensors above
@@ -74,30 +74,26 @@ def training_memory(
         program: Bytes that are there before the model is.
         on_cpu: Whether memory comes from glibc's heap, which fragments.
     """
-    activations, loss = step_bytes(config, rows, context, bf16, packed)
+    device = "cpu" if on_cpu else "cuda"
+    activations, loss = step_bytes(config, rows, context, bf16, packed, device)
+    evaluation, update = evaluation_bytes(config, context, device), update_bytes(config, optimizer, bf16)
     layer, rest = parameters_by_place(config)
     total = layer * config.num_hidden_layers + rest
     states = 2 * total if optimizer == "adamw" else total + rest
     # Gathered for the step: the part outside the layers with its gradient, and two layers, one of them in advance.
     gathered = (2 * rest + 3 * layer) * FLOAT if shards > 1 else 0
     in_heap = on_cpu and rows * context * config.hidden_size * FLOAT < HEAP_LIMIT
-    return Memory(
-        weights=total * FLOAT // shards + gathered,
-        gradients=total * FLOAT // shards,
-        optimizer=states * FLOAT // shards,
-        activations=activations,
-        loss=loss,
-        evaluation=evaluation_bytes(config, context),
-        update=update_bytes(config, optimizer, bf16),
-        fragments=round(FRAGMENTS * activations) if in_heap else 0,
-        program=program,
-    )
+    fragments = round(FRAGMENTS * activations) if in_heap else 0
+    weights, gradients, moments = (numbers * FLOAT // shards for numbers in (total, total, states))
+    return Memory(weights + gathered, gradients, moments, activations, loss, evaluation, update, fragments, program)
 
 
-def step_bytes(config: ScratchConfig, rows: int, context: int, bf16: bool, packed: bool) -> tuple[int, int]:
+def step_bytes(
+    config: ScratchConfig, rows: int, context: int, bf16: bool, packed: bool, device: str
+) -> tuple[int, int]:
     """Return the bytes of all layers' activations, and those that LM head and loss add."""
     # Layers are all alike, so two sizes give the slope.
-    peak = functools.partial(peak_of_step, config.to_json_string(), rows, context, bf16, packed)
+    peak = functools.partial(peak_of_step, config.to_json_string(), rows, context, bf16, packed, device)
     one, two, without_loss = peak(1, True), peak(2, True), peak(1, False)
     loss = max(0, one - without_loss)
     return one + (config.num_hidden_layers - 1) * (two - one) - loss, loss
@@ -113,7 +109,7 @@ def parameters_by_place(config: ScratchConfig) -> tuple[int, int]:
 
 @functools.cache
 def peak_of_step(
-    config_json: str, rows: int, context: int, bf16: bool, packed: bool, num_layers: int, with_loss: bool
+    config_json: str, rows: int, context: int, bf16: bool, packed: bool, device: str, num_layers: int, with_loss: bool
 ) -> int:
     """Return the highest number of bytes in a forward and backward pass beyond weights and gradients.
 
@@ -130,18 +126,20 @@ def peak_of_step(
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             if with_loss:
                 # Chunks of the loss are alike: the first two show its peak, and all would take minutes to count.
-                labels = ids.flatten()[: 2 * max(1, CHUNK_ELEMENTS // config.vocab_size)]
-                result = PretrainingLoss(model)(labels=labels, num_items=ids.numel(), input_ids=ids, **inputs)
+                chunk = chunk_rows(device, config.vocab_size)
+                loss = PretrainingLoss(model, rows=chunk)
+                labels = ids.flatten()[: 2 * chunk]
+                result = loss(labels=labels, num_items=ids.numel(), input_ids=ids, **inputs)
             else:
                 result = model.model(input_ids=ids, use_cache=False, **inputs).last_hidden_state.float().sum()
         result.backward()
         return peak.highest - before
 
 
-def evaluation_bytes(config: ScratchConfig, context: int) -> int:
+def evaluation_bytes(config: ScratchConfig, context: int, device: str) -> int:
     """Return what a batch of evaluation needs: in a layer's MLP, or for the logits and their log-probabilities."""
     in_layer = 3 * config.intermediate_size + 2 * config.hidden_size  # type: ignore[operator]
-    tokens = max(default_batch_tokens(config.vocab_size), context)
+    tokens = max(default_batch_tokens(config.vocab_size, device), context)
     return tokens * max(in_layer, 2 * config.vocab_size) * FLOAT
 
 
@@ -197,8 +195,13 @@ class _Peak(TorchDispatchMode):
 
 def count_parameters(config: ScratchConfig) -> tuple[int, int]:
     """Return all parameters, and those without the embedding (and an LM head of its own), without making weights."""
+    return _count_parameters(config.to_json_string())
+
+
+@functools.cache  # each line of the log asks
+def _count_parameters(config_json: str) -> tuple[int, int]:
     with torch.device("meta"):
-        model = ScratchForCausalLM(config)
+        model = ScratchForCausalLM(ScratchConfig.from_dict(json.loads(config_json)))
     return model.num_parameters(), model.num_parameters(exclude_embeddings=True)
 
 

@@ -2,9 +2,11 @@
 
 import re
 
-# Dense bfloat16 peaks in FLOP/s from NVIDIA's data sheets, and memory in GB where a plan can be made for the GPU.
+# Dense bfloat16 peaks in FLOP/s from the makers' data sheets, and memory in GB where a plan can be made for the GPU.
 # The first name that a device's name has as a word counts.
 GPUS: dict[str, tuple[float, tuple[int, ...]]] = {
+    "B200": (2250e12, (180,)),
+    "MI300X": (1307.4e12, (192,)),
     "GH200": (989.4e12, ()),
     "H200 NVL": (835.5e12, ()),
     "H200": (989.4e12, (141,)),

@@ -200,7 +200,8 @@ class PretrainingRun(TrainStep):
         length, share = self.config.row_tokens, (self.parallel.data_index, self.parallel.data_count)
         where: dict[str, Any] = {"device": self.accelerator.device, "share": share, "add_up": self.parallel.sum}
         # In several batches however short the text: each pads its windows to the longest.
-        where["batch_tokens"] = min(default_batch_tokens(self.unwrapped.config.vocab_size), len(text[0]) // 16)
+        most = default_batch_tokens(self.unwrapped.config.vocab_size, self.accelerator.device.type)
+        where["batch_tokens"] = min(most, len(text[0]) // 16)
         with self.for_scoring():
             return bits_per_byte(self.unwrapped, *text, length, stride=length, **where)
 

@@ -19,7 +19,7 @@ from training.engine.checkpoint import Progress
 from training.engine.config import PretrainConfig
 from training.engine.cost import flops_per_token
 from training.engine.device import DTYPES, settle_compile
-from training.engine.loss import PretrainingLoss
+from training.engine.loss import NumItems, PretrainingLoss
 from training.engine.micro_batch import until_it_fits
 from training.engine.optimizer import build_optimizers
 from training.engine.parallel import Parallel
@@ -63,8 +63,9 @@ class TrainStep:
         """
         others_wait = self.accelerator.num_processes > 1
         loss, total = self.halve_until_it_fits(lambda: self.gradients(rows), others_wait)
-        grad_norm = float(self.parallel.clip_grad_norm(self.model, self.config.max_grad_norm))
-        mean_loss = float(self.accelerator.reduce(loss, "mean"))
+        norm = self.parallel.clip_grad_norm(self.model, self.config.max_grad_norm)
+        # Both in one look: at each a GPU has to finish what it was given, and gets nothing new meanwhile.
+        mean_loss, grad_norm = torch.stack([self.accelerator.reduce(loss, "mean"), norm]).tolist()
         if math.isfinite(mean_loss) and math.isfinite(grad_norm):
             for optimizer in self.optimizers:
                 optimizer.step()
@@ -82,18 +83,20 @@ class TrainStep:
         """
         self.model.zero_grad(set_to_none=True)
         micro_batches = self.micro_batches(rows)
+        loss = torch.zeros((), device=self.accelerator.device)
         counted = torch.tensor(sum(int((b["labels"] != IGNORE).sum()) for b in micro_batches))
         total = int(self.parallel.sum(counted))
-        loss = torch.zeros((), device=self.accelerator.device)
+        # As a tensor, because compiled code would be compiled anew for each number.
+        on_device = torch.tensor(total).to(loss.device) if self.compiled else total
         for i, batch in enumerate(micro_batches):
             if i == len(micro_batches) - 1:
-                loss += self.backward(batch, total)
+                loss += self.backward(batch, on_device)
             else:
                 with self.parallel.no_sync(self.model):
-                    loss += self.backward(batch, total)
+                    loss += self.backward(batch, on_device)
         return loss, total
 
-    def backward(self, batch: Batch, total: int) -> torch.Tensor:
+    def backward(self, batch: Batch, total: NumItems) -> torch.Tensor:
         """Add a micro-batch's gradient and return its share of the step's mean loss."""
         batch = fill_rows(batch, self.config.row_tokens) if self.compiled else batch
         batch = {key: tensor.to(self.accelerator.device, non_blocking=True) for key, tensor in batch.items()}
@@ -143,14 +146,23 @@ class TrainStep:
                 "`python -m training.plan` says what will fit."
             )
         self.progress.micro_batch_size = len(self.my_rows())
-        tokens = torch.zeros(self.config.row_tokens, dtype=torch.long, device=self.accelerator.device)
+        length, device = self.config.row_tokens, self.accelerator.device
+        # As the batches of the run are, whose compiled layers are then these: contiguous, and packed where they are.
+        documents = torch.arange(length, device=device) % max(1, length // 2)
         # The room that the optimizers' two averages will take after the first step.
         reserved = [torch.empty_like(param) for param in self.unwrapped.parameters() for _ in range(2)]
 
+        probe = PretrainingLoss(self.unwrapped, self.compiled and device.type != "cpu")
+
         def try_rows() -> None:
-            full = tokens.expand(self.progress.micro_batch_size, -1)
+            shape = (self.progress.micro_batch_size, length)
+            tokens = torch.zeros(shape, dtype=torch.long, device=device)
+            batch = {"input_ids": tokens, "labels": tokens}
+            if self.config.pack_documents:
+                batch["position_ids"] = documents.expand(shape).contiguous()
+            items = tokens.numel() if device.type == "cpu" else torch.tensor(tokens.numel()).to(device)
             with self.accelerator.autocast():
-                loss = PretrainingLoss(self.unwrapped)(input_ids=full, labels=full, num_items=full.numel())
+                loss = probe(**batch, num_items=items)
             loss.backward()
 
         self.halve_until_it_fits(try_rows)

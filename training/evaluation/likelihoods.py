@@ -52,8 +52,9 @@ class BatchedLM(HFLM):
         # The last `max_length` inputs, and the token that follows them.
         rows = [(context + continuation)[-(self.max_length + 1) :] for _, context, continuation in requests]
         scored = [min(len(row) - 1, len(request[2])) for row, request in zip(rows, requests, strict=True)]
+        batch_tokens = default_batch_tokens(self.model.config.vocab_size, self.device.type)
         results: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
-        for batch in _batches([len(row) - 1 for row in rows], default_batch_tokens(self.model.config.vocab_size)):
+        for batch in _batches([len(row) - 1 for row in rows], batch_tokens):
             sums, greedy = self._score([rows[i] for i in batch], [scored[i] for i in batch])
             for i, total, likeliest in zip(batch, sums, greedy, strict=True):
                 results[i] = (total, likeliest)
