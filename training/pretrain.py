@@ -17,8 +17,9 @@ def main(argv: list[str] | None = None) -> None:
     """Run the stage."""
     config = parse_config(PretrainConfig, argv, __doc__)
     from training.engine.loop import run  # torch takes seconds, which neither --help nor a typo waits for
+    from training.evaluation.tasks import tasks_to_follow
 
-    run(config)
+    run(config, tasks_to_follow(config.eval_tasks, config.eval_task_rows, config.eval_task_data))
 
 
 if __name__ == "__main__":

@@ -119,6 +119,16 @@ class PretrainConfig:
     eval_steps: Annotated[int, SameRun(unless=("until_val_bpb", "patience"))] = field(
         default=200, metadata={"help": "Steps between evaluations on the held-out text."}
     )
+    eval_tasks: Annotated[list[str], SameRun()] = field(
+        default_factory=list,
+        metadata={"help": "Tasks of training.eval_model to score at each evaluation, as blimp; none if empty."},
+    )
+    eval_task_data: Annotated[str, SameRun()] = field(
+        default="", metadata={"help": "Folder with the files of these tasks; empty: from the Hub."}
+    )
+    eval_task_rows: Annotated[int, SameRun()] = field(
+        default=100, metadata={"help": "Rows of each task, of blimp of each of its 67 paradigms; 0 takes all."}
+    )
     save_steps: Annotated[int, SameRun()] = field(default=500, metadata={"help": "Steps between checkpoints."})
     keep_checkpoints: Annotated[int, SameRun()] = field(
         default=2, metadata={"help": "Newest checkpoints to keep, besides the one of the lowest held-out loss."}

@@ -2,10 +2,11 @@
 
 import contextlib
 import functools
+import io
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_scratch import ScratchForCausalLM
 from hf_scratch.bits_per_byte import BitsPerByte, bits_per_byte, default_batch_tokens
@@ -49,11 +51,17 @@ from training.engine.stop_signal import StopSignal
 from training.engine.token_shards import Shards
 from training.engine.train_step import TrainStep
 from training.stage.files import append_metrics, cut_metrics
-from training.stage.record import METRICS, open_stage
+from training.stage.record import METRICS, TASK, open_stage
+
+Score = Callable[[PreTrainedModel, PreTrainedTokenizerBase], dict[str, float]]
 
 
-def run(config: PretrainConfig) -> None:
-    """Run the stage: open its folder, train, and write the record."""
+def run(config: PretrainConfig, score: Score | None = None) -> None:
+    """Run the stage: open its folder, train, and write the record.
+
+    Args:
+        score: Returns the figure of each of `eval_tasks`.
+    """
     stage, precision = None, resolve_precision(config.precision)
     if join_processes().is_main_process:
         inputs = {"tokenizer": config.tokenizer, "init_from": config.init_from} | data_inputs(config.data)
@@ -64,19 +72,20 @@ def run(config: PretrainConfig) -> None:
         return
     accelerator = make_accelerator(precision, **tracker_options(config.tracker, config.output_dir))
     start_tracker(accelerator, config, stage.record["fingerprint"] if stage else "")
-    metrics = train(config, accelerator, Path(config.output_dir))
+    metrics = train(config, accelerator, Path(config.output_dir), score)
     finish_tracker(accelerator)
     if stage is not None:
         stage.finish(metrics)
 
 
-def train(config: PretrainConfig, accelerator: Accelerator, folder: Path) -> dict[str, Any]:
+def train(config: PretrainConfig, accelerator: Accelerator, folder: Path, score: Score | None) -> dict[str, Any]:
     """Train from the newest checkpoint, or from the start, to the end; save the model and return its figures."""
     tokenizer = load_tokenizer(config.tokenizer)
     rows, held_out = open_data(config.data, config.row_tokens, config.seed, config.pack_documents)
     refuse_other_tokenizer(held_out.tokenizer, tokenizer, " ".join(config.data), accelerator.print)
     model = build_model(config, held_out.vocab_size, tokenizer)
     trainer = PretrainingRun(config, accelerator, folder, model, held_out)
+    trainer.score = functools.partial(score, model, tokenizer) if score else None
     trainer.resume()
     trainer.progress.val_tokens = trainer.progress.val_tokens or affordable_tokens(config)
     sizes = (trainer.progress.val_tokens, config.row_tokens)
@@ -117,6 +126,7 @@ class PretrainingRun(TrainStep):
         self.held_out, self.ending, self.interval = held_out, Ending(), Interval()
         self.last: dict[str, float] = {}  # newest value of each metric
         self.pusher: CheckpointPusher | None = None
+        self.score: Callable[[], dict[str, float]] | None = None
         self.write_files: Callable[[Path], None] = lambda folder: None  # what makes a checkpoint a model's folder
         accelerator.print(
             f"{model.num_parameters():,} parameters ({model.num_parameters(exclude_embeddings=True):,} without "
@@ -177,11 +187,13 @@ class PretrainingRun(TrainStep):
         line |= {} if mfu is None else {"mfu": mfu}
         if evaluate:
             held_out = self.evaluate()
+            tasks = self.score_tasks()
             line |= {"val_loss": held_out.nats_per_token, "val_bpb": held_out.bits_per_byte}
+            line |= {f"{TASK}{name}": score for name, score in tasks.items()}
             self.say(
                 f"step {self.progress.step}: train loss {line['train_loss'] or math.nan:.4f}, "
                 f"held-out loss {held_out.nats_per_token:.4f}, {held_out.bits_per_byte:.4f} bits per byte, "
-                f"{self.progress.time_s:.0f} s"
+                f"{''.join(f'{name} {score:.3f}, ' for name, score in tasks.items())}{self.progress.time_s:.0f} s"
             )
             for said in self.ending.note(self.config, self.progress.step, line["val_loss"], line["val_bpb"]):
                 self.say(said)
@@ -200,10 +212,27 @@ class PretrainingRun(TrainStep):
         # In several batches however short the text: each pads its windows to the longest.
         most = default_batch_tokens(self.unwrapped.config.vocab_size, self.accelerator.device.type)
         where["batch_tokens"] = min(most, len(text[0]) // 16)
-        # Not compiled: windows of held-out text have many lengths.
+        with self.for_scoring():
+            return bits_per_byte(self.unwrapped, *text, length, stride=length, **where)
+
+    def score_tasks(self) -> dict[str, float]:
+        """Return the figure of each of `eval_tasks`, which every process computes; training goes on as if none had."""
+        if self.score is None:
+            return {}
+        was_training, random = self.unwrapped.training, random_state()
+        # The harness draws a progress bar for each of its steps.
+        with self.for_scoring(), contextlib.redirect_stderr(io.StringIO()):
+            found = self.score()
+        set_random_state(random)
+        self.unwrapped.train(was_training)
+        return found
+
+    @contextlib.contextmanager
+    def for_scoring(self) -> Iterator[None]:
+        """Let the model be used beside training, in its precision; not compiled, since texts have many lengths."""
         stance = torch.compiler.set_stance("force_eager") if self.compiled else contextlib.nullcontext()
         with whole_weights(self.model), self.accelerator.autocast(), stance:
-            return bits_per_byte(self.unwrapped, *text, length, stride=length, **where)
+            yield
 
     def note_before(self, parts: dict[str, Shards]) -> None:
         """Measure and write down what the model of `init_from` needs for the held-out text of each data folder."""
@@ -294,6 +323,7 @@ class PretrainingRun(TrainStep):
             "non_embedding_parameters": self.unwrapped.num_parameters(exclude_embeddings=True),
             **asdict(self.progress),
             **{key: self.last.get(key) for key in ("train_loss", "val_loss", "val_bpb")},
+            **{key: value for key, value in self.last.items() if key.startswith(TASK)},
             "val_tokens": len(self.held_out.tokens),
             "precision": self.precision,
             **self.ending.figures(self.config),

@@ -25,7 +25,13 @@ class EvalConfig:
         default_factory=list,
         metadata={"help": "Tasks of lm-evaluation-harness: local stories_bits, stories_hero, or public by name."},
     )
-    task_rows: int = field(default=0, metadata={"help": "Rows of each task; 0 takes all."})
+    task_data: str = field(
+        default="",
+        metadata={"help": "Folder with files of blimp, lambada, arc_easy, piqa, hellaswag; empty: from the Hub."},
+    )
+    task_rows: int = field(
+        default=0, metadata={"help": "Rows of each task, of blimp of each of its 67 paradigms; 0 takes all."}
+    )
     num_prompts: int = field(default=200, metadata={"help": "Story prompts; 0 asks none."})
     num_turns: int = field(
         default=200, metadata={"help": "Questions about stories, as many of each kind; fewer of other later turns."}

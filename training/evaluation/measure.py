@@ -21,7 +21,8 @@ from training.evaluation.config import EvalConfig
 from training.evaluation.markdown import card_results, plot_curves, write_report
 from training.evaluation.page import write_page
 from training.evaluation.statistics import mcnemar, paired_difference
-from training.evaluation.tasks import find_tasks, run_tasks
+from training.evaluation.task_scores import metrics_of
+from training.evaluation.tasks import find_tasks, run_tasks, task_files
 from training.evaluation.text_bits import measure_text, read_shards, read_texts
 from training.stage.files import hash_input, read_json, write_json
 from training.stage.record import open_stage
@@ -50,11 +51,14 @@ def run(config: EvalConfig) -> None:
     if not (config.data or config.text or config.tasks or config.num_prompts):
         raise ValueError("there is nothing to measure; give --data, --text, --tasks or --num_prompts.")
     if config.tasks:
-        find_tasks(config.tasks)  # a name that is misspelt is told before anything is measured
+        # A name that is misspelt and a file that is missing are told before anything is measured.
+        find_tasks(config.tasks, config.task_data)
     # A model counts by what its folder holds, and by its name, which stands beside every figure: `NAME=` is no path,
     # and so counts as it is written.
     inputs: dict[str, Any] = {"models": [*models.values(), *(f"{name}=" for name in models)]}
     inputs |= {"data": config.data, "text": config.text}
+    if config.task_data:
+        inputs["task_data"] = [path for task in config.tasks for path in task_files(task, config.task_data)]
     stage = open_stage("eval", config, inputs, config.output_dir)
     if stage.done:
         return
@@ -148,7 +152,8 @@ def evaluate_model(config: EvalConfig, path: str, asked: Asked, later: list[Turn
     measured: dict[str, Any] = {"sha256": hash_input(path), "parameters": model.num_parameters()}
     outcomes = Outcomes()
     if config.tasks:
-        measured["tasks"] = run_tasks(model, tokenizer, config.tasks, config.task_rows, min(16, config.batch_size))
+        size = min(16, config.batch_size)
+        measured["tasks"] = run_tasks(model, tokenizer, config.tasks, config.task_rows, size, config.task_data)
     if config.data:
         text = read_shards(model, config.data, tokenizer)
         measured["text"], outcomes.nats = measure(config, model, text)
@@ -272,5 +277,5 @@ def one_line(name: str, measured: dict[str, Any]) -> str:
         if measured["turns"]["greedy"]:
             parts.append("questions {questions[rate]:.1%}".format(**measured["turns"]["greedy"]))
     for task, scores in measured.get("tasks", {}).items():
-        parts += [f"{task} {key} {value['value']:.4f}" for key, value in scores.items() if key != "rows"]
+        parts += [f"{task} {key} {value['value']:.4f}" for key, value in metrics_of(scores).items()]
     return f"{name}: {', '.join(parts)}"

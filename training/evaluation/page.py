@@ -22,6 +22,7 @@ from training.evaluation.markdown import (
     read_metrics,
     result_rows,
 )
+from training.evaluation.task_scores import paradigm_rows, task_curves
 from training.stage.files import read_json
 from training.stage.page import render
 from training.stage.record import METRICS, MODELS
@@ -127,6 +128,7 @@ def results(runs: Sequence[Path], names: Sequence[str]) -> dict[str, Any]:
         "models": list(models),
         "rows": [[title, *row] for title, row in result_rows(models).items()],
         "parts": part_rows(models) if told else [],
+        "paradigms": paradigm_rows(models),
         "runs": [
             {
                 "label": f"{name}: " if len(runs) > 1 else "",
@@ -147,6 +149,7 @@ def curves(runs: Sequence[Path], names: Sequence[str]) -> dict[str, list[dict[st
     for stage in STAGES:
         logs = {name: read_metrics(run / stage / METRICS) for run, name in zip(runs, names, strict=True)}
         shown = [entry for entry in PANELS if stage != "grpo" or entry[1] != LOSSES]
+        shown.append(("Benchmarks", task_curves([line for log in logs.values() for line in log])))
         found[stage] = [chart for title, keys in shown if (chart := panel(title, keys, logs))]
     return {stage: charts for stage, charts in found.items() if charts}
 

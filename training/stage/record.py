@@ -24,6 +24,7 @@ from training.stage.config import SameRun
 from training.stage.files import hash_input, hash_text, read_json, write_json
 
 METRICS = "metrics.jsonl"  # of every stage that trains: a line a log point
+TASK = "task/"  # begins the names of a benchmark's figures in it
 MEMORY = "memory.json"  # how many rows a process may hold, since one of several ran out of memory
 # What a model is called, and the stage that makes it, in the order of training.
 MODELS = {"base": "pretrain", "sft": "sft", "dpo": "dpo", "grpo": "grpo"}
