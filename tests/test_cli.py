@@ -103,6 +103,7 @@ def test_a_mistake_is_one_sentence(line: str, says: str, folder: Path, tmp_path:
     (tmp_path / "qwen2").mkdir()
     (tmp_path / "qwen2/config.json").write_text('{"model_type": "qwen2"}')
     (tmp_path / "run/release/model").mkdir(parents=True)
+    (tmp_path / "run/release/model/config.json").write_text("{}")
     words = line.format(empty=tmp_path, folder=folder, qwen2=tmp_path / "qwen2", run=tmp_path / "run").split()
     with pytest.raises(SystemExit, match=says) as error:
         cli.main(words)

@@ -60,12 +60,12 @@ def test_rows_filled_up_carry_no_loss_and_are_documents_of_their_own(corpus: Pat
     ],
 )
 def test_a_compiled_run_trains_the_same_model_and_goes_on_bit_for_bit(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, changes: dict[str, Any]
+    corpus: Path, tmp_path: Path, precision: str, changes: dict[str, Any]
 ) -> None:
     changes = changes | {"precision": precision, "max_steps": 6, "log_steps": 1, "eval_steps": 3, "save_steps": 2}
     pretrain(arguments(corpus, tmp_path / "plain", compile="false", **changes))
     pretrain(arguments(corpus, tmp_path / "whole", compile="true", **changes))
-    stop_at(monkeypatch, 3, arguments(corpus, tmp_path / "stopped", compile="true", **changes))
+    stop_at(3, arguments(corpus, tmp_path / "stopped", compile="true", **changes))
     torch.compiler.reset()  # as in a new process, which has compiled nothing yet
     pretrain(arguments(corpus, tmp_path / "stopped", compile="true", **changes))
     assert weights_hash(tmp_path / "stopped") == weights_hash(tmp_path / "whole")

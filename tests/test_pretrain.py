@@ -17,6 +17,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hf_scratch.cli import main as hf_scratch
 from training.engine.batches import PackedDocuments, Windows
 from training.engine.checkpoint import Progress
 from training.engine.config import PretrainConfig
@@ -362,3 +363,22 @@ def test_without_shards_the_command_to_make_them_is_named(corpus: Path, tmp_path
         pretrain(
             ["--data", str(tmp_path), "--tokenizer", str(corpus / "tokenizer"), "--output_dir", str(tmp_path / "run")]
         )
+
+
+def test_a_checkpoint_can_be_talked_to_while_the_run_goes_on(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stop_at(5, arguments(corpus, tmp_path / "run"))
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000006"
+    with pytest.raises(SystemExit, match=f"did you mean {checkpoint}"):
+        hf_scratch(["generate", str(tmp_path / "run"), "Once"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        hf_scratch(["generate", str(checkpoint), "Once", "--max-new-tokens", "5", "--seed", "0"])
+    assert ended.value.code is None
+    assert capsys.readouterr().out.startswith("Once")
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    assert model.generation_config.eos_token_id and not (checkpoint / "files").exists()
+    pretrain(arguments(corpus, tmp_path / "run"))
+    pretrain(arguments(corpus, tmp_path / "whole"))
+    assert weights_hash(tmp_path / "run") == weights_hash(tmp_path / "whole")

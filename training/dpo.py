@@ -9,15 +9,13 @@ stops. Pairs come from the embedded stories, a file (prompt, chosen and rejected
 Hub; answers with a thumb up or down (prompt, completion, label) are trained on with KTO instead.
 """
 
-from collections.abc import Sequence
-
 from training.alignment.config import DpoConfig
 from training.stage.config import parse_config
 from training.stage.record import command
 
 
 @command
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Run the stage."""
     config = parse_config(DpoConfig, argv, __doc__)
     from training.alignment.dpo import run  # torch and TRL take seconds, which neither --help nor a typo waits for

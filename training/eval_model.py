@@ -9,15 +9,13 @@ Every model gets the same text and prompts. `results.json` holds the numbers wit
 `report.md` and `report.html` say what they mean, `answers.jsonl` has every answer.
 """
 
-from collections.abc import Sequence
-
 from training.evaluation.config import EvalConfig
 from training.stage.config import parse_config
 from training.stage.record import command
 
 
 @command
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Run the stage."""
     config = parse_config(EvalConfig, argv, __doc__)
     from training.evaluation.measure import run  # torch takes seconds, which neither --help nor a typo waits for

@@ -9,15 +9,13 @@ the same prompt (arXiv:2402.03300). Prompts are those of the stories' training s
 or this.
 """
 
-from collections.abc import Sequence
-
 from training.alignment.config import GrpoConfig
 from training.stage.config import parse_config
 from training.stage.record import command
 
 
 @command
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Run the stage."""
     config = parse_config(GrpoConfig, argv, __doc__)
     from training.alignment.grpo import run  # torch and TRL take seconds, which neither --help nor a typo waits for

@@ -150,9 +150,9 @@ def write_split(
 
 def prepare_sources(config: DataConfig) -> None:
     """Clean, deduplicate, tokenize and shuffle the sources of a recipe, and report on them."""
-    if config.files or config.dataset:
-        raise ValueError("the recipe has sources; name files and data sets there, not by --files or --dataset.")
-    sources = read_sources(config.sources)
+    if config.dataset:
+        raise ValueError("the recipe has sources; name data sets there, not by --dataset.")
+    sources = read_sources(config.sources, config.files)
     steps = read_steps(config.steps, sources)
     for name in ("tasks", "shards"):
         if not 1 <= getattr(config, name) <= 100_000:

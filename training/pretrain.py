@@ -7,15 +7,13 @@ A step is defined by its global batch in tokens. Killed at any moment, the same 
 checkpoint and ends, on a CPU, bit for bit where an undisturbed run ends.
 """
 
-from collections.abc import Sequence
-
 from training.engine.config import PretrainConfig
 from training.stage.config import parse_config
 from training.stage.record import command
 
 
 @command
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Run the stage."""
     config = parse_config(PretrainConfig, argv, __doc__)
     from training.engine.loop import run  # torch takes seconds, which neither --help nor a typo waits for

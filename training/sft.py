@@ -8,15 +8,13 @@ Any causal language model, and conversations from the embedded stories, a file (
 Alpaca or ShareGPT) or the Hub. Killed at any moment, the same command goes on from the last checkpoint.
 """
 
-from collections.abc import Sequence
-
 from training.alignment.config import SftConfig
 from training.stage.config import parse_config
 from training.stage.record import command
 
 
 @command
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Run the stage."""
     config = parse_config(SftConfig, argv, __doc__)
     from training.alignment.sft import run  # torch and TRL take seconds, which neither --help nor a typo waits for

@@ -7,7 +7,8 @@ from transformers import AutoModelForCausalLM
 
 from hf_scratch.export.original import Original, differences, missing_extra
 from hf_scratch.export.transformers import MAX_SHARD, save_stock
-from hf_scratch.hub.verify import load_in_clean_process, require
+from hf_scratch.hub.check import require
+from hf_scratch.hub.verify import load_in_clean_process
 
 
 def write_int8(original: Original, folder: Path) -> tuple[dict[str, str], tuple[str, ...]]:

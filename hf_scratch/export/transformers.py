@@ -14,9 +14,9 @@ from hf_scratch import ScratchConfig, ScratchForCausalLM
 from hf_scratch.export.original import Original, load_pair
 from hf_scratch.hub import client
 from hf_scratch.hub.card import read_metadata
-from hf_scratch.hub.check import Check
+from hf_scratch.hub.check import Check, require
 from hf_scratch.hub.files import read_config
-from hf_scratch.hub.verify import make_reference, require, verify
+from hf_scratch.hub.verify import make_reference, verify
 
 MAX_SHARD = "5GB"
 OFF_IN_QWEN3 = ("attention_bias", "use_sliding_window", "sliding_window")  # what Scratch has no field for

@@ -16,11 +16,12 @@ from typing import Literal
 from huggingface_hub import HfApi
 
 from hf_scratch.hub import client
+from hf_scratch.hub.check import require
 from hf_scratch.hub.client import HubError, Target
 from hf_scratch.hub.files import link_or_copy
 from hf_scratch.hub.leaks import check_leaks
 from hf_scratch.hub.page import MAX_BYTES, STAGES, BuildPage, fits, page_models, pin_page, size
-from hf_scratch.hub.verify import FOLDER, load_reference, require, verify_with_exports
+from hf_scratch.hub.verify import FOLDER, load_reference, verify_with_exports
 
 PINNED = ("MODEL_ID", "MODEL_REVISION", "STAGES")  # what the Space's app reads, and is set for it
 NOT_OURS = {".DS_Store", "__pycache__"}

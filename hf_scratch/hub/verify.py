@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,13 +152,6 @@ def verify_with_exports(folder: Path, reference: Reference | None = None) -> lis
 def compare_exports(folder: Path, reference: Reference | None) -> list[Check]:
     """Return the checks that a reference allows without loading the model: of the exports, and of its answer's end."""
     return [*check_exports(folder, reference.observed["weights"]), check_ending(reference)] if reference else []
-
-
-def require(checks: Sequence[Check], what: str) -> None:
-    """Raise ValueError with the names of the checks that failed, if there are any."""
-    failed = [f"{check.name} ({check.detail})" for check in checks if not check.passed]
-    if failed:
-        raise ValueError(f"{what} failed {len(failed)} of {len(checks)} checks: {'; '.join(failed)}")
 
 
 # ---- the clean process ----

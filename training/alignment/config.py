@@ -149,3 +149,7 @@ class GrpoConfig:
     save_steps: Annotated[int, SameRun()] = field(
         default=50, metadata={"help": "Steps between checkpoints, of which the last is kept."}
     )
+
+    def inputs(self) -> dict[str, str | None]:
+        """Return the setting that names something to read."""
+        return {"model": self.model}

@@ -10,11 +10,11 @@ from accelerate import PartialState
 from datasets import Dataset
 
 from training.alignment.config import GrpoConfig
-from training.alignment.stage import finish, gather_weights, load_model, quiet
+from training.alignment.stage import finish, gather_weights, load_model, open_align_stage, quiet
 from training.alignment.trainer import MetricsLog, common_arguments, run_trainer
-from training.engine.device import join_processes, settle_precision
+from training.engine.device import join_processes
 from training.engine.save import save_model
-from training.stage.record import METRICS, open_stage
+from training.stage.record import METRICS
 from training.stories import talk
 from training.stories.checker import PARTS, Verdict, check
 from training.stories.tell import Request
@@ -28,10 +28,8 @@ MEASURES = (
 def run(config: GrpoConfig) -> None:
     """Run the stage."""
     quiet()
-    with join_processes().main_process_first():
-        stage = open_stage("grpo", config, {"model": config.model}, config.output_dir)
-        if not stage.done:
-            config.precision = settle_precision(stage, config.precision)
+    join_processes()
+    stage = open_align_stage("grpo", config)
     if stage.done:
         return
     model, tokenizer = load_model(config.model)

@@ -29,7 +29,7 @@ from transformers import (
 from hf_scratch.chat_tokens import answer_end_token
 from hf_scratch.load import load_from
 from hf_scratch.tokenizer import CHAT_TEMPLATE, IM_END, IM_START, require_fit
-from training.alignment.config import AlignConfig
+from training.alignment.config import AlignConfig, GrpoConfig
 from training.alignment.trainer import CHECKPOINTS, train
 from training.chat.check import Finding, check_data, refuse_errors, table
 from training.chat.formats import Kind
@@ -101,7 +101,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 
-def open_align_stage(name: str, config: AlignConfig) -> Stage:
+def open_align_stage(name: str, config: AlignConfig | GrpoConfig) -> Stage:
     """Open the stage's folder, one process after the other, and settle the precision."""
     if not config.output_dir:
         raise ValueError(f"--output_dir is missing: say where the stage shall write, for example runs/mine/{name}.")

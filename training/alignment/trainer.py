@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import ProgressCallback, Trainer
 
-from training.alignment.config import AlignConfig
+from training.alignment.config import AlignConfig, GrpoConfig
 from training.engine.device import DTYPES, on_cpu, resolve_precision, say
 from training.engine.micro_batch import until_it_fits
 from training.engine.optimizer import AsOne, build_optimizers
@@ -33,8 +33,8 @@ POOL = 50  # batches whose rows are sorted by length together: little padding, a
 # ---- what TRL is told ----
 
 
-def common_arguments(config: Any) -> dict[str, Any]:
-    """Return what TRL is told alike in SFT, DPO and GRPO; `config` is an `AlignConfig` or a `GrpoConfig`."""
+def common_arguments(config: AlignConfig | GrpoConfig) -> dict[str, Any]:
+    """Return what TRL is told alike in SFT, DPO and GRPO."""
     return {
         "output_dir": str(Path(config.output_dir) / CHECKPOINTS),
         "max_steps": config.max_steps or -1,

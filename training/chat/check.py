@@ -117,16 +117,12 @@ def _lengths(found: Tokenized, max_length: int) -> list[Finding]:
 
 def _template(tokenizer: PreTrainedTokenizerBase, found: Tokenized, rows: Sequence[Row]) -> list[Finding]:
     """What the chat template does not take as it stands; nothing where it takes all."""
-    findings = []
-    if found.refused:
-        findings.append(_counted("rows that the chat template refuses", found.refused, len(rows), "left out"))
-    if unread := _unread_reasoning(tokenizer, rows):
-        note = "the chat template does not take it: it is left out"
-        findings.append(_counted("rows with reasoning_content", unread, len(rows), note))
-    if found.split:
-        note = "each answer is a row, as it reads when it is the last one"
-        findings.append(_counted("rows that the template changes with more turns", found.split, len(rows), note))
-    return findings
+    counts = (
+        ("rows that the chat template refuses", found.refused, "left out"),
+        ("rows with reasoning_content", _unread_reasoning(tokenizer, rows), "left out: the template takes none"),
+        ("rows that the template changes with more turns", found.split, "each answer is a row, as if it were last"),
+    )
+    return [_counted(what, count, len(rows), note) for what, count, note in counts if count]
 
 
 def _thumbs(found: Tokenized) -> Finding:

@@ -16,6 +16,7 @@ import glob
 import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ DOCUMENT_STEPS = (
     "fix_encoding", "normalize", "mask", "language", "gopher_quality", "gopher_repetition", "c4_quality",
     "fineweb_quality", "decontaminate",
 )
+TEXTS = {"files", "dataset", "stories"}  # of which a source has one
 DUPLICATE_STEPS = ("exact_duplicates", "near_duplicates")
 
 # fmt: on
@@ -125,12 +127,23 @@ class Share:
 Unit = File | Share  # what a task reads in one go
 
 
-def read_sources(entries: list[dict[str, Any]]) -> list[Source]:
+def read_sources(entries: list[dict[str, Any]], files: Sequence[str] = ()) -> list[Source]:
     """Return the sources of a recipe.
+
+    Args:
+        files: For the source that names no text: what `--files` says.
 
     Raises:
         ValueError: An unknown key, a source without a name or without text, or one that names its text twice.
     """
+    if files:
+        open_ones = [i for i, entry in enumerate(entries) if isinstance(entry, dict) and not TEXTS & entry.keys()]
+        if len(open_ones) != 1:
+            raise ValueError(
+                f"--files is for the one source that names no text of its own; of the {len(entries)} sources here "
+                f"{len(open_ones)} name none."
+            )
+        entries = [entry | {"files": list(files)} if i in open_ones else entry for i, entry in enumerate(entries)]
     sources = [_read_source(entry, number) for number, entry in enumerate(entries, start=1)]
     names = [source.name for source in sources]
     for name in names:
@@ -155,9 +168,12 @@ def _read_source(entry: Any, number: int) -> Source:
         if language not in LANGUAGES:
             raise ValueError(f"{where} has the language {language!r}{suggest(language, list(LANGUAGES))}")
     source = Source(**given)
-    texts = [key for key in ("files", "dataset", "stories") if getattr(source, key)]
+    texts = sorted(key for key in TEXTS if getattr(source, key))
     if len(texts) != 1:
-        raise ValueError(f"{where} needs exactly one of files, dataset and stories; it has {texts or 'none'}.")
+        raise ValueError(
+            f"{where} needs exactly one of files, dataset and stories; it has {' and '.join(texts) or 'none'}. "
+            "Give files with --files, or name them in the recipe."
+        )
     if source.type is not None and source.type not in TYPES:
         raise ValueError(f"{where} has type {source.type!r}{suggest(source.type, list(TYPES))}")
     if not isinstance(source.weight, int | float) or not 0 < source.weight < math.inf:

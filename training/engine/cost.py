@@ -76,23 +76,16 @@ def training_memory(
     """
     device = "cpu" if on_cpu else "cuda"
     activations, loss = step_bytes(config, rows, context, bf16, packed, device)
+    evaluation, update = evaluation_bytes(config, context, device), update_bytes(config, optimizer, bf16)
     layer, rest = parameters_by_place(config)
     total = layer * config.num_hidden_layers + rest
     states = 2 * total if optimizer == "adamw" else total + rest
     # Gathered for the step: the part outside the layers with its gradient, and two layers, one of them in advance.
     gathered = (2 * rest + 3 * layer) * FLOAT if shards > 1 else 0
     in_heap = on_cpu and rows * context * config.hidden_size * FLOAT < HEAP_LIMIT
-    return Memory(
-        weights=total * FLOAT // shards + gathered,
-        gradients=total * FLOAT // shards,
-        optimizer=states * FLOAT // shards,
-        activations=activations,
-        loss=loss,
-        evaluation=evaluation_bytes(config, context, device),
-        update=update_bytes(config, optimizer, bf16),
-        fragments=round(FRAGMENTS * activations) if in_heap else 0,
-        program=program,
-    )
+    fragments = round(FRAGMENTS * activations) if in_heap else 0
+    weights, gradients, moments = (numbers * FLOAT // shards for numbers in (total, total, states))
+    return Memory(weights + gathered, gradients, moments, activations, loss, evaluation, update, fragments, program)
 
 
 def step_bytes(

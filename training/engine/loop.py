@@ -5,6 +5,7 @@ import functools
 import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,16 @@ from hf_scratch.hub.client import CheckpointPusher
 from hf_scratch.load import load_tokenizer
 from hf_scratch.token_ids import refuse_other_tokenizer
 from training.engine.batches import Rows
-from training.engine.checkpoint import Progress, find_damage, load_checkpoint, load_latest, path_of, save_checkpoint
+from training.engine.checkpoint import (
+    MANIFEST,
+    STATE,
+    Progress,
+    find_damage,
+    load_checkpoint,
+    load_latest,
+    path_of,
+    save_checkpoint,
+)
 from training.engine.config import PretrainConfig
 from training.engine.cost import utilisation_of
 from training.engine.device import join_processes, resolve_precision, settle_precision
@@ -34,7 +44,7 @@ from training.engine.mixture import data_inputs, held_out_by_folder, open_data
 from training.engine.optimizer import learning_rate
 from training.engine.parallel import make_accelerator, whole_weights
 from training.engine.profiler import Profiler
-from training.engine.save import make_pusher, save_model
+from training.engine.save import save_model, write_files
 from training.engine.stop_signal import StopSignal
 from training.engine.token_shards import Shards
 from training.engine.train_step import TrainStep
@@ -71,12 +81,13 @@ def train(config: PretrainConfig, accelerator: Accelerator, folder: Path) -> dic
     trainer.progress.val_tokens = trainer.progress.val_tokens or affordable_tokens(config)
     sizes = (trainer.progress.val_tokens, config.row_tokens)
     trainer.held_out = sample_held_out(held_out, *sizes, tokenizer, accelerator.print)
+    trainer.write_files = functools.partial(write_files, trainer.unwrapped, tokenizer)
     folders = held_out_by_folder(config.data) if config.init_from else {}
     parts = {name: sample_held_out(text, *sizes, tokenizer, lambda line: None) for name, text in folders.items()}
     if parts and not trainer.progress.step:
         trainer.note_before(parts)
     if config.push_to and accelerator.is_main_process:
-        trainer.pusher = make_pusher(config.push_to, trainer.unwrapped, tokenizer, folder / "to_push")
+        trainer.pusher = CheckpointPusher(config.push_to, folder / "to_push", leave_out=(STATE, MANIFEST))
     try:
         trainer.loop(rows)
     finally:
@@ -106,6 +117,7 @@ class PretrainingRun(TrainStep):
         self.held_out, self.ending, self.interval = held_out, Ending(), Interval()
         self.last: dict[str, float] = {}  # newest value of each metric
         self.pusher: CheckpointPusher | None = None
+        self.write_files: Callable[[Path], None] = lambda folder: None  # what makes a checkpoint a model's folder
         accelerator.print(
             f"{model.num_parameters():,} parameters ({model.num_parameters(exclude_embeddings=True):,} without "
             f"embedding), {self.parallel.describe()}, precision {self.precision}, {self.how_compiled}"
@@ -238,9 +250,10 @@ class PretrainingRun(TrainStep):
             self.config.keep_checkpoints,
             val_loss=self.last.get("val_loss") if evaluated_now else None,
             pinned=self.ending.pinned(self.config),
+            write_files=self.write_files,
         )
         if self.pusher:
-            self.pusher.push(self.progress.step, saved / "model.safetensors")
+            self.pusher.push(self.progress.step, saved)
 
     def resume(self) -> None:
         """Load the newest checkpoint, if there is one, and drop the metrics that came after it."""

@@ -89,7 +89,8 @@ class TrainStep:
         loss = torch.zeros((), device=self.accelerator.device)
         counted = torch.tensor(sum(int((b["labels"] != IGNORE).sum()) for b in micro_batches))
         total = int(self.parallel.sum(counted))
-        on_device = total if self.accelerator.device.type == "cpu" else torch.tensor(total).to(loss.device)
+        # As a tensor, because compiled code would be compiled anew for each number.
+        on_device = torch.tensor(total).to(loss.device) if self.compiled else total
         for i, batch in enumerate(micro_batches):
             if i == len(micro_batches) - 1:
                 loss += self.backward(batch, on_device)

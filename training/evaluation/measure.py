@@ -72,8 +72,8 @@ def run(config: EvalConfig) -> None:
     card_results(results, stage.folder / "card_results.yaml")
     write_report(results, stage.folder / "report.md")
     stage.finish(results["models"])
-    run = stage.folder.parent if stage.folder.name == "eval" else stage.folder
-    page = write_page([run], stage.folder / "report.html")
+    whole_run = stage.folder.parent if stage.folder.name == "eval" else stage.folder
+    page = write_page([whole_run], stage.folder / "report.html")
     print(f"report: {stage.folder / 'report.md'} and {page}")
 
 

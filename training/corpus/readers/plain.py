@@ -128,7 +128,7 @@ def _from_sources(source: DocumentSource, *, say: bool) -> Iterator[tuple[str, s
 
     pinned = [
         replace(one, revision=commit_of(one.dataset, one.revision)) if one.dataset else one
-        for one in read_sources(source.sources)
+        for one in read_sources(source.sources, source.files)
     ]
     by_source = [list_units([one], 1) for one in pinned]
     waiting = [unit for row in itertools.zip_longest(*by_source) for unit in row if unit]
