@@ -1,5 +1,9 @@
 """What costs time on a GPU alone, held on a CPU by its cause: chunks, copies, recompilations and waits."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -117,3 +121,22 @@ def test_positions_that_nobody_gave_are_not_looked_at(
 
 def test_an_evaluation_reads_several_windows_at_once_on_a_gpu() -> None:
     assert default_batch_tokens(50_304, "cuda") >= 5 * 1024 > default_batch_tokens(50_304, "cpu")
+
+
+ROOT = Path(__file__).parent.parent
+
+
+def benchmark(*words: str) -> subprocess.CompletedProcess[str]:
+    hidden = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "benchmarks.gpu", *words]
+    return subprocess.run(command, cwd=ROOT, env=hidden, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_a_gpu_goes_its_whole_way_on_a_cpu_and_says_that_there_is_none(tmp_path: Path) -> None:
+    none = benchmark()
+    assert none.returncode == 1 and none.stderr.strip().splitlines()[-1].startswith("gpu: there is no GPU here")
+    done = benchmark("--device", "cpu", "--quick", "--output", f"{tmp_path}/gpu.json")
+    found = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+    assert done.returncode == 0 and not [part for part in found.values() if "failed" in part or "left out" in part]
+    assert found["resume"]["loss_is_off_by"] == 0 and 0 < found["Muon"]["optimizer_share"] < 1
