@@ -16,6 +16,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from hf_scratch import ScratchConfig, ScratchForCausalLM
 from hf_scratch.bits_per_byte import default_batch_tokens
 from training.engine import loss as loss_module
+from training.engine import packing
 from training.engine.batches import PackedDocuments, ReadAhead, Windows, fill_rows
 from training.engine.loss import PretrainingLoss, chunk_rows
 from training.engine.token_shards import Shards
@@ -121,6 +122,18 @@ def test_positions_that_nobody_gave_are_not_looked_at(
 
 def test_an_evaluation_reads_several_windows_at_once_on_a_gpu() -> None:
     assert default_batch_tokens(50_304, "cuda") >= 5 * 1024 > default_batch_tokens(50_304, "cpu")
+
+
+def test_how_documents_are_packed_is_read_at_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "LONG", 50)
+    shards = Shards(np.arange(2000) % 50, np.arange(0, 2000, 19), 2000, 50)
+    first, plain = PackedDocuments(shards, 32, 0, tmp_path), PackedDocuments(shards, 32, 0)
+    monkeypatch.setattr(packing, "pack", lambda *given: pytest.fail("it was packed again"))
+    again = PackedDocuments(shards, 32, 0, tmp_path)
+    for other in (plain, again):
+        assert np.array_equal(first.documents, other.documents) and np.array_equal(first.begins, other.begins)
+    with pytest.raises(pytest.fail.Exception, match="packed again"):
+        PackedDocuments(shards, 32, 1, tmp_path)
 
 
 ROOT = Path(__file__).parent.parent

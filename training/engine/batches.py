@@ -5,13 +5,14 @@ same rows without any state. Every token is seen once an epoch.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
-from training.engine.packing import cut_documents, pack
+from training.engine.packing import cut_documents, pack_once
 from training.engine.token_shards import Shards
 
 IGNORE = -100  # label of a position that carries no loss, as everywhere in the Hugging Face stack
@@ -85,9 +86,11 @@ class PackedDocuments:
 
     GROUP = 4096  # documents packed together: enough to fill rows to about 99 %
 
-    def __init__(self, shards: Shards, context: int, seed: int) -> None:
+    def __init__(self, shards: Shards, context: int, seed: int, kept: Path | None = None) -> None:
+        """Pack the documents, or read from the folder `kept` how they were packed at an earlier start."""
         self.tokens, self.context, self.seed = shards.tokens, context, seed
-        self.documents, self.begins = pack(cut_documents(shards, context), context, self.GROUP, seed)
+        pieces = cut_documents(shards, context)
+        self.documents, self.begins = pack_once(pieces, context, self.GROUP, seed, kept)
         self.order = EpochOrder(seed, len(self.begins) - 1)
 
     def batch(self, rows: np.ndarray) -> Batch:

@@ -81,7 +81,7 @@ def run(config: PretrainConfig, score: Score | None = None) -> None:
 def train(config: PretrainConfig, accelerator: Accelerator, folder: Path, score: Score | None) -> dict[str, Any]:
     """Train from the newest checkpoint, or from the start, to the end; save the model and return its figures."""
     tokenizer = load_tokenizer(config.tokenizer)
-    rows, held_out = open_data(config.data, config.row_tokens, config.seed, config.pack_documents)
+    rows, held_out = open_data(config.data, config.row_tokens, config.seed, config.pack_documents, folder)
     refuse_other_tokenizer(held_out.tokenizer, tokenizer, " ".join(config.data), accelerator.print)
     model = build_model(config, held_out.vocab_size, tokenizer)
     trainer = PretrainingRun(config, accelerator, folder, model, held_out)

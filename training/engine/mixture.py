@@ -28,7 +28,9 @@ from training.engine.token_shards import Shards, join_shards, load_shards
 POLL_SECONDS = 1.0  # between looks for a shard that is not written yet
 
 
-def open_data(entries: list[str], context: int, seed: int, packed: bool) -> tuple[Rows, Shards]:
+def open_data(
+    entries: list[str], context: int, seed: int, packed: bool, kept: Path | None = None
+) -> tuple[Rows, Shards]:
     """Open the training rows and the held-out text of `--data`.
 
     Args:
@@ -36,6 +38,7 @@ def open_data(entries: list[str], context: int, seed: int, packed: bool) -> tupl
         context: Tokens of a row.
         seed: Seed of the order.
         packed: Whole documents that do not see each other in place of windows of the stream.
+        kept: Folder that keeps how many documents were packed, which takes minutes, for the next start.
 
     Raises:
         ValueError: No shards, a weight that is no positive number, or what cannot be streamed.
@@ -52,7 +55,7 @@ def open_data(entries: list[str], context: int, seed: int, packed: bool) -> tupl
     readers: list[PackedDocuments | Windows] = []
     for folder in folders:
         shards = load_shards(Path(folder), "train")
-        readers.append(PackedDocuments(shards, context, seed) if packed else Windows(shards, context, seed))
+        readers.append(PackedDocuments(shards, context, seed, kept) if packed else Windows(shards, context, seed))
     held_out = join_shards([load_shards(Path(folder), "val") for folder in folders])
     return (readers[0] if len(readers) == 1 else Mixture(readers, list(weights), seed)), held_out
 

@@ -1,5 +1,9 @@
 """Packing: which documents share a row, so that little of it is padding and neighbours are unlike."""
 
+import hashlib
+import os
+from pathlib import Path
+
 import numpy as np
 
 from training.engine.token_shards import Shards
@@ -17,6 +21,30 @@ def cut_documents(shards: Shards, context: int) -> np.ndarray:
         ],
         axis=1,
     )
+
+
+LONG = 100_000  # pieces, from which packing takes seconds and is kept
+
+
+def pack_once(
+    pieces: np.ndarray, context: int, group: int, seed: int, folder: Path | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what `pack` does; of many pieces it is kept in the folder, and read from there at the next start.
+
+    The file's name is a hash of all that decides its content, so another text or seed is never read by mistake.
+    """
+    if folder is None or len(pieces) < LONG:
+        return pack(pieces, context, group, seed)
+    decides = hashlib.sha256(np.ascontiguousarray(pieces).tobytes() + repr((context, group, seed)).encode())
+    path = folder / f"packing-{decides.hexdigest()[:16]}.npz"
+    if path.exists():
+        with np.load(path) as kept:
+            return kept["pieces"], kept["begins"]
+    packed, begins = pack(pieces, context, group, seed)
+    beside = path.with_name(f"{path.stem}.{os.getpid()}.tmp.npz")  # several processes may write at once
+    np.savez(beside, pieces=packed, begins=begins)
+    beside.replace(path)
+    return packed, begins
 
 
 def pack(pieces: np.ndarray, context: int, group: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
