@@ -145,7 +145,7 @@ def benchmark(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=hidden, capture_output=True, text=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_benchmark_of_a_gpu_goes_its_whole_way_on_a_cpu_and_says_that_there_is_none(tmp_path: Path) -> None:
     none = benchmark()
     assert none.returncode == 1 and none.stderr.strip().splitlines()[-1].startswith("gpu: there is no GPU here")
