@@ -74,7 +74,7 @@ LANGUAGES = {
 }
 LANGUAGE_OF = {suffix: language for language, suffixes in LANGUAGES.items() for suffix in suffixes}
 
-# Steps on one document, in the order of the recipe, and the two that compare all documents and come last.
+# Steps on one document, in the order of the recipe, and those that compare all documents and come last.
 DOCUMENT_STEPS = (
     "fix_encoding",
     "normalize",
@@ -86,7 +86,7 @@ DOCUMENT_STEPS = (
     "fineweb_quality",
     "decontaminate",
 )
-DUPLICATE_STEPS = ("exact_duplicates", "near_duplicates")
+DUPLICATE_STEPS = ("exact_duplicates", "near_duplicates", "works")
 
 
 @dataclass(kw_only=True)
@@ -213,7 +213,7 @@ def read_steps(entries: list[Any], sources: list[Source]) -> list[Step]:
         if earlier.name in DUPLICATE_STEPS and (later.name in DOCUMENT_STEPS or later.name == "exact_duplicates"):
             raise ValueError(
                 f"step {later.name} stands behind {earlier.name}; put exact_duplicates and near_duplicates last, "
-                "in this order: they compare documents as all other steps leave them."
+                "in this order, and works beside them: they compare documents as all other steps leave them."
             )
     for name in (*DUPLICATE_STEPS, "decontaminate"):
         if names.count(name) > 1:

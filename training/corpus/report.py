@@ -48,6 +48,7 @@ def page(report: dict[str, Any]) -> str:
         "<h2>Steps</h2>" + _steps(report),
         "<h2>What was dropped, and why</h2>" + _dropped(report),
         "<h2>Near duplicates</h2>" + _groups(report),
+        *(["<h2>Works</h2>" + _works(report["works"])] if report.get("works") else []),
         "<h2>What is left</h2>" + _distributions(report),
         "<h2>Tokens</h2>" + _tokens(report),
         "<h2>Estimated noise</h2>" + _noise(report),
@@ -217,6 +218,19 @@ def _groups(report: dict[str, Any]) -> str:
     return note + "".join(f"<div class=side>{''.join(map(_example, group))}</div><br>" for group in groups)
 
 
+def _works(found: dict[str, Any]) -> str:
+    """Return which documents hold the same work, and what held-out text still has in common with training text."""
+    share = found["of_them_in_training"] / max(1, found["held_out_runs"])
+    rows = [
+        ["held out" if group["held_out"] else "trained on", html.escape(", ".join(group["documents"]))]
+        for group in found["joined"]
+    ]
+    return (
+        f"<p>{found['documents']:,} documents are {found['groups']:,} works or groups of them; each is trained on or "
+        f"held out as a whole. Of the held-out runs of 13 words {share:.2%} stand in training text as well.</p>"
+    ) + (_table(["", "Documents that share text"], rows) if rows else "")
+
+
 def _distributions(report: dict[str, Any]) -> str:
     found = report["distributions"]
     figures = [
@@ -328,7 +342,7 @@ def dataset_card(report: dict[str, Any]) -> str:
         "document, a separator and so on. `*.starts.npy` has the position of each separator before a document, "
         "`*.parquet` the id, source, licence, address and language of each document, `tokenizer/` the tokenizer. "
         f"Documents are shuffled by seed {made['seed']}; {made['val_fraction']:g} of them, chosen by a hash of their "
-        "text, are held out.",
+        "text, are held out" + (", works as a whole." if report.get("works") else "."),
         "",
         "## Limits",
         "",
