@@ -44,8 +44,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16, help="sequences of a step (16)")
     parser.add_argument("--context", type=int, default=128, help="tokens of a sequence (128)")
     parser.add_argument("--rounds", type=int, default=30, help="speed: steps of each contender that count (30)")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of all contenders")
+    parser.add_argument("--compiled", action="store_true", help="all of them by torch.compile, ours layer by layer")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    arguments.precision = resolve_precision(arguments.precision)
     arguments.vocab_size = arguments.vocab_size or (1024 if arguments.what == "speed" else 32768)
     if arguments.only:
         print(json.dumps(peak(arguments)))
@@ -74,11 +77,16 @@ def config(arguments: argparse.Namespace) -> ScratchConfig:
 def ours(arguments: argparse.Namespace) -> Step:
     """A step as training.pretrain takes it."""
     model = ScratchForCausalLM(config(arguments)).to(device())
-    loss = PretrainingLoss(model)
+    loss = PretrainingLoss(model, arguments.compiled)
+    if arguments.compiled:
+        for layer in model.model.layers:
+            layer.compile(dynamic=False)
     optimizers = build_optimizers(model, "adamw", 1e-3, 0.1, (0.9, 0.95))
-    return step(
-        model, lambda ids: loss(input_ids=ids[:, :-1], labels=ids[:, 1:], num_items=ids[:, 1:].numel()), optimizers
-    )
+
+    def total(ids: torch.Tensor) -> torch.Tensor:
+        return loss(input_ids=ids[:, :-1], labels=ids[:, 1:], num_items=ids[:, 1:].numel())
+
+    return step(arguments, model, total, optimizers)
 
 
 def qwen3(arguments: argparse.Namespace) -> Step:
@@ -87,6 +95,8 @@ def qwen3(arguments: argparse.Namespace) -> Step:
 
     stock = {key: value for key, value in config(arguments).to_dict().items() if key not in ("model_type", "auto_map")}
     model = Qwen3ForCausalLM(Qwen3Config(**stock)).to(device())
+    if arguments.compiled:
+        model.compile(dynamic=False)
     optimizers = build_optimizers(model, "adamw", 1e-3, 0.1, (0.9, 0.95))
 
     def loss(ids: torch.Tensor) -> torch.Tensor:
@@ -94,7 +104,7 @@ def qwen3(arguments: argparse.Namespace) -> Step:
         given = ids[:, :-1]
         return model(input_ids=given, labels=given, shift_labels=ids[:, 1:].contiguous(), use_cache=False).loss
 
-    return step(model, loss, optimizers)
+    return step(arguments, model, loss, optimizers)
 
 
 def nanogpt(arguments: argparse.Namespace) -> Step:
@@ -112,14 +122,19 @@ def nanogpt(arguments: argparse.Namespace) -> Step:
     )
     model = GPT(sizes).to(device())
     optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), device().type)
-    return step(model, lambda ids: model(ids[:, :-1], ids[:, 1:].contiguous())[1], [optimizer])
+    if arguments.compiled:
+        model.compile(dynamic=False)
+    return step(arguments, model, lambda ids: model(ids[:, :-1], ids[:, 1:].contiguous())[1], [optimizer])
 
 
 def step(
-    model: torch.nn.Module, loss: Callable[[torch.Tensor], torch.Tensor], optimizers: list[torch.optim.Optimizer]
+    arguments: argparse.Namespace,
+    model: torch.nn.Module,
+    loss: Callable[[torch.Tensor], torch.Tensor],
+    optimizers: list[torch.optim.Optimizer],
 ) -> Step:
     """Return one training step on token ids (rows, context + 1)."""
-    autocast = torch.autocast(device().type, dtype=torch.bfloat16, enabled=resolve_precision("auto") == "bf16")
+    autocast = torch.autocast(device().type, dtype=torch.bfloat16, enabled=arguments.precision == "bf16")
 
     def take(ids: torch.Tensor) -> None:
         model.zero_grad(set_to_none=True)
@@ -162,7 +177,8 @@ def speed(arguments: argparse.Namespace) -> None:
     print(
         f"\n{arguments.num_hidden_layers} layers of {arguments.hidden_size}, steps of {count:,} tokens, "
         f"vocabulary {arguments.vocab_size:,}, "
-        f"{torch.get_num_threads()} threads, {device()}"
+        f"{torch.get_num_threads()} threads, {device()}, {arguments.precision}"
+        f"{', compiled' if arguments.compiled else ''}"
     )
     print("| | tokens/s, median | ours is times as fast, median (quartiles) |\n| --- | ---: | ---: |")
     first = next(iter(seconds.values()))
@@ -204,12 +220,13 @@ def peak(arguments: argparse.Namespace) -> dict[str, Any]:
 def overhead(arguments: argparse.Namespace) -> None:
     """Print what reading rows and the log take of a run's time, of which probe, evaluation and saving are no part."""
     from training import prepare_data, pretrain, train_tokenizer
+    from training.engine.loop import PretrainingRun
 
     steps = 2 * arguments.rounds
     seconds: dict[str, float] = {}
 
     def timed(name: str) -> Callable[..., Any]:
-        method = getattr(pretrain.PretrainingRun, name)
+        method = getattr(PretrainingRun, name)
 
         def call(*given: Any) -> Any:
             started = time.perf_counter()
@@ -222,7 +239,7 @@ def overhead(arguments: argparse.Namespace) -> None:
 
     once = ("find_micro_batch", "evaluate", "save")
     for name in ("loop", "train_step", "micro_batches", *once):
-        setattr(pretrain.PretrainingRun, name, timed(name))
+        setattr(PretrainingRun, name, timed(name))
     recipe = Path(train_tokenizer.__file__).parent / "recipes" / "quickstart"
     with tempfile.TemporaryDirectory() as run:
         inputs = ["--tokenizer", f"{run}/tokenizer"]

@@ -4,11 +4,15 @@ import os
 import sys
 from pathlib import Path
 
+import jupyter_client
+import matplotlib
+
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 # The cells run in processes of their own, with one thread each, so that they take as long everywhere.
 os.environ |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 os.environ |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "HF_HUB_OFFLINE": "1"}
+jupyter_client.KernelManager.transport.default_value = "ipc"  # not ports, which others on the machine could read
 os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm's, where there are no widgets
 
 project = "From text to a language model"
@@ -28,7 +32,8 @@ nb_output_stderr = "remove"  # libraries' remarks on this machine, which are no 
 
 html_theme = "furo"
 html_title = project
-html_static_path = ["_static"]
+# The font of formulas where a reader has none with a table for mathematics; matplotlib brings it along.
+html_static_path = ["_static", str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSerif.ttf")]
 html_extra_path = ["space"]  # the README that makes the pages a static Space
 html_css_files = ["guide.css"]
 html_math_renderer = "mathml"

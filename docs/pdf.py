@@ -46,7 +46,9 @@ def simplify(article: Tag, soup: BeautifulSoup) -> None:
             for hidden in cell.select(".cell_input"):
                 hidden.decompose()
     for picture in article.select("img"):
-        picture["style"] = "width: 85%"
+        picture.attrs.pop("style", None)
+        if not picture.find_parent(class_="cell_output"):  # a screenshot; figures have their size
+            picture["width"] = "45%"
         picture["alt"] = ""
     for letters in article.select("ol.loweralpha"):
         letters["type"] = "a"

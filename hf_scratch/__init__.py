@@ -84,8 +84,4 @@ def _register_with_auto_classes() -> dict[str, type]:
     AutoConfig.register("scratch", ScratchConfig, exist_ok=True)
     AutoModel.register(ScratchConfig, ScratchModel, exist_ok=True)
     AutoModelForCausalLM.register(ScratchConfig, ScratchForCausalLM, exist_ok=True)
-    return {
-        "ScratchConfig": ScratchConfig,
-        "ScratchModel": ScratchModel,
-        "ScratchForCausalLM": ScratchForCausalLM,
-    }
+    return {"ScratchConfig": ScratchConfig, "ScratchModel": ScratchModel, "ScratchForCausalLM": ScratchForCausalLM}

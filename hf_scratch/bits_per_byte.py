@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .tokenizer import encode_texts, separator_of
 
 LOGITS = 2**25  # of a batch: 128 MiB in float32
+GPU_LOGITS = 2**28  # 1 GiB: windows enough to keep a GPU busy
 
 
 class Tokens(Protocol):
@@ -44,9 +45,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Text:
         ValueError: The tokenizer has no token to begin a text with.
     """
     separator = separator_of(tokenizer)
-    pieces = [[separator, *ids] for ids in encode_texts(tokenizer, texts)]
-    starts = np.cumsum([0, *(len(piece) for piece in pieces[:-1])])
-    tokens = np.array([token for piece in [*pieces, [separator]] for token in piece])
+    sequences = [[separator, *ids] for ids in encode_texts(tokenizer, texts)]
+    starts = np.cumsum([0, *(len(ids) for ids in sequences[:-1])])
+    tokens = np.array([token for ids in [*sequences, [separator]] for token in ids])
     return Text(tokens, starts, np.array([len(text.encode()) for text in texts]))
 
 
@@ -60,9 +61,14 @@ class BitsPerByte:
     bytes: int
 
 
-def default_batch_tokens(vocab_size: int) -> int:
-    """Return the tokens to score at once, so that their logits do not need more memory than training does."""
-    return min(8192, LOGITS // vocab_size)
+def default_batch_tokens(vocab_size: int, device: str = "cpu") -> int:
+    """Return the tokens to score at once, so that their logits do not need more memory than training does.
+
+    Args:
+        vocab_size: Logits of a token.
+        device: Type of the device, as `cuda`.
+    """
+    return min(32768, GPU_LOGITS // vocab_size) if device == "cuda" else min(8192, LOGITS // vocab_size)
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,7 @@ def bits_per_byte(
         num_bytes: UTF-8 bytes of these documents.
         context: Longest input in tokens.
         batch_tokens: Tokens of a batch, padding included; one window at least. The result does not depend on it. None
-            takes as many as have `LOGITS` logits, and 8192 at most.
+            takes as many as `default_batch_tokens` says of the device.
         stride: How far the window moves on in a document longer than `context`; None means half of it.
         share: Which part of the batches this process scores, and into how many parts they go.
         add_up: Sums a tensor over the processes.
@@ -115,7 +121,7 @@ def bits_per_byte(
 
 
 def in_bits(nats: np.ndarray, tokens: Tokens, num_bytes: int) -> BitsPerByte:
-    """Sum up the nats of documents, of which the stream `tokens` has one separator more."""
+    """Return what documents with these nats need in all; their stream `tokens` ends with one more separator."""
     count, total = len(tokens) - len(nats) - 1, float(nats.sum())
     return BitsPerByte(total / count, total / math.log(2) / num_bytes, count, num_bytes)
 
@@ -141,13 +147,14 @@ def document_nats(
         raise ValueError(f"there is no text to score ({len(starts)} documents); give held-out text.")
     was_training = model.training
     model.eval()
-    batches = list(_batches(windows, batch_tokens or default_batch_tokens(model.config.vocab_size)))
+    batch_tokens = batch_tokens or default_batch_tokens(model.config.vocab_size, torch.device(device).type)
+    batches = list(_batches(windows, batch_tokens))
     nats = torch.zeros(len(starts), dtype=torch.float64)
     for batch in batches[share[0] :: share[1]]:
         documents = torch.tensor([window.document for window in batch])
         nats.index_add_(0, documents, _nats(model, tokens, batch, device))
     if share[0] >= len(batches) % share[1] > 0:
-        # A sharded model computes on all processes at once: who has a batch less reads one that does not count.
+        # A sharded model computes on all processes at once: one with a batch less reads another that does not count.
         _nats(model, tokens, batches[0], device)
     nats = add_up(nats)
     model.train(was_training)

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TextSt
 
 from hf_scratch.hub.client import call, find_model
 
-from . import ScratchForCausalLM, fast_generate  # noqa: F401, registers the model type: its code need not be trusted
+from . import fast_generate
 from .tokenizer import Message, encode_prompt, encode_texts, require_fit
 
 MIN_ROOM = 16  # tokens left for an answer; older turns are left out before that
@@ -136,7 +136,7 @@ def fit(speaker: Speaker, history: list[Message]) -> list[int]:
     """Encode the conversation, without its oldest turns where the model cannot read them all.
 
     Raises:
-        ValueError: The last message alone is too long.
+        ValueError: The last message is too long by itself.
     """
     system = [message for message in history[:1] if message["role"] == "system"]
     turns = history[len(system) :]
@@ -174,7 +174,7 @@ class Printer(TextStreamer):
         self.sink = sink
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Print a piece of the text."""
+        """Print the next words."""
         print(text, end="\n" if stream_end else "", file=self.sink, flush=True)
 
 

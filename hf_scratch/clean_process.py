@@ -119,7 +119,7 @@ def control_tokens(tokenizer: Any) -> list[str]:
 
 def spelled_control_tokens(tokenizer: Any) -> list[str]:
     """Return the control tokens that are in a prompt because a message spells them."""
-    # Without a template nothing is a message, and transformers keeps special tokens alone text.
+    # Without a template nothing is a message, and transformers keeps only special tokens text.
     control = control_tokens(tokenizer) if tokenizer.chat_template else tokenizer.all_special_tokens
     spelled, plain = (
         encode(tokenizer, [{"role": "user", "content": content}])["input_ids"][0].tolist()

@@ -145,7 +145,7 @@ def add_publish(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_publish)
 
 
-def run_publish(args: argparse.Namespace) -> int:
+def run_publish(args: argparse.Namespace) -> None:
     """Publish a release."""
     from hf_scratch.hub.publish import Plan, Space, publish
 
@@ -167,7 +167,6 @@ def run_publish(args: argparse.Namespace) -> int:
         stages=[stage for stage in args.stages.split(",") if stage],
     )
     publish(args.folder, plan, print, dry_run=args.dry_run)
-    return 0
 
 
 def add_publish_data(parser: argparse.ArgumentParser) -> None:
@@ -180,14 +179,13 @@ def add_publish_data(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_publish_data)
 
 
-def run_publish_data(args: argparse.Namespace) -> int:
+def run_publish_data(args: argparse.Namespace) -> None:
     """Publish the shards of a run."""
     from hf_scratch.hub.client import Target
     from hf_scratch.hub.publish_data import publish_data
 
     target = Target(args.repo_id, "dataset", args.revision)
     publish_data(args.folder, target, args.private, print, dry_run=args.dry_run)
-    return 0
 
 
 def add_verify(parser: argparse.ArgumentParser) -> None:
@@ -222,14 +220,13 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_export)
 
 
-def run_export(args: argparse.Namespace) -> int:
+def run_export(args: argparse.Namespace) -> None:
     """Export a model and say what was measured."""
     from hf_scratch.export.run import export
 
     record = export(args.model, args.to, args.output, args.text, print)
     for name, found in record["measured"].items():
         print(f"{name or args.to}: {found}")
-    return 0
 
 
 def add_import(parser: argparse.ArgumentParser) -> None:
@@ -240,13 +237,12 @@ def add_import(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_import)
 
 
-def run_import(args: argparse.Namespace) -> int:
+def run_import(args: argparse.Namespace) -> None:
     """Import a stock checkpoint."""
     from hf_scratch.export.transformers import import_stock
 
     checks = import_stock(args.model, args.revision, args.output)
     print(f"{args.output} holds a Scratch checkpoint; {len(checks)} checks passed, logits equal to the original's.")
-    return 0
 
 
 # ---- use ----
@@ -259,12 +255,11 @@ def add_browser(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_browser)
 
 
-def run_browser(args: argparse.Namespace) -> int:
+def run_browser(args: argparse.Namespace) -> None:
     """Serve the page until it is stopped."""
     from hf_scratch.export.browser_server import serve
 
     serve(args.folder, args.port, print)
-    return 0
 
 
 def add_speaker(parser: argparse.ArgumentParser) -> None:
@@ -282,13 +277,12 @@ def add_chat(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_chat)
 
 
-def run_chat(args: argparse.Namespace) -> int:
+def run_chat(args: argparse.Namespace) -> None:
     """Talk to a model."""
     from .chat import chat, load_speaker
 
     speaker = load_speaker(args.model, args.revision, args.trust_remote_code)
     chat(speaker, sampling(args), args.system, sys.stdin, sys.stdout)
-    return 0
 
 
 def add_generate(parser: argparse.ArgumentParser) -> None:
@@ -298,14 +292,13 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_generate)
 
 
-def run_generate(args: argparse.Namespace) -> int:
+def run_generate(args: argparse.Namespace) -> None:
     """Let a model continue a text."""
     from .chat import continue_text, load_speaker
 
     speaker = load_speaker(args.model, args.revision, args.trust_remote_code)
     prompt = sys.stdin.read() if args.prompt is None else args.prompt
     continue_text(speaker, sampling(args), prompt, sys.stdout)
-    return 0
 
 
 def sampling(args: argparse.Namespace) -> dict[str, int | float | None]:

@@ -24,10 +24,6 @@ def load_from(auto_class: Any, path: str, what: str, **how: Any) -> Any:
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer.
-
-    Raises:
-        ValueError: It is not there, or cannot be read.
-    """
+    """Load a tokenizer, as `load_from` does."""
     tokenizer: PreTrainedTokenizerBase = load_from(AutoTokenizer, path, "tokenizer")
     return tokenizer

@@ -9,14 +9,17 @@ import json
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .chat_tokens import ChatEncoder, encode_chats
 from .clean_process import control_tokens, tokens_without_row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel  # it takes seconds, and a tokenizer needs none
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
@@ -100,7 +103,7 @@ def separator_of(tokenizer: PreTrainedTokenizerBase) -> int:
     return separator
 
 
-def require_fit(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+def require_fit(tokenizer: PreTrainedTokenizerBase, model: "PreTrainedModel") -> None:
     """Raise ValueError if the tokenizer can give an id that the model has no embedding for."""
     if extra := tokens_without_row(tokenizer, model):
         raise ValueError(

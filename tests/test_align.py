@@ -20,13 +20,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from hf_scratch import ScratchForCausalLM
 from hf_scratch.tokenizer import CHAT_TEMPLATE
-from training import dpo, eval_model, grpo, prepare_data, pretrain, release, sft, train_tokenizer
+from training import dpo, prepare_data, release, sft, train_tokenizer
 from training.alignment import trainer as align_trainer
-from training.alignment.config import AlignConfig, training_arguments
+from training.alignment.config import AlignConfig, DpoConfig, GrpoConfig, SftConfig
 from training.alignment.stage import load_model, load_weights
-from training.alignment.trainer import last_checkpoint, row_order
+from training.alignment.trainer import last_checkpoint, row_order, training_arguments
+from training.engine.config import PretrainConfig
 from training.engine.device import resolve_precision
 from training.engine.save import save_model
+from training.evaluation.config import EvalConfig
 from training.stage.config import parse_config
 from training.stage.files import read_json
 
@@ -68,11 +70,11 @@ def test_the_settings_of_every_recipe_exist(path: Path) -> None:
     stages: dict[str, tuple[Any, str]] = {
         "tokenizer": (train_tokenizer.TokenizerConfig, ""),
         "data": (prepare_data.DataConfig, "--tokenizer t"),
-        "pretrain": (pretrain.PretrainConfig, "--data d --tokenizer t"),
-        "sft": (sft.SftConfig, "--model m"),
-        "dpo": (dpo.DpoConfig, "--model m"),
-        "grpo": (grpo.GrpoConfig, "--model m"),
-        "eval": (eval_model.EvalConfig, "--models a=b"),
+        "pretrain": (PretrainConfig, "--data d --tokenizer t"),
+        "sft": (SftConfig, "--model m"),
+        "dpo": (DpoConfig, "--model m"),
+        "grpo": (GrpoConfig, "--model m"),
+        "eval": (EvalConfig, "--models a=b"),
         "release": (release.ReleaseConfig, "--run r"),
     }
     config_class, inputs = stages[path.stem]

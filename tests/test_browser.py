@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_scratch.export.browser import TIE
 from hf_scratch.export.original import Greedy, greedy
 from hf_scratch.tokenizer import encode_prompt
+from training import dpo
 from training.stories.talk import prompts
 
 VisitPage = Callable[..., Visit]
@@ -275,8 +276,6 @@ def test_pairs_and_thumbs_are_data_that_dpo_trains_on(
     thumbs = save(page, "Download my thumbs", tmp_path / "thumbs.jsonl")
     assert [row["label"] for row in thumbs] == [True, False, True]
     assert [len(row["prompt"]) for row in thumbs] == [1, 3, 5]
-
-    from training import dpo  # TRL takes seconds to import
 
     few = "--batch_size 2 --max_steps 1 --warmup_ratio 0 --log_steps 1 --max_length 512 --learning_rate 0.01".split()
     before = load_file(page_release / "model.safetensors")

@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from tiny_run import THUMBS, trained
 
 from hf_scratch.export.transformers import write_origin
 from hf_scratch.hub.card import Base, CardFacts, license_metadata, make_card
+from hf_scratch.hub.client import Target
+from hf_scratch.hub.publish import copy_for
 from training import release
 
 COUNTS = {"documents": 10, "tokens": 100, "bytes": 300}
@@ -62,6 +65,24 @@ def test_the_card_s_example_is_python_whatever_it_says(example: str) -> None:
     text = card_of({"sft": trained()}, None, example=example).text
     line = next(line for line in text.splitlines() if line.startswith("messages = "))
     assert ast.literal_eval(line.removeprefix("messages = "))[0]["content"] == example
+
+
+@pytest.mark.parametrize("owner", ["user", "user.name"])
+def test_a_published_card_is_the_one_that_a_release_for_this_id_has(tmp_path: Path, owner: str) -> None:
+    # The base's id begins with the released one, a neighbour's ends with it: both are other models.
+    base = Base(f"{owner}/t-1.5", True, "mit")
+    records = {"sft": trained()}
+    own = f"\nBetter than {owner}/t.2, {owner}/t2 and the-{owner}/t, says {owner}/t.\n"
+    (tmp_path / "model").mkdir()
+    (tmp_path / "stage.json").write_text(json.dumps({"config": {"repo_id": f"{owner}/t"}}))
+    released = tmp_path / "model" / "README.md"
+    released.write_text(str(card_of(records, base, repo_id=f"{owner}/t", auto_map={})) + own)
+    copy_for(Target("me/tale"), tmp_path / "model", tmp_path / "ready", tmp_path, None)
+    said = (tmp_path / "ready" / "README.md").read_text()
+    assert said == str(card_of(records, base, repo_id="me/tale", auto_map={})) + own.replace(
+        f"says {owner}/t", "says me/tale"
+    )
+    assert f"says {owner}/t" in released.read_text()  # the release's own card is left
 
 
 def test_the_licence_is_one_that_the_hub_takes() -> None:

@@ -17,6 +17,7 @@ from hf_scratch.chat_tokens import answer_end_token, encode_chats
 from hf_scratch.tokenizer import CHAT_TEMPLATE
 from training.chat.check import check_data
 from training.chat.formats import Kind, Row
+from training.chat.rows import Loaded
 from training.chat.tokenize import tokenize
 
 MISTRAL = (
@@ -189,7 +190,7 @@ def test_each_answer_is_trained_as_it_reads_when_it_is_the_last_one(
     found = tokenize(tokenizer, "conversations", rows, max_length=1000)
     assert (found.counts["rows"], found.split) == (5, 1)
     assert "when another turn follows: 1 conversations became a row for each answer" in found.summary()
-    lines = check_data(tokenizer, found, rows, [], 1000, "messages")
+    lines = check_data(tokenizer, found, Loaded("conversations", "messages", rows, []), 1000)
     assert [line.found for line in lines if line.what == "rows that the template changes with more turns"] == [
         "1 of 3"
     ]

@@ -103,6 +103,7 @@ def test_a_mistake_is_one_sentence(line: str, says: str, folder: Path, tmp_path:
     (tmp_path / "qwen2").mkdir()
     (tmp_path / "qwen2/config.json").write_text('{"model_type": "qwen2"}')
     (tmp_path / "run/release/model").mkdir(parents=True)
+    (tmp_path / "run/release/model/config.json").write_text("{}")
     words = line.format(empty=tmp_path, folder=folder, qwen2=tmp_path / "qwen2", run=tmp_path / "run").split()
     with pytest.raises(SystemExit, match=says) as error:
         cli.main(words)
@@ -128,9 +129,9 @@ def test_code_that_is_not_ours_is_not_run_unless_it_is_trusted_and_has_not_passe
     assert status.value.code == 1 and "FAILED  loads in a clean process: not run" in said and "2 of 8 checks" in said
 
 
-def test_the_readme_s_commands_parse() -> None:
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    lines = [line.split("  #")[0] for line in readme.splitlines() if line.startswith("hf-scratch ")]
+def test_the_reference_s_commands_parse() -> None:
+    reference = (Path(__file__).parent.parent / "docs" / "reference.md").read_text()
+    lines = [line.split("  #")[0] for line in reference.splitlines() if line.startswith("hf-scratch ")]
     assert {line.split()[1] for line in lines} == set(COMMANDS)
     for line in lines:
         cli.make_parser().parse_args(shlex.split(line)[1:])

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from training import dpo, sft
 from training.chat.check import Finding, check_data, refuse_errors, table
 from training.chat.formats import Kind, Row
+from training.chat.rows import Loaded
 from training.chat.tokenize import tokenize
 from training.stage.files import read_json
 
@@ -21,7 +22,8 @@ def check(
     held_out: list[Row] | None = None,
     length: int = 60,
 ) -> dict[str, Finding]:
-    findings = check_data(tokenizer, tokenize(tokenizer, kind, rows, length), rows, held_out or [], length, "messages")
+    loaded = Loaded(kind, "messages", rows, held_out or [])
+    findings = check_data(tokenizer, tokenize(tokenizer, kind, rows, length), loaded, length)
     assert len(table(findings).splitlines()) == len(findings) + 1
     return {finding.what: finding for finding in findings}
 

@@ -434,7 +434,7 @@ def test_the_report_shows_documents_as_text(tmp_path: Path, tokenizer: Path) -> 
         ({"steps": [{"language": {"model": "none.bin"}}]}, "there is no model at none.bin"),
         ({"steps": [{"decontaminate": {"files": "none.jsonl"}}]}, "none.jsonl matches no file"),
         ({"steps": [{"near_duplicates": {"grams": 3}}]}, "step near_duplicates"),
-        ({"files": ["x.txt"]}, "name files and data sets there"),
+        ({"files": ["x.txt"]}, "for the one source that names no text of its own"),
         ({"steps": [{"decontaminate": {}}]}, "step decontaminate needs `files`"),
         ({"tasks": 0}, "tasks=0 must be between 1"),
         ({"steps": ["gopher_quality"]}, r"there is no train text: of 10 documents 0 are left \(gopher_quality"),

@@ -268,7 +268,7 @@ def test_source_trees_honour_licences(tmp_path: Path) -> None:
     [
         ({"files": "x"}, "must be a mapping with a `name`"),
         ({"name": "a"}, "exactly one of files, dataset and stories; it has none"),
-        ({"name": "a", "files": "x", "stories": 3}, r"it has \['files', 'stories'\]"),
+        ({"name": "a", "files": "x", "stories": 3}, "it has files and stories"),
         ({"name": "a", "file": "x"}, "'file' is not known; did you mean 'files'"),
         ({"name": "a", "files": "x", "type": "gutenbreg"}, "did you mean 'gutenberg'"),
         ({"name": "a", "files": "x", "languages": ["pyhton"]}, "'pyhton'; did you mean 'python'"),
@@ -293,6 +293,19 @@ def test_mistakes_in_sources_are_named(source: dict[str, Any], message: str) -> 
 def test_mistakes_in_steps_are_named(steps: list[Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_steps(steps, read_sources([{"name": "a", "stories": 1}]))
+
+
+def test_files_of_the_command_line_are_those_of_the_one_source_without_a_text() -> None:
+    books: dict[str, Any] = {"name": "books", "type": "gutenberg"}
+    told: dict[str, Any] = {"name": "told", "stories": 3}
+    found = read_sources([books, told], ["a.txt", "b/"])
+    assert [(one.name, one.files, one.type, one.stories) for one in found] == [
+        ("books", ("a.txt", "b/"), "gutenberg", 0),
+        ("told", (), None, 3),
+    ]
+    for sources, number in (([told], 0), ([books, books | {"name": "more"}], 2)):
+        with pytest.raises(ValueError, match=f"for the one source that names no text of its own.* {number} name none"):
+            read_sources(sources, ["a.txt"])
 
 
 def test_a_pattern_that_matches_nothing_is_named(tmp_path: Path) -> None:

@@ -158,26 +158,25 @@ def test_a_checkpoint_of_two_processes_goes_on_on_one_and_on_four(corpus: Path, 
 
 LITTLE_MEMORY = """
 import os, torch
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from training import pretrain
 
-step = pretrain.PretrainingRun.train_step
+steps = []
 
-def limited(self, rows):
-    def check(module, args, kwargs):
-        if torch.is_grad_enabled() and len(kwargs["input_ids"]) > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+def check(module, args):
+    if isinstance(module, torch.nn.Embedding) and torch.is_grad_enabled() and len(steps) == 4 and len(args[0]) > 1:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
 
-    if os.environ["RANK"] == "1" and self.progress.step == 4:
-        self.unwrapped.model.register_forward_pre_hook(check, with_kwargs=True)
-    return step(self, rows)
-
-pretrain.PretrainingRun.train_step = limited
+if os.environ["RANK"] == "1":
+    register_optimizer_step_pre_hook(lambda *_: steps.append(1))
+    register_module_forward_pre_hook(check)
 pretrain.main()
 """
 
 
 @pytest.mark.long
-def test_where_memory_runs_out_on_one_process_all_start_again_with_smaller_pieces(
+def test_where_memory_runs_out_on_one_process_all_start_again_with_fewer_rows(
     corpus: Path, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """By `training.run`: from the checkpoint of step 3, with 1 row of the 3 that one held; the steps are the same."""
@@ -189,7 +188,7 @@ def test_where_memory_runs_out_on_one_process_all_start_again_with_smaller_piece
     run_step(Step("pretrain", "limited", options), tmp_path, tmp_path / "run", "[1/1]", LAUNCH / "cpu-2.yaml")
     shown = "".join(capfd.readouterr())
     assert "memory ran out on process 1 at step 4 with 3 rows at once" in shown
-    assert "once more, with smaller pieces" in shown and "goes on from step 3" in shown
+    assert "once more, with fewer rows at once" in shown and "goes on from step 3" in shown
     assert read_json(tmp_path / "run" / "pretrain" / "stage.json")["metrics"]["micro_batch_size"] == 1
     assert_same_run(tmp_path / "run" / "pretrain", runs / "adamw-one")
 
@@ -202,16 +201,17 @@ def test_rows_that_cannot_be_shared_out_are_refused(corpus: Path, tmp_path: Path
 
 SIGNALLED = """
 import os, signal
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from training import pretrain
 
-step = pretrain.PretrainingRun.train_step
+steps = []
 
-def signalled(self, rows):
-    if os.environ["RANK"] == "1" and self.progress.step == 4:
+def tell(*_):
+    steps.append(1)
+    if os.environ["RANK"] == "1" and len(steps) == 5:
         os.kill(os.getpid(), signal.{name})
-    return step(self, rows)
 
-pretrain.PretrainingRun.train_step = signalled
+register_optimizer_step_pre_hook(tell)
 pretrain.main()
 """
 

@@ -12,8 +12,10 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from hf_scratch import encode_prompt
 from training import dpo
-from training.alignment.config import training_arguments
+from training.alignment import dpo as dpo_trainer
+from training.alignment.config import DpoConfig
 from training.alignment.stage import load_model
+from training.alignment.trainer import training_arguments
 from training.chat.tokenize import last_answer, tokenize
 
 
@@ -94,21 +96,23 @@ def test_every_way_to_the_reference_gives_the_same_steps(base: str, data: str, t
 
 def test_the_kl_is_that_of_all_positions_at_once() -> None:
     torch.manual_seed(0)
-    logits, reference = torch.randn(2, 3 * dpo.KL_POSITIONS + 5, 40)
+    logits, reference = torch.randn(2, 3 * dpo_trainer.KL_POSITIONS + 5, 40)
     expected = torch.nn.functional.kl_div(
         reference.log_softmax(-1), logits.log_softmax(-1), log_target=True, reduction="sum"
     )
-    torch.testing.assert_close(dpo.sum_of_kl(logits, reference), expected)
+    torch.testing.assert_close(dpo_trainer.sum_of_kl(logits, reference), expected)
 
 
 def test_the_kl_takes_logits_of_answers_alone(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [pair("a long question " * 5, "fox", f"no one {i}") for i in range(8)]
     shapes = []
-    real = dpo.sum_of_kl
-    monkeypatch.setattr(dpo, "sum_of_kl", lambda *logits: shapes.append(tuple(logits[0].shape)) or real(*logits))
+    real = dpo_trainer.sum_of_kl
+    monkeypatch.setattr(
+        dpo_trainer, "sum_of_kl", lambda *logits: shapes.append(tuple(logits[0].shape)) or real(*logits)
+    )
     lines = train(base, write_jsonl(tmp_path / "a.jsonl", rows), tmp_path / "run", max_steps=2, learning_rate=0.01)
     assert lines[0]["kl"] == pytest.approx(0, abs=1e-5) and lines[-1]["kl"] > 0
-    assert len(shapes) == 2 * 2 * dpo.KL_PAIRS and max(positions for positions, _ in shapes) < 12
+    assert len(shapes) == 2 * 2 * dpo_trainer.KL_PAIRS and max(positions for positions, _ in shapes) < 12
 
 
 def test_rounding_of_bfloat16_is_no_other_reference() -> None:
@@ -119,23 +123,23 @@ def test_rounding_of_bfloat16_is_no_other_reference() -> None:
         "logps/chosen": -779.4,
         "logps/rejected": -801.0,
     }
-    dpo.check_first_loss(measured, beta=0.1, rounding=torch.finfo(torch.bfloat16).eps)
+    dpo_trainer.check_first_loss(measured, beta=0.1, rounding=torch.finfo(torch.bfloat16).eps)
     with pytest.raises(ValueError, match="reference is another model"):
-        dpo.check_first_loss(measured, beta=0.1)
+        dpo_trainer.check_first_loss(measured, beta=0.1)
     for reward in (2.0, -2.0, math.nan):  # 20 nats an answer
         with pytest.raises(ValueError, match="reference is another model"):
-            dpo.check_first_loss(measured | {"rewards/rejected": reward}, 0.1, torch.finfo(torch.bfloat16).eps)
+            dpo_trainer.check_first_loss(measured | {"rewards/rejected": reward}, 0.1, torch.finfo(torch.bfloat16).eps)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # TRL's, as in the stage
 def test_a_reference_that_is_not_the_model_stops_the_run_before_a_step(base: str, data: str, tmp_path: Path) -> None:
-    config = dpo.DpoConfig(model=base, data=data, output_dir=str(tmp_path / "run"), max_length=96, batch_size=8)
+    config = DpoConfig(model=base, data=data, output_dir=str(tmp_path / "run"), max_length=96, batch_size=8)
     model, tokenizer = load_model(base)
     # What TRL does by itself: it loads the reference from the folder, whatever was done to the model since.
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(1.5)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    trainer = dpo.CheckedDPOTrainer(
+    trainer = dpo_trainer.CheckedDPOTrainer(
         model=model,
         ref_model=AutoModelForCausalLM.from_pretrained(base),
         args=trl.DPOConfig(**training_arguments(config), beta=0.1),

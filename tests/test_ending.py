@@ -13,9 +13,9 @@ from test_pretrain import arguments, corpus, metrics, stop_at, timeless, weights
 from training.engine.checkpoint import best_checkpoint, find_damage, list_checkpoints, path_of, save_checkpoint
 from training.engine.config import PretrainConfig
 from training.engine.ending import Ending
+from training.engine.loop import PretrainingRun
 from training.engine.optimizer import learning_rate
 from training.evaluation.markdown import write_report
-from training.pretrain import PretrainingRun
 from training.pretrain import main as pretrain
 from training.stage.files import read_json
 
@@ -30,7 +30,7 @@ def saved_steps(folder: Path) -> list[int]:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_run_that_is_made_longer_is_the_longer_run(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, precision: str
+    corpus: Path, tmp_path: Path, capsys: Any, precision: str
 ) -> None:
     """Bit for bit, also if it is stopped on the way and if little is kept."""
     changes = WSD | {"optimizer": "muon", "precision": precision, "keep_checkpoints": 1}
@@ -39,7 +39,7 @@ def test_a_run_that_is_made_longer_is_the_longer_run(
     pretrain(arguments(corpus, run, **changes, max_steps=12))
     short, left = weights_hash(run), (run / "metrics.jsonl").read_bytes()
     assert 9 in saved_steps(run) and 12 in saved_steps(run)
-    stop_at(monkeypatch, 10, arguments(corpus, run, **changes, max_steps=20))
+    stop_at(10, arguments(corpus, run, **changes, max_steps=20))
     shown = capsys.readouterr().out
     assert "max_steps was raised from 12 to 20" in shown and "goes on from step 9" in shown
     assert 12 not in saved_steps(run)
@@ -94,7 +94,7 @@ def test_the_model_of_a_shorter_run_is_kept_also_without_its_last_checkpoint(cor
     assert weights_hash(run / "shorter.previous") == before != weights_hash(run)
 
 
-def test_a_target_begins_the_decay(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_a_target_begins_the_decay(corpus: Path, tmp_path: Path, capsys: Any) -> None:
     """The run is that of which max_steps would have been right; stopped before or after the target, too."""
     pretrain(arguments(corpus, tmp_path / "right", **WSD, max_steps=8))
     target = metrics(tmp_path / "right")[5]["val_bpb"]
@@ -107,7 +107,7 @@ def test_a_target_begins_the_decay(corpus: Path, tmp_path: Path, monkeypatch: py
     assert found["until_val_bpb"] == {"target": target, "reached_at": 6} and found["step"] == 8
     assert 6 in saved_steps(tmp_path / "until")
     for step in (4, 6):
-        stop_at(monkeypatch, step, arguments(corpus, tmp_path / f"stopped-{step}", **changes))
+        stop_at(step, arguments(corpus, tmp_path / f"stopped-{step}", **changes))
         pretrain(arguments(corpus, tmp_path / f"stopped-{step}", **changes))
     for name in ("until", "stopped-4", "stopped-6"):
         assert weights_hash(tmp_path / name) == weights_hash(tmp_path / "right")
@@ -143,9 +143,7 @@ WORSE: dict[str, Any] = {
 }  # fmt: skip
 
 
-def test_patience_ends_a_run_and_keeps_its_best_model(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_patience_ends_a_run_and_keeps_its_best_model(corpus: Path, tmp_path: Path, capsys: Any) -> None:
     run = tmp_path / "run"
     pretrain(arguments(corpus, run, **WORSE))
     losses = {line["step"]: line["val_loss"] for line in metrics(run)}
@@ -157,7 +155,7 @@ def test_patience_ends_a_run_and_keeps_its_best_model(
     model = load_file(run / "model" / "model.safetensors")
     checkpoint = load_file(run / "checkpoints" / f"step-{best:08d}" / "model.safetensors")
     assert all(torch.equal(model[name], weight) for name, weight in checkpoint.items())
-    stop_at(monkeypatch, best + 2, arguments(corpus, tmp_path / "stopped", **WORSE))
+    stop_at(best + 2, arguments(corpus, tmp_path / "stopped", **WORSE))
     pretrain(arguments(corpus, tmp_path / "stopped", **WORSE))
     assert weights_hash(tmp_path / "stopped") == weights_hash(run) and timeless(tmp_path / "stopped") == timeless(run)
 

@@ -21,6 +21,7 @@ from hf_scratch.bits_per_byte import bits_per_byte, encode
 from training import eval_model
 from training.evaluation import tasks as lm_tasks
 from training.evaluation.answers import Answer, Asking, answer, preference, read_answer, score, variety
+from training.evaluation.measure import load, name_files, parse_models
 from training.evaluation.statistics import bootstrap_ratio, jackknife, mcnemar, paired_difference, wilson
 from training.evaluation.task_files import story_rows
 from training.evaluation.tasks import run_tasks
@@ -261,7 +262,7 @@ def test_bits_per_byte_are_those_of_lm_evaluation_harness(run: Path) -> None:
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    model, tokenizer = eval_model.load(str(run / "base/model"))
+    model, tokenizer = load(str(run / "base/model"))
     found = run_tasks(model, tokenizer, ["stories_bits", "stories_hero"], limit=6, batch_size=4)
     texts = [row["text"] for row in story_rows.texts()["test"]][:6]
     context = 64  # shorter than the stories, so that windows matter
@@ -278,7 +279,7 @@ def test_bits_per_byte_are_those_of_lm_evaluation_harness(run: Path) -> None:
 
 @pytest.mark.slow
 def test_a_task_that_is_not_there_is_named(run: Path) -> None:
-    model, tokenizer = eval_model.load(str(run / "base/model"))
+    model, tokenizer = load(str(run / "base/model"))
     with pytest.raises(ValueError, match="has no task stories_hreo; the local ones are stories_bits, stories_hero"):
         run_tasks(model, tokenizer, ["stories_hreo"], 1, 1)
 
@@ -351,8 +352,8 @@ def test_answers_do_not_depend_on_the_batch(run: Path) -> None:
 
 
 def test_texts_of_one_file_name_are_told_apart_by_their_folders() -> None:
-    assert list(eval_model.name_files(["/x/a/book.txt"])) == ["book.txt"]
-    named = eval_model.name_files(["a/book.txt", "b/book.txt", "a/book.txt"])
+    assert list(name_files(["/x/a/book.txt"])) == ["book.txt"]
+    named = name_files(["a/book.txt", "b/book.txt", "a/book.txt"])
     assert named == {f"{folder}/book.txt": Path(f"{folder}/book.txt").absolute() for folder in "ab"}
 
 
@@ -403,10 +404,10 @@ def test_a_model_of_the_hub_may_have_no_owner(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "models--gpt2" / "refs" / "main").write_text("0123")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    assert eval_model.parse_models(["gpt2=gpt2", "a=b/c"]) == {"gpt2": "gpt2", "a": "b/c"}
+    assert parse_models(["gpt2=gpt2", "a=b/c"]) == {"gpt2": "gpt2", "a": "b/c"}
     (tmp_path / "gpt2").mkdir()  # a folder of that name is what is meant
     with pytest.raises(ValueError, match="gpt2 holds no model"):
-        eval_model.parse_models(["gpt2=gpt2"])
+        parse_models(["gpt2=gpt2"])
 
 
 def test_shards_of_another_tokenizer_are_refused(run: Path, tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from transformers import AutoTokenizer
 
 from hf_scratch import ScratchConfig, ScratchForCausalLM
 from training import grpo, sft, train_tokenizer
+from training.alignment.config import GrpoConfig
+from training.alignment.grpo import asked, grpo_arguments, happy_ending, instruction
 from training.engine.save import save_model
 from training.run import steps as plan_steps
 from training.stories import talk
@@ -31,14 +33,14 @@ def test_the_checkers_reward_what_was_asked() -> None:
     )
     facts = [json.dumps(asdict(told.request))] * 3
     said = answers(told.text, other.text, told.text.rpartition(". ")[0])
-    right, wrong, cut = grpo.instruction(said, request=facts)
+    right, wrong, cut = instruction(said, request=facts)
     assert right == 1 and wrong < 1 and cut < 1
-    assert grpo.happy_ending(said, request=facts) == [1, 0, 0]
+    assert happy_ending(said, request=facts) == [1, 0, 0]
 
 
 def test_every_place_of_the_run_has_its_prompt() -> None:
-    config = grpo.GrpoConfig(output_dir="runs/x", model="m", max_steps=3, prompts_per_step=2)
-    rows = grpo.asked(config)
+    config = GrpoConfig(output_dir="runs/x", model="m", max_steps=3, prompts_per_step=2)
+    rows = asked(config)
     assert len(rows) == 6 and rows[0]["prompt"][0]["role"] == "user"
     assert Request(**json.loads(rows[0]["request"])) == next(talk.prompts("train", 0))[0]
 
@@ -52,7 +54,7 @@ def test_every_place_of_the_run_has_its_prompt() -> None:
 )
 def test_sizes_that_do_not_fit_are_named(settings: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        grpo.grpo_arguments(grpo.GrpoConfig(output_dir="runs/x", model="m", **settings))
+        grpo_arguments(GrpoConfig(output_dir="runs/x", model="m", **settings))
 
 
 def test_the_recipe_goes_on_from_the_sft_model_of_a_run(tmp_path: Path) -> None:
@@ -80,20 +82,42 @@ def endings(count: int) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.long)])
-def test_the_reward_rises(tmp_path: Path, precision: str) -> None:
+def make_base(folder: Path) -> None:
+    """Write `folder/base`, a model of noise, with `folder/tokenizer` of the stories."""
     text = ["--vocab_size", "800", "--num_stories", "1000"]
-    train_tokenizer.main(["--output_dir", f"{tmp_path}/tokenizer", *text])
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    train_tokenizer.main(["--output_dir", f"{folder}/tokenizer", *text])
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 128}
     tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
     torch.manual_seed(0)
-    save_model(
-        ScratchForCausalLM(ScratchConfig(vocab_size=800, initializer_range=0.05, **sizes, **tokens)),
-        tokenizer,
-        tmp_path / "base",
-    )
+    config = ScratchConfig(vocab_size=800, initializer_range=0.05, **sizes, **tokens)
+    save_model(ScratchForCausalLM(config), tokenizer, folder / "base")
+
+
+@pytest.mark.slow
+def test_how_many_answers_are_held_at_once_changes_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_base(tmp_path)
+    # Noise fulfils nothing, and equal rewards teach nothing: here long answers are liked.
+    monkeypatch.setattr("training.alignment.grpo.happy_ending", lambda completions, **_: [
+        float(len(answer[0]["content"])) for answer in completions
+    ])  # fmt: skip
+    command = ["--model", f"{tmp_path}/base", "--save_steps", "1", "--learning_rate", "0.01", "--precision", "fp32"]
+    command += "--max_steps 3 --prompts_per_step 2 --num_generations 4 --max_new_tokens 12 --warmup_ratio 0".split()
+    lines = {}
+    for size in (0, 2):
+        run = tmp_path / f"at-once-{size}"
+        grpo.main([*command, "--output_dir", str(run), "--micro_batch_size", str(size)])
+        lines[size] = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines[0]) == 3 and lines[0][-1]["grad_norm"] > 0
+    for one, other in zip(lines[0], lines[2], strict=True):
+        for name in ("reward", "grad_norm", "completions/mean_length"):
+            assert other[name] == pytest.approx(one[name], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.long)])
+def test_the_reward_rises(tmp_path: Path, precision: str) -> None:
+    make_base(tmp_path)
     # A model that answers with the end of a story, happy or not, whatever it is asked.
     data = write_jsonl(tmp_path / "endings.jsonl", endings(48))
     learn = {"max_steps": 120, "batch_size": 16, "learning_rate": 0.01, "max_length": 128, "warmup_ratio": 0.05}

@@ -18,8 +18,8 @@ CHAPTERS = sorted(DOCS.glob("[0-9][0-9]-*.md"))
 chapters = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 
 
-@chapters
-def test_what_a_chapter_names_is_there(path: Path) -> None:
+@pytest.mark.parametrize("path", sorted(DOCS.glob("*.md")), ids=lambda path: path.stem)
+def test_what_a_page_names_is_there(path: Path) -> None:
     named = names.ROLE.findall(path.read_text(encoding="utf-8"))
     assert not [problem for role, text in named if (problem := names.problem_of(role, text))]
 

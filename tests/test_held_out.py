@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from test_pretrain import arguments, corpus, metrics, stop_at, trainer
+from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import AutoTokenizer
 
 from hf_scratch.tokenizer import separator_of
@@ -13,7 +15,6 @@ from training.engine.batches import PackedDocuments
 from training.engine.config import PretrainConfig
 from training.engine.held_out import affordable_tokens, sample_held_out
 from training.engine.token_shards import Shards, load_shards
-from training.pretrain import PretrainingRun
 from training.pretrain import main as pretrain
 from training.stage.files import read_json
 
@@ -55,28 +56,21 @@ def test_bytes_are_counted_as_the_data_stage_counts_them(corpus: Path) -> None:
 
 @pytest.mark.parametrize("changes", [{}, {"row_length": 64, "batch_rows": 2}])
 def test_an_evaluation_costs_no_more_than_a_twentieth_of_the_steps_between(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+    corpus: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     """A forward pass is a third of a step: tokens are counted as the model sees them, padding included."""
     seen = {"training": 0, "evaluation": 0}
-    make = PretrainingRun.__init__
 
-    def counted(self: PretrainingRun, *args: Any) -> None:
-        make(self, *args)
-        self.unwrapped.model.register_forward_pre_hook(
-            lambda module, args, kwargs: seen.update(
-                {
-                    key: seen[key] + kwargs["input_ids"].numel()
-                    for key in seen
-                    if (key == "training") == module.training
-                }
-            ),
-            with_kwargs=True,
-        )
+    def count(module: torch.nn.Module, args: Any) -> None:
+        if isinstance(module, torch.nn.Embedding):
+            seen["training" if module.training else "evaluation"] += args[0].numel()
 
-    monkeypatch.setattr(PretrainingRun, "__init__", counted)
     common = {"max_steps": 40, "eval_steps": 10, "micro_batch_size": 4}
-    pretrain(arguments(corpus, tmp_path, **common | changes))
+    hook = register_module_forward_pre_hook(count)
+    try:
+        pretrain(arguments(corpus, tmp_path, **common | changes))
+    finally:
+        hook.remove()
     assert 0.03 < seen["evaluation"] / 3 / seen["training"] <= 0.055
     config = PretrainConfig(output_dir="x", data=["d"], tokenizer="t", eval_steps=10, batch_rows=4, context_length=128)
     assert affordable_tokens(config) == 768
@@ -93,11 +87,11 @@ def test_windows_of_an_evaluation_do_not_overlap(corpus: Path, tmp_path: Path) -
 
 
 def test_a_run_evaluates_on_the_same_text_to_its_end(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """How often is evaluated may change when a run goes on; its curve stays one curve."""
     pretrain(arguments(corpus, tmp_path / "whole", eval_steps=2, max_steps=8))
-    stop_at(monkeypatch, 4, arguments(corpus, tmp_path / "run", eval_steps=2, max_steps=8))
+    stop_at(4, arguments(corpus, tmp_path / "run", eval_steps=2, max_steps=8))
     pretrain(arguments(corpus, tmp_path / "run", eval_steps=4, max_steps=8))
     expected, found = (
         {line["step"]: line["val_bpb"] for line in metrics(tmp_path / name) if line["val_bpb"] is not None}
@@ -129,7 +123,7 @@ def test_rows_are_full_and_their_documents_of_unlike_length(context: int) -> Non
     lengths = np.random.default_rng(0).normal(90, 25, 8192).clip(20, 170).astype(int)
     tokens = np.zeros(lengths.sum() + 1, np.uint16)
     rows = PackedDocuments(Shards(tokens, np.cumsum([0, *lengths[:-1]]), 1, 2), context, seed=0)
-    sizes = rows.pieces[:, 1]
+    sizes = rows.documents[:, 1]
     assert sizes.sum() >= 0.97 * (len(rows.begins) - 1) * context
     products = pairs = 0.0
     for begin, end in zip(rows.begins, rows.begins[1:], strict=False):

@@ -211,15 +211,19 @@ def test_a_token_in_an_error_is_hidden(push: Callable[..., str]) -> None:
 def test_checkpoints_go_up_as_revisions_while_work_goes_on(hub: HubServer, push: Callable[..., str]) -> None:
     hub.fail("POST .*/commit/step-20", 403)
     code = """
-weights, files = Path(sys.argv[1]), Path(sys.argv[1]).with_name("files")
-files.mkdir()
-(files / "config.json").write_text("{}")
-pusher = CheckpointPusher("user/name", files)
+weights, waiting = Path(sys.argv[1]), Path(sys.argv[1]).with_name("waiting")
+checkpoint = weights.with_name("step-10")
+checkpoint.mkdir()
+weights.rename(checkpoint / "model.safetensors")
+(checkpoint / "config.json").write_text("{}")
+(checkpoint / "state.pt").write_text("not for the Hub")
+pusher = CheckpointPusher("user/name", waiting, leave_out=["state.pt"])
 for step in (10, 20, 30):
-    pusher.push(step, weights)
-weights.unlink()  # training removes old checkpoints
+    pusher.push(step, checkpoint)
+for file in checkpoint.iterdir():
+    file.unlink()  # training removes old checkpoints
 pusher.close()
-print(pusher.failed, list(files.parent.glob("files*")))
+print(pusher.failed, list(waiting.parent.glob("waiting*")))
 """
     assert push(code) == "['step-20'] []"
     repo = hub.repos["model", "user/name"]
@@ -233,10 +237,12 @@ print(pusher.failed, list(files.parent.glob("files*")))
 def test_checkpoints_do_not_go_where_anybody_reads(hub: HubServer, push: Callable[..., str]) -> None:
     hub.create("user/name")
     code = """
-files = Path(sys.argv[1]).with_name("files")
-files.mkdir()
-pusher = CheckpointPusher("user/name", files)
-pusher.push(10, Path(sys.argv[1]))
+weights = Path(sys.argv[1])
+checkpoint = weights.with_name("step-10")
+checkpoint.mkdir()
+weights.rename(checkpoint / "model.safetensors")
+pusher = CheckpointPusher("user/name", weights.with_name("waiting"), leave_out=["state.pt"])
+pusher.push(10, checkpoint)
 pusher.close()
 print(pusher.failed)
 """

@@ -16,13 +16,14 @@ import pytest
 from transformers.dynamic_module_utils import get_relative_imports
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("hf_scratch", "training", "spaces_app", "benchmarks", "tests")
+PARTS = ("hf_scratch", "training", "spaces_app", "benchmarks", "docs", "tests")
 MAY_IMPORT = {
     "hf_scratch": {"hf_scratch"},
     "training": {"training", "hf_scratch"},
     "spaces_app": set(),
     "benchmarks": {"benchmarks", "training", "hf_scratch"},
-    "tests": {"training", "hf_scratch"},
+    "docs": {"docs", "training", "hf_scratch"},
+    "tests": {"docs", "training", "hf_scratch"},
 }
 FILES = [path for part in PARTS for path in sorted((ROOT / part).rglob("*.py"))]
 MODEL_FILES = [path for path in FILES if path.parent.name == "model"]
@@ -87,7 +88,7 @@ def rooms() -> dict[str, set[str]]:
             for node in imports(path):
                 for name in imported_modules(node, place):
                     parts = name.split(".")
-                    other = ".".join(parts[:2]) if (ROOT / parts[0] / parts[1]).is_dir() else parts[0]
+                    other = ".".join(parts[:2]) if ROOT.joinpath(*parts[:2]).is_dir() else parts[0]
                     if other != room:
                         found.setdefault(room, set()).add(other)
     return found
@@ -150,6 +151,28 @@ def test_importing_the_library_loads_nothing_heavy() -> None:
     assert not {"torch", "transformers", "tokenizers", "trl", "datasets", "accelerate", "peft", "gradio"} & set(loaded)
 
 
+COMMANDS = [path for path in sorted((ROOT / "training").glob("*.py")) if "@command" in path.read_text("utf-8")]
+# What takes a second or more: a user who asks for help, or misspells an option, waits for none of it.
+HEAVY = {"torch", "trl", "peft", "datasets", "accelerate", "matplotlib", "sklearn", "scipy", "pandas", "torchao"}
+HEAVY |= {"transformers.modeling_utils", "datatrove", "lm_eval", "onnx", "gradio"}
+
+
+@pytest.mark.parametrize("command", [*(f"training.{path.stem}" for path in COMMANDS), "hf_scratch.cli"])
+def test_a_command_says_what_it_takes_before_anything_heavy_is_loaded(command: str) -> None:
+    code = (
+        "import json, runpy, sys\n"
+        f"sys.argv = [{command!r}, '--help']\n"
+        "try:\n"
+        f"    runpy.run_module({command!r}, run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code, end.code\n"
+        "print(json.dumps(list(sys.modules)))\n"
+    )
+    said, _, loaded = run_python(code).rstrip().rpartition("\n")
+    assert "usage:" in said
+    assert not HEAVY & set(json.loads(loaded))
+
+
 @pytest.mark.slow
 def test_every_module_imports_and_no_training_library_comes_along() -> None:
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES if path.parts[-2] != "tests"]
@@ -175,6 +198,35 @@ def test_each_file_says_what_it_is_for_and_is_read_in_one_sitting(path: Path) ->
     docstring = ast.get_docstring(read(path))
     assert docstring and docstring[0].isupper() and docstring.split("\n\n")[0].rstrip().endswith((".", ":"))
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 450
+
+
+@every_file
+def test_docstrings_begin_alike(path: Path) -> None:
+    """What a function returns is said as "Return ...", and of what is true or false as "Whether ..."."""
+    for node in ast.walk(read(path)):
+        if isinstance(node, ast.FunctionDef):
+            begins = (ast.get_docstring(node) or "").split()[:2]
+            assert begins[:1] not in (["Returns"], ["Yields"], ["Raises"]), node.name
+            is_bool = node.returns is not None and ast.unparse(node.returns) == "bool"
+            assert not (is_bool and begins == ["Return", "whether"]), node.name
+
+
+# The model's own: their parameters and what they give are those of every model of Transformers, a line each.
+LONG_BY_FORM = {"ScratchModel.forward", "ScratchForCausalLM.forward", "dataset_card"}
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.parts[len(ROOT.parts)] in ("training", "hf_scratch")],
+                         ids=lambda path: str(path.relative_to(ROOT)))  # fmt: skip
+def test_no_function_is_longer_than_a_screen(path: Path) -> None:
+    """40 lines from `def` to the last one, signature and docstring included; the training loop is no exception."""
+    long = {
+        f"{owner.name}.{node.name}" if isinstance(owner, ast.ClassDef) else node.name
+        for owner in ast.walk(read(path))
+        for node in ast.iter_child_nodes(owner)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if node.end_lineno is not None and node.end_lineno - node.lineno >= 40
+    }
+    assert not long - LONG_BY_FORM
 
 
 def test_the_model_is_read_in_one_sitting() -> None:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from hf_scratch import ScratchConfig, ScratchForCausalLM
 from training.engine import loss as module
 from training.engine.batches import IGNORE
-from training.engine.loss import ChunkedCrossEntropy, PretrainingLoss
+from training.engine.loss import ChunkedCrossEntropy, PretrainingLoss, _loss_and_grad
 
 
 @settings(max_examples=30, deadline=None)
@@ -26,7 +26,7 @@ def test_value_and_gradients_equal_full_cross_entropy(n: int, c: int, v: int, el
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "CHUNK_ELEMENTS", elements)
-        ours = ChunkedCrossEntropy.apply(hidden, weight, labels, num_items)
+        ours = ChunkedCrossEntropy.apply(hidden, weight, labels, num_items, _loss_and_grad)
     torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
     for one, two in zip(torch.autograd.grad(3 * ours, (hidden, weight)), expected_grads, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
@@ -60,7 +60,7 @@ def test_under_autocast_the_head_runs_in_the_low_type_and_the_loss_stays_near() 
     hidden, weight = torch.randn(64, 32, requires_grad=True), torch.randn(50, 32, requires_grad=True)
     labels = torch.randint(0, 50, (64,))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = ChunkedCrossEntropy.apply(hidden, weight, labels, 64)
+        loss = ChunkedCrossEntropy.apply(hidden, weight, labels, 64, _loss_and_grad)
     loss.backward()
     expected = F.cross_entropy(hidden @ weight.T, labels)
     assert loss.dtype == torch.float32 and weight.grad is not None and weight.grad.dtype == torch.float32

@@ -18,11 +18,11 @@ from training.engine.cost import (
     count_parameters,
     flops_per_token,
     largest_micro_batch,
-    peak_flops,
     utilisation,
 )
+from training.engine.estimate import read_recipe
+from training.engine.gpus import peak_flops
 from training.plan import main as plan
-from training.plan import read_recipe
 
 __all__ = ["corpus"]  # a fixture that is used here too
 

@@ -41,7 +41,7 @@ def test_a_run_that_goes_on_elsewhere_keeps_its_precision(
     changes = {"precision": "auto", "max_steps": 6, "optimizer": "muon"}
     processor(monkeypatch, native=began == "bf16")
     pretrain(arguments(corpus, tmp_path / "whole", **changes))
-    stop_at(monkeypatch, 2, arguments(corpus, tmp_path / "moved", **changes))
+    stop_at(2, arguments(corpus, tmp_path / "moved", **changes))
     processor(monkeypatch, native=began != "bf16")
     capsys.readouterr()
     pretrain(arguments(corpus, tmp_path / "moved", **changes))

@@ -14,15 +14,19 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hf_scratch.cli import main as hf_scratch
 from training.engine.batches import PackedDocuments, Windows
 from training.engine.checkpoint import Progress
+from training.engine.config import PretrainConfig
 from training.engine.device import resolve_precision
+from training.engine.initial_weights import build_model
+from training.engine.loop import PretrainingRun
 from training.engine.parallel import make_accelerator
 from training.engine.token_shards import load_shards
 from training.prepare_data import main as prepare_data
-from training.pretrain import PretrainConfig, PretrainingRun, build_model
 from training.pretrain import main as pretrain
 from training.train_tokenizer import main as train_tokenizer
 
@@ -98,9 +102,11 @@ def weights_hash(folder: Path) -> str:
 def test_it_learns_and_leaves_a_model_that_loads(corpus: Path, tmp_path: Path, optimizer: str) -> None:
     pretrain(arguments(corpus, tmp_path, optimizer=optimizer, max_steps=40, pack_documents=True, eval_steps=20))
     lines = metrics(tmp_path)
-    assert set(lines[0]) == {
-        "step", "tokens", "time_s", "train_loss", "val_loss", "val_bpb", "lr", "grad_norm", "tokens_per_s",
-    }  # fmt: skip
+    assert all(line.keys() == lines[0].keys() for line in lines)  # a table; what was not measured is null
+    for name in ("tokens", "time_s"):
+        assert 0 < lines[0][name] < lines[-1][name]
+    assert all(line["tokens_per_s"] > 0 and line["grad_norm"] > 0 for line in lines)
+    assert max(line["lr"] for line in lines) > lines[-1]["lr"] >= 0
     assert lines[0]["step"] == 3 and lines[-1]["step"] == 40
     evaluated = [line for line in lines if line["val_bpb"] is not None]
     assert [line["step"] for line in evaluated] == [20, 40]
@@ -188,7 +194,7 @@ def test_a_run_that_ended_before_its_model_was_written_is_finished(
 ) -> None:
     pretrain(arguments(corpus, tmp_path / "whole"))
     with monkeypatch.context() as patch, pytest.raises(KeyError):
-        patch.setattr("training.pretrain.save_model", lambda *arguments: {}["full disk"])
+        patch.setattr("training.engine.loop.save_model", lambda *arguments: {}["full disk"])
         pretrain(arguments(corpus, tmp_path / "late"))
     assert not (tmp_path / "late" / "model").exists()
     pretrain(arguments(corpus, tmp_path / "late"))
@@ -197,28 +203,28 @@ def test_a_run_that_ended_before_its_model_was_written_is_finished(
     assert whole.keys() == late.keys() and whole["val_bpb"] == late["val_bpb"] > 0
 
 
-def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, command: list[str]) -> None:
+def stop_at(step: int, command: list[str]) -> None:
     """Run until it is told to stop, in the step after this one."""
-    train_step = PretrainingRun.train_step
 
-    def stopped(self: PretrainingRun, rows: Any) -> tuple[float, int, float]:
-        if self.progress.step == step:
+    def tell(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        taken = int(next(iter(optimizer.state.values())).get("step", -1)) if optimizer.state else 0
+        if isinstance(optimizer, torch.optim.AdamW) and taken == step:
             os.kill(os.getpid(), signal.SIGTERM)
-        return train_step(self, rows)
 
-    with monkeypatch.context() as patch, pytest.raises(SystemExit, match=f"stopped after step {step + 1}"):
-        patch.setattr(PretrainingRun, "train_step", stopped)
-        pretrain(command)
+    hook = register_optimizer_step_pre_hook(tell)
+    try:
+        with pytest.raises(SystemExit, match=f"stopped after step {step + 1}"):
+            pretrain(command)
+    finally:
+        hook.remove()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_stopped_run_goes_on_bit_for_bit_and_its_log_too(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
-) -> None:
+def test_a_stopped_run_goes_on_bit_for_bit_and_its_log_too(corpus: Path, tmp_path: Path, precision: str) -> None:
     before = signal.getsignal(signal.SIGINT)
     changes = {"optimizer": "muon", "precision": precision}
     pretrain(arguments(corpus, tmp_path / "whole", **changes))
-    stop_at(monkeypatch, 4, arguments(corpus, tmp_path / "stopped", **changes))
+    stop_at(4, arguments(corpus, tmp_path / "stopped", **changes))
     assert signal.getsignal(signal.SIGINT) is before
     pretrain(arguments(corpus, tmp_path / "stopped", **changes))
     assert weights_hash(tmp_path / "stopped") == weights_hash(tmp_path / "whole")
@@ -262,17 +268,18 @@ def test_where_memory_runs_out_the_micro_batch_halves_and_nothing_else_changes(
 
 
 @pytest.mark.slow
-def test_a_process_that_may_hold_little_memory_trains_in_smaller_pieces(corpus: Path, tmp_path: Path) -> None:
+def test_a_process_that_may_hold_little_memory_trains_with_fewer_rows_at_once(corpus: Path, tmp_path: Path) -> None:
     """A real shortage: the address space is limited to little more than the process has before training."""
     script = (
         "import resource, sys\n"
         "from training import pretrain\n"
-        "find = pretrain.PretrainingRun.find_micro_batch\n"
+        "from training.engine.loop import PretrainingRun\n"
+        "find = PretrainingRun.find_micro_batch\n"
         "def limited(self):\n"
         "    used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "    resource.setrlimit(resource.RLIMIT_AS, (used + 150 * 2**20,) * 2)\n"
         "    find(self)\n"
-        "pretrain.PretrainingRun.find_micro_batch = limited\n"
+        "PretrainingRun.find_micro_batch = limited\n"
         "pretrain.main(sys.argv[1:])\n"
     )
     command = arguments(corpus, tmp_path, batch_rows=256, max_steps=2, hidden_size=64)
@@ -290,15 +297,13 @@ def test_progress_of_an_earlier_checkpoint_is_read() -> None:
 def test_memory_stays_flat(corpus: Path, tmp_path: Path) -> None:
     run = trainer(corpus, tmp_path, batch_rows=1, max_steps=2000, log_steps=50, eval_steps=500, save_steps=500)
     sizes: list[int] = []
-    step = run.train_step
 
-    def measured(rows: PackedDocuments | Windows) -> tuple[float, int, float]:
+    def measure(*_: Any) -> None:
         if run.progress.step % 500 == 499:
             gc.collect()
             sizes.append(psutil.Process().memory_info().rss)
-        return step(rows)
 
-    run.train_step = measured  # type: ignore[method-assign]
+    run.optimizers[0].register_step_pre_hook(measure)
     run.loop(rows(corpus, True))
     assert len(sizes) == 4 and sizes[-1] - sizes[0] < 20 * 2**20, sizes
 
@@ -358,3 +363,22 @@ def test_without_shards_the_command_to_make_them_is_named(corpus: Path, tmp_path
         pretrain(
             ["--data", str(tmp_path), "--tokenizer", str(corpus / "tokenizer"), "--output_dir", str(tmp_path / "run")]
         )
+
+
+def test_a_checkpoint_can_be_talked_to_while_the_run_goes_on(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stop_at(5, arguments(corpus, tmp_path / "run"))
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000006"
+    with pytest.raises(SystemExit, match=f"did you mean {checkpoint}"):
+        hf_scratch(["generate", str(tmp_path / "run"), "Once"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        hf_scratch(["generate", str(checkpoint), "Once", "--max-new-tokens", "5", "--seed", "0"])
+    assert ended.value.code is None
+    assert capsys.readouterr().out.startswith("Once")
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    assert model.generation_config.eos_token_id and not (checkpoint / "files").exists()
+    pretrain(arguments(corpus, tmp_path / "run"))
+    pretrain(arguments(corpus, tmp_path / "whole"))
+    assert weights_hash(tmp_path / "run") == weights_hash(tmp_path / "whole")

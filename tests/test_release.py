@@ -13,11 +13,11 @@ from tiny_run import THUMBS, make_aligned, make_base, make_tokenizer_and_data, t
 from transformers import AutoTokenizer
 
 from hf_scratch import ScratchForCausalLM
-from hf_scratch.hub.check import Check
+from hf_scratch.hub.check import Check, require
 from hf_scratch.hub.files import check_files
 from hf_scratch.hub.leaks import check_leaks
 from hf_scratch.hub.publish import Plan, targets
-from hf_scratch.hub.verify import Reference, load_reference, make_reference, require, verify
+from hf_scratch.hub.verify import Reference, load_reference, make_reference, verify
 from training import eval_model, release
 
 

@@ -15,6 +15,7 @@ from training.evaluation.markdown import quoted
 from training.evaluation.page import write_page
 from training.evaluation.statistics import mcnemar, mean, rate
 from training.stage.files import read_json
+from training.stage.page import templates
 
 EVIL = '<script>alert("x")</script> & <img src=x onerror=alert(1)>'
 
@@ -173,7 +174,8 @@ def test_ticks_enclose_what_is_drawn(low: float, span: float, count: int) -> Non
 
 @pytest.mark.parametrize("points", [[(1, 0.5)], [(0, 1.0), (5, 1.0)], [(1, -2.0), (2, 3e5)]])
 def test_any_line_is_drawn_inside_its_frame(points: list[tuple[float, float]]) -> None:
-    page = Page(line_chart(EVIL, [("one", points), ("none", [])]))
+    drawn = '{% from "evaluation/charts.html" import line_chart %}{{ line_chart(chart) }}'
+    page = Page(templates().from_string(drawn).render(chart=line_chart(EVIL, [("one", points), ("none", [])])))
     places = [pair.split(",") for pair in page.attributes["points"][0].split()]
     assert all(0 <= float(x) <= 440 and 0 <= float(y) <= 220 for x, y in places) and EVIL in page.text
 

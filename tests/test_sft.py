@@ -10,6 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from hf_scratch import encode_prompt
 from training import sft
+from training.alignment.config import SftConfig
+from training.alignment.sft import replayed
 from training.chat.tokenize import tokenize
 from training.engine.token_shards import load_shards
 from training.prepare_data import main as prepare_data
@@ -144,8 +146,8 @@ def test_pretraining_text_is_mixed_in_whole_and_with_loss_everywhere(
     base: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prepare_data(["--tokenizer", base, "--output_dir", str(tmp_path / "shards"), "--num_stories", "50"])
-    config = sft.SftConfig(model=base, replay=str(tmp_path / "shards"), replay_rows=20, max_length=1000)
-    documents = sft.replayed(config, ["input_ids", "labels"])
+    config = SftConfig(model=base, replay=str(tmp_path / "shards"), replay_rows=20, max_length=1000)
+    documents = replayed(config, ["input_ids", "labels"])
     shards = load_shards(tmp_path / "shards", "train")
     stream = shards.tokens.tolist()
     ends = [*shards.starts[1:].tolist(), len(stream) - 1]  # each with the separator of the next

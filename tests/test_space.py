@@ -19,6 +19,7 @@ from running_space import Running
 from safetensors.torch import load_file
 from tiny_release import EXAMPLE, NAME
 
+from training import dpo
 from training.chat.rows import load_rows
 
 # Clicks when the first words are there: 2,000 tokens take this model two seconds, and a test's own click longer.
@@ -171,8 +172,6 @@ def test_a_choice_becomes_a_pair_that_dpo_trains_on(
     started.value.save_as(pairs)
     (kept,) = running.preferences.glob("pairs_*.jsonl")
     assert kept.read_text() == pairs.read_text() and len(pairs.read_text().splitlines()) == 2
-
-    from training import dpo  # TRL takes seconds to import
 
     few = "--batch_size 2 --max_steps 1 --warmup_ratio 0 --log_steps 1 --max_length 512 --learning_rate 0.01".split()
     dpo.main(["--model", str(space_release), "--data", str(pairs), "--output_dir", str(tmp_path / "dpo"), *few])

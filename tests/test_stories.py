@@ -27,7 +27,6 @@ from training.stories.tell import (
     Request,
     Split,
     Story,
-    count_requests,
     documents,
     introduce,
     names_for,
@@ -128,8 +127,8 @@ def test_damage_is_seen(story: Story, data: st.DataObject) -> None:
 @given(told)
 def test_a_mixed_ending_is_not_happy(story: Story) -> None:
     asked = story.request
-    glad = f"{asked.name} smiled and took the {asked.item} home."
-    sad = f"{asked.name} cried and never saw the {asked.item} again."
+    glad = f"{asked.name} smiled and took the {asked.item} home, happy again."
+    sad = f"{asked.name} was sad and never saw the {asked.item} again."
     assert not check(asked, f"{story.text} {sad}").happy
     assert check(asked, f"{story.text} {glad}").happy == story.happy
     assert check(asked, f"  {story.text}\n") == check(asked, story.text)
@@ -390,7 +389,10 @@ def test_no_fact_comes_after_a_rare_article() -> None:
 def test_statistics(many: list[Story]) -> None:
     texts = [story.text for story in many]
     assert len(set(texts)) > 0.999 * len(texts)
-    assert count_requests() >= 100_000_000
+    # Each full request tells at least one story that no other request tells.
+    heroes = sum(len(names_for(kind)) for kind in world.KINDS)
+    things = sum(len(problem.items) * len(problem.places) for problem in world.PROBLEMS.values())
+    assert heroes * things * (len(world.ADJECTIVES) + 1) >= 100_000_000
     assert 0.48 < sum(story.happy for story in many) / len(many) < 0.52
     shapes = Counter(story.shape for story in many)
     assert set(shapes) == set(SHAPES) and len(shapes) >= 5 and min(shapes.values()) > 0.12 * len(many)
@@ -418,3 +420,9 @@ def test_no_control_token_is_spelled_in_chats() -> None:
     for split in SPLITS:
         for stream in (conversations(split, 2), preferences(split, 2)):
             assert not any(CONTROL.search(repr(talk)) for talk in islice(stream, 60))
+
+
+def test_how_a_story_ended_can_be_read_off_one_word() -> None:
+    for story in islice(stories("train", 1), 500):
+        words = set(re.findall(r"[a-z]+", story.text.lower())) & {"happy", "sad"}
+        assert words == {"happy" if story.happy else "sad"}, story.text

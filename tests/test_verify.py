@@ -21,8 +21,9 @@ from hf_scratch.hub import verify
 from hf_scratch.hub.check import Check
 from hf_scratch.hub.files import check_files
 from hf_scratch.hub.verify import find_cut_off, foreign_code, verify_anywhere
-from training import eval_model, release
+from training import release
 from training.alignment.stage import load_model, load_weights
+from training.evaluation import measure
 
 CODE_CHECK = "the code that config.json names is there"
 
@@ -208,7 +209,7 @@ def test_a_tokenizer_that_is_larger_than_the_model_is_refused_before_it_is_used(
     load_speaker(str(folder), "main", False)
     add_tokens(folder, AddedToken("zebra"))
     for use in (lambda: load_speaker(str(folder), "main", False), lambda: load_original(folder, None),
-                lambda: load_model(str(folder)), lambda: eval_model.load(str(folder))):  # fmt: skip
+                lambda: load_model(str(folder)), lambda: measure.load(str(folder))):  # fmt: skip
         with pytest.raises(
             ValueError, match=r"has 1 tokens .* no row for, 'zebra' for one; .*resize_token_embeddings"
         ):

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from training import prepare_data, pretrain, train_tokenizer
+from training import dpo, prepare_data, pretrain, sft, train_tokenizer
 from training.stage.files import hash_input
 
 
@@ -26,8 +26,6 @@ def make_base(run: Path, name: str = "pretrain", seed: int = 0) -> None:
 
 def make_aligned(run: Path) -> None:
     """Write `run/sft` and `run/dpo`, each after a step."""
-    from training import dpo, sft  # TRL takes seconds to import
-
     few = "--num_examples 4 --batch_size 4 --max_steps 1 --warmup_ratio 0 --log_steps 1 --max_length 512".split()
     sft.main(["--output_dir", f"{run}/sft", "--model", f"{run}/pretrain/model", *few])
     dpo.main(["--output_dir", f"{run}/dpo", "--model", f"{run}/sft/model", *few])

@@ -9,148 +9,18 @@ the same prompt (arXiv:2402.03300). Prompts are those of the stories' training s
 or this.
 """
 
-import itertools
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any
-
-import trl
-from accelerate import PartialState
-from datasets import Dataset
-
-from training.alignment.config import common_arguments
-from training.alignment.stage import finish, gather_weights, load_model, quiet
-from training.alignment.trainer import MetricsLog, run_trainer
-from training.engine.device import (
-    PRECISION_HELP,
-    Precision,
-    join_processes,
-    settle_precision,
-)
-from training.engine.save import save_model
-from training.evaluation.answers import PARTS
-from training.stage.config import SameRun, parse_config
-from training.stage.record import METRICS, command, open_stage
-from training.stories import talk
-from training.stories.checker import Verdict, check
-from training.stories.tell import Request
-
-MEASURES = (
-    "reward",
-    "reward_std",
-    "rewards/instruction/mean",
-    "rewards/happy_ending/mean",
-    "kl",
-    "entropy",
-    "completions/mean_length",
-    "completions/clipped_ratio",
-)
-
-
-@dataclass(kw_only=True)
-class GrpoConfig:
-    """Settings of the stage `grpo`."""
-
-    output_dir: str = field(metadata={"help": "Folder of the stage."})
-    model: str = field(metadata={"help": "Folder or Hub id of the causal language model to start from, after SFT."})
-    max_steps: int = field(default=100, metadata={"help": "Optimizer steps."})
-    prompts_per_step: int = field(default=8, metadata={"help": "Prompts asked a step, over all processes."})
-    num_generations: int = field(default=8, metadata={"help": "Answers to each prompt, which are compared."})
-    micro_batch_size: int = field(default=0, metadata={"help": "Answers a process holds at once; 0 takes all."})
-    max_new_tokens: int = field(default=256, metadata={"help": "Longest answer in tokens."})
-    temperature: float = field(default=1.0, metadata={"help": "Of the answers; without spread nothing is learnt."})
-    learning_rate: float = field(default=1e-6, metadata={"help": "Learning rate, constant after the warmup."})
-    warmup_ratio: float = field(default=0.03, metadata={"help": "Share of the steps with linear warmup; 0 is none."})
-    beta: float = field(default=0.0, metadata={"help": "Weight of the KL to the model before; 0 is none."})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Clip the gradient to this length."})
-    precision: Precision = field(default="auto", metadata={"help": PRECISION_HELP})
-    seed: int = field(default=0, metadata={"help": "Seed of prompts and answers."})
-    log_steps: Annotated[int, SameRun()] = field(default=1, metadata={"help": "Steps between lines of metrics.jsonl."})
-    save_steps: Annotated[int, SameRun()] = field(
-        default=50, metadata={"help": "Steps between checkpoints, of which the last is kept."}
-    )
+from training.alignment.config import GrpoConfig
+from training.stage.config import parse_config
+from training.stage.record import command
 
 
 @command
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Run the stage."""
     config = parse_config(GrpoConfig, argv, __doc__)
-    quiet()
-    with join_processes().main_process_first():
-        stage = open_stage("grpo", config, {"model": config.model}, config.output_dir)
-        if not stage.done:
-            config.precision = settle_precision(stage, config.precision)
-    if stage.done:
-        return
-    model, tokenizer = load_model(config.model)
-    trainer = trl.GRPOTrainer(
-        model=model,
-        args=trl.GRPOConfig(**grpo_arguments(config)),
-        reward_funcs=[instruction, happy_ending],
-        train_dataset=asked(config),
-        processing_class=tokenizer,
-    )
-    metrics = run_trainer(trainer, stage, MetricsLog(stage.folder / METRICS, MEASURES, 1 / config.max_steps))
-    weights = gather_weights(trainer)
-    if trainer.accelerator.is_main_process:
-        save_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, stage.folder / "model", weights)
-    finish(stage, metrics | {"precision": config.precision}, "Next: `python -m training.eval_model`, or talk to it.")
+    from training.alignment.grpo import run  # torch and TRL take seconds, which neither --help nor a typo waits for
 
-
-def asked(config: GrpoConfig) -> Dataset:
-    """Return a prompt for each place of the run, with what it asks for."""
-    drawn = itertools.islice(talk.prompts("train", config.seed), config.max_steps * config.prompts_per_step)
-    return Dataset.from_list(
-        [{"prompt": messages, "request": json.dumps(asdict(request))} for request, messages in drawn]
-    )
-
-
-def instruction(completions: list[Any], request: list[str], **kwargs: Any) -> list[float]:
-    """Reward the share of hero, thing, place, mishap and a whole story that is right."""
-    checks = check_all(completions, request)
-    return [sum(getattr(found, part) for part in PARTS) / len(PARTS) for found in checks]
-
-
-def happy_ending(completions: list[Any], request: list[str], **kwargs: Any) -> list[float]:
-    """Reward a happy ending, 1 or 0."""
-    return [float(found.happy) for found in check_all(completions, request)]
-
-
-def check_all(completions: list[Any], request: list[str]) -> list[Verdict]:
-    """Return what the checker finds in each answer."""
-    texts = [answer[0]["content"] for answer in completions]
-    return [check(Request(**json.loads(facts)), text) for facts, text in zip(request, texts, strict=True)]
-
-
-def grpo_arguments(config: GrpoConfig) -> dict[str, Any]:
-    """Return the arguments of TRL's trainer.
-
-    Raises:
-        ValueError: The answers of a step cannot be shared out evenly.
-    """
-    processes = PartialState().num_processes
-    answers = config.prompts_per_step * config.num_generations
-    micro_batch = config.micro_batch_size or answers // processes
-    if config.num_generations < 2:
-        raise ValueError(f"num_generations={config.num_generations} compares nothing; use at least 2.")
-    if micro_batch < 1 or answers % (micro_batch * processes):
-        raise ValueError(
-            f"prompts_per_step={config.prompts_per_step} times num_generations={config.num_generations} is not a "
-            f"multiple of micro_batch_size={config.micro_batch_size} times {processes} processes; change one of them."
-        )
-    return common_arguments(config) | {
-        "per_device_train_batch_size": micro_batch,
-        "gradient_accumulation_steps": answers // (micro_batch * processes),
-        "num_generations": config.num_generations,
-        "max_completion_length": config.max_new_tokens,
-        "temperature": config.temperature,
-        "lr_scheduler_type": "constant_with_warmup",
-        "weight_decay": 0.0,
-        "beta": config.beta,
-        "shuffle_dataset": False,  # the prompts come from a stream that is random already
-        "disable_dropout": True,
-    }
+    run(config)
 
 
 if __name__ == "__main__":

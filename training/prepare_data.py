@@ -10,6 +10,7 @@ and Hub data sets, cleans, deduplicates and decontaminates them, and reports wha
 tokens); `*.starts.npy` the position of each document; `meta.json` the counts.
 """
 
+import functools
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -39,8 +40,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SPLITS: tuple[DataSplit, ...] = ("train", "val")
-
-
+say = functools.partial(print, flush=True)
 ONLY_SOURCES = SameRun(unless=("sources",))  # what text as it is does not use
 
 
@@ -55,13 +55,13 @@ class DataConfig(DocumentSource):
         default_factory=list, metadata={"help": "What each document goes through; YAML only."}
     )
     max_document_bytes: Annotated[int, ONLY_SOURCES] = field(
-        default=10_000_000, metadata={"help": "sources: longer texts are cut or dropped."}
+        default=10_000_000, metadata={"help": "sources: most bytes of a document; a longer one is cut or dropped."}
     )
     tasks: Annotated[int, ONLY_SOURCES] = field(
-        default=8, metadata={"help": "sources: pieces of the work; more for more than 50 GB."}
+        default=8, metadata={"help": "sources: parts that the work is cut into; more of them above 50 GB."}
     )
     shards: Annotated[int, ONLY_SOURCES] = field(
-        default=8, metadata={"help": "sources: training shards; each is shuffled in memory."}
+        default=8, metadata={"help": "sources: number of training shards; each is shuffled in memory."}
     )
     # Neither where nor by how many processes the work is done changes what comes out.
     workers: Annotated[int, SameRun()] = field(
@@ -150,9 +150,9 @@ def write_split(
 
 def prepare_sources(config: DataConfig) -> None:
     """Clean, deduplicate, tokenize and shuffle the sources of a recipe, and report on them."""
-    if config.files or config.dataset:
-        raise ValueError("the recipe has sources; name files and data sets there, not by --files or --dataset.")
-    sources = read_sources(config.sources)
+    if config.dataset:
+        raise ValueError("the recipe has sources; name data sets there, not by --dataset.")
+    sources = read_sources(config.sources, config.files)
     steps = read_steps(config.steps, sources)
     for name in ("tasks", "shards"):
         if not 1 <= getattr(config, name) <= 100_000:
@@ -173,11 +173,7 @@ def prepare_sources(config: DataConfig) -> None:
         raise ValueError(f"{error.name} is not installed; `pip install 'hf_scratch[data]'` brings it.") from None
     from datatrove.io import get_datafolder
 
-    # What one recipe has done must not count as done for another one that works in the same place.
-    shared = (
-        config.work_dir and f"{os.path.expanduser(config.work_dir).rstrip('/')}/{stage.record['fingerprint'][:16]}"
-    )
-    folder = get_datafolder(shared or str((stage.folder / "work").absolute()))
+    folder = get_datafolder(work_place(config, stage))
     workers = config.workers or ((os.cpu_count() or 1) if config.executor == "local" else -1)  # -1: no limit
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if workers == 1 else "false"  # one core each is enough then
     os.environ["TQDM_DISABLE"] = "1"  # in the worker processes, whose bars would be mixed up
@@ -192,9 +188,12 @@ def prepare_sources(config: DataConfig) -> None:
         shutil.rmtree(stage.folder / "work")
 
 
-def say(line: str) -> None:
-    """Print a line at once."""
-    print(line, flush=True)
+def work_place(config: DataConfig, stage: Stage) -> str:
+    """Return the folder or URL in which the passes leave their results."""
+    if not config.work_dir:
+        return str((stage.folder / "work").absolute())
+    # What one recipe has done must not count as done for another one that works in the same place.
+    return f"{os.path.expanduser(config.work_dir).rstrip('/')}/{stage.record['fingerprint'][:16]}"
 
 
 def describe_tokenizer(config: DataConfig) -> tuple[str, dict[str, Any]]:

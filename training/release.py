@@ -13,23 +13,23 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard, RepoCard
 from huggingface_hub.errors import HfHubHTTPError
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_scratch import ScratchForCausalLM, fast_generate  # noqa: F401, registers the model type with the Auto classes
+import hf_scratch
 from hf_scratch.hub.card import Base, CardFacts, from_thumbs, license_metadata, make_card, read_metadata
-from hf_scratch.hub.check import Check
+from hf_scratch.hub.check import Check, require
 from hf_scratch.hub.files import check_files, read_config
-from hf_scratch.hub.verify import MESSAGES, make_reference, require, save_reference, verify
-from hf_scratch.tokenizer import keep_control_tokens_text
-from training.eval_model import learns_stories
+from training.corpus.recipe import learns_stories
 from training.evaluation.markdown import eval_results, procedure, results_table
 from training.stage.config import parse_config
 from training.stage.files import atomic_folder, hash_input, hash_text, read_json, write_json
 from training.stage.record import MODELS, command, open_stage
+
+if TYPE_CHECKING:
+    from hf_scratch.hub.verify import Reference
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("tokenizer", "data", *MODELS.values(), "eval")
@@ -158,12 +158,8 @@ def build_model(config: ReleaseConfig, records: dict[str, dict[str, Any]], sourc
         shutil.copy(ROOT / "LICENSE", folder)
     results = read_json(Path(config.run) / "eval" / "results.json")
     measured = next(found for found in results["models"].values() if found["sha256"] == hash_input(str(source)))
-    prompt = results["samples"][0]["prompt"] if results["samples"] else MESSAGES[0]["content"]
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(source), AutoTokenizer.from_pretrained(source)
-    reference = make_reference(model, tokenizer, [{"role": "user", "content": prompt}])
-    save_reference(reference, folder, chats="sft" in records)
-    checks = verify(folder, reference)
-    require(checks, "the release was not put in place: it")
+    prompt = results["samples"][0]["prompt"] if results["samples"] else None
+    parameters, reference, checks = verify_model(source, folder, prompt, chats="sft" in records)
     facts = CardFacts(
         title=config.title,
         repo_id=config.repo_id,
@@ -172,10 +168,10 @@ def build_model(config: ReleaseConfig, records: dict[str, dict[str, Any]], sourc
         language=config.language,
         about_data=describe_data(config.about_data, records, base),
         config=read_json(folder / "config.json"),
-        parameters=model.num_parameters(),
+        parameters=parameters,
         records=records,
         results=describe_results(results),
-        example=prompt,
+        example=reference.messages[0]["content"],
         answer=reference.observed["answer"],
         checks=checks,
         eval_results=eval_results(measured),
@@ -183,6 +179,22 @@ def build_model(config: ReleaseConfig, records: dict[str, dict[str, Any]], sourc
     make_card(facts).save(folder / "README.md")
     require(check_files(folder), "the release was not put in place: its card")
     return checks
+
+
+def verify_model(
+    source: Path, folder: Path, prompt: str | None, *, chats: bool
+) -> tuple[int, "Reference", list[Check]]:
+    """Compare the folder with the model that was trained, and return its parameters, what it said and the checks."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from hf_scratch.hub.verify import MESSAGES, make_reference, save_reference, verify
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+    reference = make_reference(model, tokenizer, [{"role": "user", "content": prompt}] if prompt else MESSAGES)
+    save_reference(reference, folder, chats=chats)
+    checks = verify(folder, reference)
+    require(checks, "the release was not put in place: it")
+    return model.num_parameters(), reference, checks
 
 
 def build_stages(config: ReleaseConfig, records: dict[str, dict[str, Any]], source: Path, folder: Path) -> None:
@@ -207,12 +219,16 @@ def copy_model(source: Path, folder: Path) -> None:
 
     The tokenizer gets the list of the tokens that nobody's message may become, so that they stay text elsewhere too.
     """
+    from transformers import AutoTokenizer
+
+    from hf_scratch.tokenizer import keep_control_tokens_text
+
     copy_files(source, folder, MODEL_FILES)
     if told := keep_control_tokens_text(AutoTokenizer.from_pretrained(folder)):
         settings = read_json(folder / "tokenizer_config.json")
         write_json(folder / "tokenizer_config.json", settings | {"chat_control_tokens": told})
     (folder / "custom_generate").mkdir()
-    shutil.copy(fast_generate.__file__, folder / "custom_generate" / "generate.py")
+    shutil.copy(Path(hf_scratch.__file__).parent / "fast_generate.py", folder / "custom_generate" / "generate.py")
 
 
 def copy_files(source: Path, folder: Path, patterns: Sequence[str]) -> None:

@@ -57,7 +57,7 @@ def steps(recipe: Path, run: Path, files: list[str]) -> list[Step]:
     """Return the recipe's stages with the inputs that each takes from the ones before."""
     present = {path.stem for path in recipe.glob("*.yaml")}
     made = {name: run / stage / "model" for name, stage in MODELS.items()}
-    # A recipe of later stages alone goes on in a run that has the earlier ones.
+    # A recipe may have only the later stages, of a run that has the earlier ones.
     models = [f"{name}={path}" for name, path in made.items() if MODELS[name] in present or path.is_dir()]
     text = ["--files", *files] if files else []
     tokenizer, data = str(run / "tokenizer"), str(run / "data")
@@ -89,7 +89,7 @@ def run_step(step: Step, recipe: Path, run: Path, title: str, launch: Path | Non
     print(f"\n{title}\n$ {shlex.join(['python', *line[1:]])}", flush=True)
     noted = read_json(folder / MEMORY)
     while (status := finish(line)) and noted != (noted := read_json(folder / MEMORY)):
-        print(f"{title}: memory ran out on one of the processes; once more, with smaller pieces", flush=True)
+        print(f"{title}: memory ran out on one of the processes; once more, with fewer rows at once", flush=True)
     if status:
         print(f"\n{title} did not finish; the same command skips what is done and goes on here.", file=sys.stderr)
         sys.exit(status)
@@ -97,7 +97,7 @@ def run_step(step: Step, recipe: Path, run: Path, title: str, launch: Path | Non
 
 
 def finish(line: list[str]) -> int:
-    """Run a command to its end and return its exit status; who wants to stop waits until the stage has saved."""
+    """Run a command to its end and return its exit status; a wish to stop waits until the stage has saved."""
     process = subprocess.Popen(line, env=os.environ | {"TOKENIZERS_PARALLELISM": "true"})
     before = signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
     try:

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage."""
     config = parse_config(TokenizerConfig, argv, __doc__)
     check_val_fraction(config.val_fraction)
-    listing = describe_files(read_sources(config.sources)) if config.sources else None
+    listing = describe_files(read_sources(config.sources, config.files)) if config.sources else None
     inputs: dict[str, str | list[str] | None] = {"files": expand_files(config.files), "listing": listing}
     stage = open_stage("tokenizer", config, inputs, config.output_dir)
     if stage.done:

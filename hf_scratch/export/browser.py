@@ -12,7 +12,7 @@ from typing import Any
 
 from hf_scratch.clean_process import control_tokens
 from hf_scratch.export.npm import write_vendor
-from hf_scratch.export.original import Original, greedy, load_original
+from hf_scratch.export.original import TEXTS, Original, greedy, load_original
 from hf_scratch.hub.card import read_metadata
 from hf_scratch.hub.files import hash_file
 from hf_scratch.hub.page import write_manifest
@@ -29,10 +29,6 @@ EXAMPLES = (
     "Tell me a story about a fox named Mia who dropped a red kite into a pond.",
     "Write a story about a baker who lost a little key in the forest.",
     "Please tell me a story with a happy ending.",
-)
-TEXTS = (  # that must become the same tokens in the browser: spaces, digits, accents, other scripts, control tokens
-    "Once upon a time, there was a fox who didn't sleep.\n\n  It's 12345 o'clock!",
-    "Ünïcödé — 東京, привет, 🦊🎉 \t tabs\r\nand\u00a0spaces   ",
 )
 
 

@@ -18,7 +18,7 @@ import torch
 import xllamacpp
 from gguf import GGMLQuantizationType, LlamaFileType
 
-from hf_scratch.export.original import Greedy, Original, compare_bits, greedy, measure_bits
+from hf_scratch.export.original import TEXTS, Greedy, Original, compare_bits, greedy, measure_bits
 from hf_scratch.tokenizer import QWEN2_PATTERN, encode_prompt, encode_texts
 
 TYPES = {
@@ -27,15 +27,8 @@ TYPES = {
     "q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
 }
 # llama.cpp has the patterns that split text built in, each with a name; another one cannot be exported.
-PATTERNS = {
-    QWEN2_PATTERN: "qwen2",
-    QWEN2_PATTERN.replace(r"|\p{N}|", r"|\p{N}{1,3}|"): "llama-bpe",
-}
+PATTERNS = {QWEN2_PATTERN: "qwen2", QWEN2_PATTERN.replace(r"|\p{N}|", r"|\p{N}{1,3}|"): "llama-bpe"}
 TOKENS = 200  # greedy ones to compare
-TEXTS = (  # that must become the same tokens: spaces, digits, accents, other scripts
-    "Once upon a time, there was a fox who didn't sleep.\n\n  It's 12345 o'clock!",
-    "Ünïcödé — 東京, привет, 🦊🎉 \t tabs\r\nand\u00a0spaces   ",
-)
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback, whatever proxy is set
 # ChatML in Ollama's template language, which is Go's.
 CHATML = """\
@@ -233,14 +226,14 @@ def write_modelfile(original: Original, folder: Path) -> None:
 
 @contextlib.contextmanager
 def llama(path: Path, context: int) -> Iterator[xllamacpp.Server]:
-    """Load a GGUF file into llama.cpp on the CPU, alone on the processor threads that torch may use."""
+    """Load a GGUF file into llama.cpp on the CPU, with as many threads as torch may use."""
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
     params.n_ctx = context
     params.n_parallel = 1
     params.n_gpu_layers = 0
     params.warmup = False
-    # Of the numbers alone: a cache in 16 bits would round, too.
+    # Only the weights may be rounded: a cache in 16 bits would round, too.
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     params.fit_params = False
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = torch.get_num_threads()

@@ -7,7 +7,8 @@ from transformers import AutoModelForCausalLM
 
 from hf_scratch.export.original import Original, differences, missing_extra
 from hf_scratch.export.transformers import MAX_SHARD, save_stock
-from hf_scratch.hub.verify import observe, require
+from hf_scratch.hub.check import require
+from hf_scratch.hub.verify import load_in_clean_process
 
 
 def write_int8(original: Original, folder: Path) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -25,7 +26,7 @@ def write_int8(original: Original, folder: Path) -> tuple[dict[str, str], tuple[
         )
     quantized.save_pretrained(folder, max_shard_size=MAX_SHARD)
     original.tokenizer.save_pretrained(folder)
-    checks, observed = observe(folder, original.reference, base_loads=False)
+    checks, observed = load_in_clean_process(folder, original.reference, base_loads=False)
     require(checks, "the 8-bit checkpoint")
     assert observed is not None, "all checks passed"
     return {"": differences(original, quantized, observed)}, ("torchao",)

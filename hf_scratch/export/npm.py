@@ -37,11 +37,7 @@ PACKAGES = (
         "@wllama/wllama",
         "3.13.0",
         "sha512-ZvoRdQAn+E+18EvQ9qS036gudiI9rbZRBJgG/qNICPPwrA0Y6SMMdbziz/j7K/0WxcbJlhaRraVIYsnEy732NA==",
-        {
-            "esm/index.js": "wllama/index.js",
-            "esm/wasm/wllama.wasm": "wllama/wllama.wasm",
-            "LICENCE": "wllama/LICENCE",
-        },
+        {"esm/index.js": "wllama/index.js", "esm/wasm/wllama.wasm": "wllama/wllama.wasm", "LICENCE": "wllama/LICENCE"},
     ),
     Package(  # MIT: the same for browsers without stack switching or 64-bit memory, such as Safari
         "@wllama/wllama-compat",

@@ -55,11 +55,7 @@ class WithCache(torch.nn.Module):
         # Padding sees itself: a row of nothing but minus infinity would be no number.
         mask_B1TS = torch.where(visible_B1TS | (key == query), 0.0, torch.finfo(torch.float32).min)
         out = self.model(
-            input_ids,
-            attention_mask=mask_B1TS,
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=True,
+            input_ids, attention_mask=mask_B1TS, position_ids=position_ids, past_key_values=cache, use_cache=True
         )
         layers = out.past_key_values.layers
         return (out.logits, *(tensor for layer in layers for tensor in (layer.keys, layer.values)))
@@ -71,42 +67,52 @@ def write_onnx(original: Original, folder: Path) -> tuple[dict[str, str], tuple[
     Beside it lie the config of stock `qwen3` and the tokenizer, as optimum and transformers.js look for them.
 
     Raises:
-        ValueError: The logits differ by more than 1e-4, alone or in a padded batch, or the tokens.
+        ValueError: The logits differ by more than 1e-4, one by one or in a padded batch, or the tokens.
     """
     path = folder / "model.onnx"
     # Not the model that others use: the attention must be one that can be traced.
     model = copy.deepcopy(original.in_float32)
     model.set_attn_implementation("eager")
     trace(model, path)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    prompt = original.reference.observed["prompt_ids"]
-    longer = len(prompt[:3])
-    room = model.config.max_position_embeddings - len(prompt) - longer
-    expected = greedy(model, prompt, max(1, min(TOKENS, room)))
-    with torch.no_grad():
-        logits = model(torch.tensor([prompt])).logits.numpy()
-    alone = Session(session, [prompt])
-    # Beside a text that is longer, padding must change nothing, neither at first nor through the cache.
-    padded = Session(session, [prompt, [*prompt[:3], *prompt]])
-    difference = float(np.abs(alone.logits - logits).max())
-    check_difference(difference, "logits")
-    check_difference(float(np.abs(padded.logits[:1, longer:] - logits).max()), "logits of a padded text")
-    tokens = [int(alone.logits[0, -1].argmax())]
-    while len(tokens) < len(expected.tokens):
-        alone.feed([tokens[-1:]])
-        padded.feed([tokens[-1:]] * 2)
-        check_difference(float(np.abs(padded.logits[:1] - alone.logits).max()), "logits of a padded text with a cache")
-        tokens.append(int(alone.logits[0, -1].argmax()))
-    if not expected.agrees(tokens):
-        raise ValueError(f"ONNX Runtime goes another way through its cache: {tokens}, not {expected.tokens}.")
+    found = compare(model, path, original.reference.observed["prompt_ids"])
     config = stock_config(model.config)
     config.architectures = ["Qwen3ForCausalLM"]
     config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
     original.tokenizer.save_pretrained(folder)
-    same = expected.parting(tokens)
-    found = f"logits differ by at most {difference:.0e}, the same {same} greedy tokens through the cache"
     return {path.name: found}, ("onnx", "onnxruntime", "onnxscript")
+
+
+def compare(model: Any, path: Path, prompt: list[int]) -> str:
+    """Say how close ONNX Runtime comes to the model: in logits, and in greedy tokens through the cache.
+
+    Raises:
+        ValueError: The logits differ by more than 1e-4, one by one or in a padded batch, or the tokens.
+    """
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    longer = len(prompt[:3])
+    room = model.config.max_position_embeddings - len(prompt) - longer
+    expected = greedy(model, prompt, max(1, min(TOKENS, room)))
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt])).logits.numpy()
+    single = Session(session, [prompt])
+    # Beside a text that is longer, padding must change nothing, neither at first nor through the cache.
+    padded = Session(session, [prompt, [*prompt[:3], *prompt]])
+    difference = float(np.abs(single.logits - logits).max())
+    check_difference(difference, "logits")
+    check_difference(float(np.abs(padded.logits[:1, longer:] - logits).max()), "logits of a padded text")
+    tokens = [int(single.logits[0, -1].argmax())]
+    while len(tokens) < len(expected.tokens):
+        single.feed([tokens[-1:]])
+        padded.feed([tokens[-1:]] * 2)
+        check_difference(
+            float(np.abs(padded.logits[:1] - single.logits).max()), "logits of a padded text with a cache"
+        )
+        tokens.append(int(single.logits[0, -1].argmax()))
+    if not expected.agrees(tokens):
+        raise ValueError(f"ONNX Runtime goes another way through its cache: {tokens}, not {expected.tokens}.")
+    same = expected.parting(tokens)
+    return f"logits differ by at most {difference:.0e}, the same {same} greedy tokens through the cache"
 
 
 def check_difference(difference: float, what: str) -> None:

@@ -11,13 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    DynamicCache,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_scratch.bits_per_byte import Text, bits_per_byte, encode
 from hf_scratch.hub.files import read_config
@@ -27,6 +21,10 @@ from hf_scratch.tokenizer import keep_control_tokens_text, require_fit
 
 MAX_TOKENS = 2**16  # of held-out text to measure bits per byte on
 MAX_WORSE = 0.01  # in bits per byte, that 8-bit weights may cost
+TEXTS = (  # that another program must read into the same tokens: spaces, digits, accents, other scripts
+    "Once upon a time, there was a fox who didn't sleep.\n\n  It's 12345 o'clock!",
+    "Ünïcödé — 東京, привет, 🦊🎉 \t tabs\r\nand\u00a0spaces   ",
+)
 TIE = 1e-3  # of logits, between which another order of summation decides
 
 
@@ -82,15 +80,21 @@ def load_original(source: Path, text: Path | None) -> Original:
     kind = read_config(source).get("model_type")
     if kind not in ("scratch", "qwen3"):
         raise ValueError(f"{source} holds a model of type {kind!r}; only scratch and qwen3 can be exported.")
-    model = AutoModelForCausalLM.from_pretrained(source, dtype="auto").eval()
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    require_fit(tokenizer, model)
-    keep_control_tokens_text(tokenizer)
+    model, tokenizer = load_pair(source)
     now = make_reference(model, tokenizer)
     reference = load_reference(source) or now
     if reference.observed["weights"] != now.observed["weights"]:
         raise ValueError(f"the weights in {source} are not those that the release was made with; make it again.")
     return Original(model, tokenizer, reference, read_held_out(source, text, tokenizer))
+
+
+def load_pair(source: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model in its own number format, and its tokenizer, which keeps what people write text."""
+    model = AutoModelForCausalLM.from_pretrained(source, dtype="auto").eval()
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    require_fit(tokenizer, model)
+    keep_control_tokens_text(tokenizer)
+    return model, tokenizer
 
 
 def read_held_out(source: Path, file: Path | None, tokenizer: PreTrainedTokenizerBase) -> Text | None:

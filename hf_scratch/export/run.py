@@ -18,8 +18,8 @@ from hf_scratch.export.int8 import write_int8
 from hf_scratch.export.original import Original, load_original, missing_extra
 from hf_scratch.export.transformers import write_stock
 from hf_scratch.hub import client
+from hf_scratch.hub.check import require
 from hf_scratch.hub.exports import RECORD, check_exports, list_on_card, read_records, write_record
-from hf_scratch.hub.verify import require
 
 
 def export(

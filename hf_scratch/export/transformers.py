@@ -8,21 +8,15 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 from huggingface_hub.constants import HF_HUB_CACHE
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from hf_scratch import ScratchConfig, ScratchForCausalLM
-from hf_scratch.export.original import Original
+from hf_scratch.export.original import Original, load_pair
 from hf_scratch.hub import client
 from hf_scratch.hub.card import read_metadata
-from hf_scratch.hub.check import Check
+from hf_scratch.hub.check import Check, require
 from hf_scratch.hub.files import read_config
-from hf_scratch.hub.verify import make_reference, require, verify
-from hf_scratch.tokenizer import keep_control_tokens_text, require_fit
+from hf_scratch.hub.verify import make_reference, verify
 
 MAX_SHARD = "5GB"
 OFF_IN_QWEN3 = ("attention_bias", "use_sliding_window", "sliding_window")  # what Scratch has no field for
@@ -74,16 +68,8 @@ def import_stock(model: str, revision: str, output: Path) -> list[Check]:
     config = read_config(source)
     if config.get("model_type") != "qwen3":
         raise ValueError(f"{model} is of type {config.get('model_type')!r}; only dense `qwen3` checkpoints fit.")
-    stock = AutoModelForCausalLM.from_pretrained(source, dtype="auto").eval()
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    require_fit(tokenizer, stock)
-    keep_control_tokens_text(tokenizer)
-    given = stock.config.to_dict()
-    names = [*(field.name for field in fields(ScratchConfig)), *OFF_IN_QWEN3]
-    kept = {name: given[name] for name in names if name in given and name not in ("architectures", "dtype")}
-    scratch = ScratchForCausalLM(ScratchConfig(**kept)).to(stock.dtype)
-    scratch.load_state_dict(stock.state_dict(), strict=True)
-    scratch.generation_config = stock.generation_config
+    stock, tokenizer = load_pair(source)
+    scratch = as_scratch(stock)
     reference = make_reference(stock, tokenizer)
     with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=output.name) as beside:
         folder = Path(beside) / "model"
@@ -94,6 +80,21 @@ def import_stock(model: str, revision: str, output: Path) -> list[Check]:
         require(checks, "the imported model")
         os.replace(folder, output)
     return checks
+
+
+def as_scratch(stock: Any) -> ScratchForCausalLM:
+    """Return a stock Qwen3 model as a Scratch model with the same weights.
+
+    Raises:
+        ValueError: It has a setting that Scratch does not have.
+    """
+    given = stock.config.to_dict()
+    names = [*(field.name for field in fields(ScratchConfig)), *OFF_IN_QWEN3]
+    kept = {name: given[name] for name in names if name in given and name not in ("architectures", "dtype")}
+    scratch: ScratchForCausalLM = ScratchForCausalLM(ScratchConfig(**kept)).to(stock.dtype)
+    scratch.load_state_dict(stock.state_dict(), strict=True)
+    scratch.generation_config = stock.generation_config
+    return scratch
 
 
 def write_origin(hub_id: str | None, source: Path, folder: Path) -> None:

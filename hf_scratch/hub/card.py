@@ -138,7 +138,7 @@ def make_card(facts: CardFacts) -> ModelCard:
         "Intended use and limits": LIMITS,
         "How it was verified": _verification(facts.checks),
         "Environment": _environment(facts.records),
-        "Citation": _citation(facts),
+        "Citation": citation(facts.title, facts.repo_id),
     }
     body = "\n\n".join(f"## {title}\n\n{text.strip()}" for title, text in sections.items())
     return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n# {facts.title}\n\n{_introduction(facts)}\n\n{body}\n")
@@ -258,11 +258,12 @@ def _compute(records: dict[str, dict[str, Any]]) -> str:
     return f"- Compute of pretraining: {flops:.2g} floating-point operations, counted as 6 a parameter and token\n"
 
 
-def _citation(facts: CardFacts) -> str:
-    owner, _, name = facts.repo_id.rpartition("/")
+def citation(title: str, repo_id: str) -> str:
+    """Return how to cite the model, as BibTeX."""
+    owner, _, name = repo_id.rpartition("/")
     return (
-        f"```bibtex\n@misc{{{name},\n  title = {{{facts.title}}},\n  author = {{{owner}}},\n"
-        f"  howpublished = {{https://huggingface.co/{facts.repo_id}}}\n}}\n```"
+        f"```bibtex\n@misc{{{name},\n  title = {{{title}}},\n  author = {{{owner}}},\n"
+        f"  howpublished = {{https://huggingface.co/{repo_id}}}\n}}\n```"
     )
 
 

@@ -1,5 +1,6 @@
 """The outcome of a check, of a model folder or of what is to be published."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -10,3 +11,10 @@ class Check:
     name: str
     passed: bool
     detail: str = ""
+
+
+def require(checks: Sequence[Check], what: str) -> None:
+    """Raise ValueError with the names of the checks that failed, if there are any."""
+    failed = [f"{check.name} ({check.detail})" for check in checks if not check.passed]
+    if failed:
+        raise ValueError(f"{what} failed {len(failed)} of {len(checks)} checks: {'; '.join(failed)}")

@@ -12,7 +12,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -99,8 +99,10 @@ def find_model(model: str) -> Path | None:
     if (folder / "config.json").is_file():
         return folder
     if folder.is_dir():
-        inside = folder / "release" / "model"
-        hint = f"did you mean {inside}?" if inside.is_dir() else "give a model's folder or a Hub id."
+        # A run's release, the model of a stage, or the checkpoints of one that goes on.
+        places = ("release/model", "model", "checkpoints/step-*")
+        inside = [path for place in places for path in sorted(folder.glob(f"{place}/config.json"))[-1:]]
+        hint = f"did you mean {inside[0].parent}?" if inside else "give a model's folder or a Hub id."
         raise ValueError(f"{model} holds no model (no config.json); {hint}")
     if model.startswith(("/", ".", "~")) or model.count("/") > 1:
         raise ValueError(f"there is no folder {model}; give a model's folder, or a Hub id such as user/name.")
@@ -312,31 +314,34 @@ class CheckpointPusher:
     Training waits neither for the Hub nor for a failure of it: one that could not be pushed is said and left out.
     """
 
-    def __init__(self, repo_id: str, files: Path, *, private: bool = True) -> None:
-        """Give the repository, which is made if need be, and a folder of what goes up beside the weights."""
+    def __init__(self, repo_id: str, waiting: Path, *, leave_out: Sequence[str], private: bool = True) -> None:
+        """Give the repository, which is made if need be, a folder for what waits, and what is not pushed."""
         check_repo_id(repo_id)
-        self.repo_id, self.files, self.private = repo_id, files, private
+        self.repo_id, self.folder, self.leave_out, self.private = repo_id, waiting, leave_out, private
         self.api = HfApi()
         self.failed: list[str] = []
         self.waiting: queue.Queue[tuple[int, Path] | None] = queue.Queue()
         self.thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
         self.thread.start()
 
-    def push(self, step: int, weights: Path) -> None:
-        """Take a checkpoint's `model.safetensors`; returns at once.
+    def push(self, step: int, checkpoint: Path) -> None:
+        """Take a checkpoint, a model's folder; returns at once.
 
-        The file is linked, not copied, so that it may be removed from where it is.
+        Its files are linked, not copied, so that they may be removed from where they are.
         """
-        folder = self.files.with_name(f"{self.files.name}-step-{step}")
-        shutil.copytree(self.files, folder, dirs_exist_ok=True)
-        link_or_copy(weights, folder / "model.safetensors")
+        folder = self.folder / f"step-{step}"
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+        folder.mkdir(parents=True)
+        for path in checkpoint.iterdir():
+            if path.name not in self.leave_out:
+                link_or_copy(path, folder / path.name)
         self.waiting.put((step, folder))
 
     def close(self) -> None:
         """Wait until everything was pushed."""
         self.waiting.put(None)
         self.thread.join()
-        shutil.rmtree(self.files, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _run(self) -> None:
         while (item := self.waiting.get()) is not None:

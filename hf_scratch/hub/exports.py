@@ -26,8 +26,6 @@ ABOUT = {
     "int8": "8-bit weights by torchao, loads by `from_pretrained`",
     "onnx": "ONNX Runtime",
 }
-
-
 GREEDY = """\
 Where two next tokens are almost as likely, rounding decides between them, differently on each kind of processor, and
 the texts go apart from there. So of greedy tokens few may be the same although little is lost; what a file's rounding

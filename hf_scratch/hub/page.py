@@ -13,7 +13,7 @@ BuildPage = Callable[[Path, Mapping[str, Path], Path, Callable[[str], None]], No
 # Bytes of weights in 16 bits: what people wait for (20 s at 100 Mbit/s), and what one thread of a phone still answers
 # with in reading speed. WebAssembly itself would take 2 GB.
 MAX_BYTES = 250_000_000
-STAGES = ("dpo", "sft", "base")  # that a release may have beside its model, the last one first
+STAGES = ("base", "sft", "dpo")  # that a release may have beside its model, in the order of training
 
 
 def size(folder: Path) -> int:
@@ -32,7 +32,7 @@ def fits(folder: Path) -> bool:
 
 def page_models(release: Path) -> dict[str, Path]:
     """Return the folders of the models that the page shows, by stage, the released one first."""
-    stages = {name: release / "stages" / name for name in STAGES}
+    stages = {name: release / "stages" / name for name in reversed(STAGES)}
     found = {name: folder for name, folder in stages.items() if (folder / "config.json").is_file()}
     return {"released": release / "model"} | {name: folder for name, folder in found.items() if fits(folder)}
 

@@ -16,13 +16,14 @@ from typing import Literal
 from huggingface_hub import HfApi
 
 from hf_scratch.hub import client
+from hf_scratch.hub.card import citation
+from hf_scratch.hub.check import require
 from hf_scratch.hub.client import HubError, Target
 from hf_scratch.hub.files import link_or_copy
 from hf_scratch.hub.leaks import check_leaks
-from hf_scratch.hub.page import MAX_BYTES, BuildPage, fits, page_models, pin_page, size
-from hf_scratch.hub.verify import FOLDER, load_reference, require, verify_with_exports
+from hf_scratch.hub.page import MAX_BYTES, STAGES, BuildPage, fits, page_models, pin_page, size
+from hf_scratch.hub.verify import FOLDER, load_reference, verify_with_exports
 
-STAGES = ("base", "sft", "dpo")
 PINNED = ("MODEL_ID", "MODEL_REVISION", "STAGES")  # what the Space's app reads, and is set for it
 NOT_OURS = {".DS_Store", "__pycache__"}
 
@@ -49,6 +50,15 @@ class Plan:
     stages: Sequence[str] = field(default=())  # empty: the release itself
 
 
+@dataclass(frozen=True)
+class Ready:
+    """What was copied and verified, and may go up."""
+
+    models: list[tuple[Target, Path]]  # where each goes, and its folder; the one that the Space shows is the last
+    page: Path | None = None  # folder of a static Space
+    app: dict[str, Path] = field(default_factory=dict)  # files of a Gradio Space by their path in the repository
+
+
 def publish(run: Path, plan: Plan, say: Callable[[str], None], *, dry_run: bool = False) -> None:
     """Publish the release of a run.
 
@@ -65,38 +75,60 @@ def publish(run: Path, plan: Plan, say: Callable[[str], None], *, dry_run: bool 
     for target, _ in plans:
         check_names(target, plan.space)
     # In the release, where files are linked and not copied.
-    static = plan.space is not None and is_static(plan.space, release)
     with tempfile.TemporaryDirectory(dir=release, prefix=".publish-") as scratch:
-        shown = copy_space(release, Path(scratch) / "space") if plan.space and not static else {}
-        ready = [(target, Path(scratch) / folder.name) for target, folder in plans]
-        for (target, copy), (_, folder) in zip(ready, plans, strict=True):
-            copy_for(target, folder, copy, release, plan.space)
-            require_good(copy, say)  # all of them, before the first one goes up
-        page = Path(scratch) / "page"
-        if plan.space and plan.space.page and static:
-            plan.space.page(release / "browser", page_models(release), page, say)
-            own = [path for name, path in listing(page).items() if not name.startswith("vendor/")]
-            require([check_leaks(page, own)], "nothing was pushed: the page in the browser")
+        ready = prepare(release, plan, plans, Path(scratch), say)
         if dry_run:
-            for target, copy in ready:
-                list_files(target, copy, say)
-            if plan.space and static:
-                list_files(Target(plan.space.repo_id, kind="space"), page, say)
+            for target, folder in ready.models:
+                list_files(target, folder, say)
+            if plan.space and ready.page:
+                list_files(Target(plan.space.repo_id, kind="space"), ready.page, say)
             return
-        if plan.private:
-            spaces = [Target(plan.space.repo_id, kind="space")] if plan.space else []
-            for target in [*(target for target, _ in ready), *spaces]:
-                client.require_private(api, target)
-        pushed = {copy.name: push_model(api, target, copy, plan.private, say) for target, copy in ready}
-        if plan.space and static:
-            push_page(api, plan.space, page, released_as(release), list(pushed.values())[-1], plan.private, say)
-        elif plan.space:
-            push_space(api, plan.space, shown, released_as(release), pushed, plan.private, say)
-            if plan.private and "HF_TOKEN" not in plan.space.secrets:
-                say("The Space needs a token to read the private model: run again with --space-secret HF_TOKEN.")
+        push(api, ready, plan, released_as(release), say)
     last = plans[-1][0]
     branch = "" if last.branch == "main" else f" --revision {last.branch}"
     say(f"Talk to it:  hf-scratch chat {last.repo_id}{branch}")
+
+
+def prepare(
+    release: Path, plan: Plan, plans: list[tuple[Target, Path]], folder: Path, say: Callable[[str], None]
+) -> Ready:
+    """Copy into the folder what is to go up, and verify all of it, before the first of it does.
+
+    Raises:
+        ValueError: A check failed.
+    """
+    static = plan.space is not None and is_static(plan.space, release)
+    app = copy_space(release, folder / "space") if plan.space and not static else {}
+    models = [(target, folder / source.name) for target, source in plans]
+    for (target, copy), (_, source) in zip(models, plans, strict=True):
+        copy_for(target, source, copy, release, plan.space)
+        require_good(copy, say)
+    if not (static and plan.space and plan.space.page):
+        return Ready(models, app=app)
+    page = folder / "page"
+    plan.space.page(release / "browser", page_models(release), page, say)
+    own = [path for name, path in listing(page).items() if not name.startswith("vendor/")]
+    require([check_leaks(page, own)], "nothing was pushed: the page in the browser")
+    return Ready(models, page)
+
+
+def push(api: HfApi, ready: Ready, plan: Plan, released: str, say: Callable[[str], None]) -> None:
+    """Push the models, and then the Space, which names the commits that they got.
+
+    Args:
+        released: The Hub id that the release was made for, which the Space's files name.
+    """
+    if plan.private:
+        spaces = [Target(plan.space.repo_id, kind="space")] if plan.space else []
+        for target in [*(target for target, _ in ready.models), *spaces]:
+            client.require_private(api, target)
+    pushed = {copy.name: push_model(api, target, copy, plan.private, say) for target, copy in ready.models}
+    if plan.space and ready.page:
+        push_page(api, plan.space, ready.page, released, list(pushed.values())[-1], plan.private, say)
+    elif plan.space:
+        push_space(api, plan.space, ready.app, released, pushed, plan.private, say)
+        if plan.private and "HF_TOKEN" not in plan.space.secrets:
+            say("The Space needs a token to read the private model: run again with --space-secret HF_TOKEN.")
 
 
 def find_release(run: Path) -> Path:
@@ -160,7 +192,10 @@ def copy_for(target: Target, folder: Path, ready: Path, release: Path, space: Sp
         link_or_copy(path, copy)
     card = ready / "README.md"
     if card.is_file():
-        text = card.read_text(encoding="utf-8").replace(released_as(release), target.repo_id)
+        text, released = card.read_text(encoding="utf-8"), released_as(release)
+        title = text.partition("\n# ")[2].partition("\n")[0]
+        text = text.replace(citation(title, released), citation(title, target.repo_id))
+        text = name_model(text, released, target.repo_id)
         if target.branch != "main":
             text = text.replace("(name, trust_remote", f'(name, revision="{target.branch}", trust_remote')
         if space:
@@ -168,6 +203,11 @@ def copy_for(target: Target, folder: Path, ready: Path, release: Path, space: Sp
             text = text.replace("## Results\n", f"In the browser: {link}.\n\n## Results\n", 1)
         card.unlink()  # it is the release's own file under a second name
         card.write_text(text, encoding="utf-8")
+
+
+def name_model(card: str, released: str, repo_id: str) -> str:
+    """Return a card with the id that was released replaced; a longer id that it is a part of is another model's."""
+    return re.sub(rf"(?<![\w.-]){re.escape(released)}(?![\w-]|\.\w)", repo_id, card)
 
 
 def released_as(release: Path) -> str:
@@ -274,7 +314,7 @@ def push_page(
     target, (model_id, _, commit) = Target(space.repo_id, kind="space"), shown.partition("@")
     pin_page(page, model_id, commit, client.endpoint())
     readme = page / "README.md"
-    readme.write_text(readme.read_text(encoding="utf-8").replace(released, model_id), encoding="utf-8")
+    readme.write_text(name_model(readme.read_text(encoding="utf-8"), released, model_id), encoding="utf-8")
     if not private and client.is_private(api, Target(model_id)):
         private = True  # the weights lie in the Space, too
     client.ensure_repo(api, target, private, space_sdk="static")
@@ -312,7 +352,7 @@ def push_space(
     model_id, _, commit = shown.partition("@")
     stages = " ".join(f"{name}={place}" for name, place in others)
     files: dict[str, Path | bytes] = dict(copied)
-    files["README.md"] = copied["README.md"].read_text(encoding="utf-8").replace(released, model_id).encode()
+    files["README.md"] = name_model(copied["README.md"].read_text(encoding="utf-8"), released, model_id).encode()
     app = copied["app.py"].read_text(encoding="utf-8")
     files["app.py"] = pin(app, dict(zip(PINNED, (model_id, commit, stages), strict=True))).encode()
     files["requirements.txt"] = fit_hardware(copied["requirements.txt"].read_text(encoding="utf-8"), space.hardware)

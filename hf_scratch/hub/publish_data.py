@@ -21,12 +21,7 @@ ITEM_BYTES = {"uint16": 2, "uint32": 4}
 
 
 def publish_data(
-    run: Path,
-    target: Target,
-    private: bool | None,
-    say: Callable[[str], None],
-    *,
-    dry_run: bool = False,
+    run: Path, target: Target, private: bool | None, say: Callable[[str], None], *, dry_run: bool = False
 ) -> None:
     """Publish the shards of a run in one commit, in place of all that the branch held.
 

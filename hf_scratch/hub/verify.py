@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,13 +88,13 @@ def verify(folder: Path | str, reference: Reference | None = None) -> list[Check
 
     The folder's code is executed, unless its files alone fail a check.
     """
-    checks, observed = observe(Path(folder), reference)
+    checks, observed = load_in_clean_process(Path(folder), reference)
     if reference and observed:
         checks += compare(reference.observed, observed)
     return checks
 
 
-def observe(
+def load_in_clean_process(
     folder: Path, reference: Reference | None, *, base_loads: bool = True
 ) -> tuple[list[Check], dict[str, Any] | None]:
     """Return the checks that need no comparison, and what a clean process makes of the reference's conversation.
@@ -155,14 +154,19 @@ def compare_exports(folder: Path, reference: Reference | None) -> list[Check]:
     return [*check_exports(folder, reference.observed["weights"]), check_ending(reference)] if reference else []
 
 
-def require(checks: Sequence[Check], what: str) -> None:
-    """Raise ValueError with the names of the checks that failed, if there are any."""
-    failed = [f"{check.name} ({check.detail})" for check in checks if not check.passed]
-    if failed:
-        raise ValueError(f"{what} failed {len(failed)} of {len(checks)} checks: {'; '.join(failed)}")
-
-
 # ---- the clean process ----
+
+
+def bare_environment(work: Path) -> dict[str, str]:
+    """Return environment variables with nothing of this process but where programs lie, and caches of their own."""
+    kept = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT") if key in os.environ}
+    return kept | {
+        "HOME": str(work),
+        "HF_HOME": str(work / "hf"),
+        "HF_MODULES_CACHE": str(work / "modules"),
+        "HF_HUB_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
 
 
 def run_clean_process(
@@ -177,14 +181,6 @@ def run_clean_process(
         "threads": torch.get_num_threads(),
     }
     (work / "request.json").write_text(json.dumps(request), encoding="utf-8")
-    kept = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT") if key in os.environ}
-    environment = kept | {
-        "HOME": str(work),
-        "HF_HOME": str(work / "hf"),
-        "HF_MODULES_CACHE": str(work / "modules"),
-        "HF_HUB_OFFLINE": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
     cut_off = find_cut_off()
     command = [*cut_off, sys.executable, "-I", clean_process.__file__, str(folder.resolve()), str(work)]
     gigabytes = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e9
@@ -192,7 +188,7 @@ def run_clean_process(
     with (work / "said").open("w+", encoding="utf-8", errors="replace") as said:
         try:
             subprocess.run(
-                command, cwd=work, env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=said,
+                command, cwd=work, env=bare_environment(work), stdin=subprocess.DEVNULL, stdout=said, stderr=said,
                 timeout=limit, check=True,
             )  # fmt: skip
             found: dict[str, Any] = json.loads((work / "found.json").read_text(encoding="utf-8"))

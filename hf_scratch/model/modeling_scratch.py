@@ -270,18 +270,20 @@ class ScratchModel(ScratchPreTrainedModel):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
+        given_positions = position_ids
         if position_ids is None:
             seen = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen).unsqueeze(0)
 
         # The mask comes before a new cache is made: packed documents are recognised only without a cache, and a
-        # cache that is still empty must not make them visible to each other.
+        # cache that is still empty must not make them visible to each other. Positions that were not given are not
+        # looked at, which would make a GPU wait.
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
-            position_ids=position_ids,
+            position_ids=given_positions,
         )
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)

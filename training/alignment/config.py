@@ -1,16 +1,10 @@
-"""What can be set of SFT and DPO, and what TRL is told of it."""
+"""What can be set of SFT, DPO and GRPO; nothing here waits for torch or TRL."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import torch
-from accelerate import PartialState
-
-from training.engine.device import PRECISION_HELP, Precision, on_cpu, resolve_precision
+from training.engine.config import PRECISION_HELP, Precision
 from training.stage.config import SameRun
-
-CHECKPOINTS = "checkpoints"
 
 
 @dataclass(kw_only=True)
@@ -24,7 +18,7 @@ class AlignConfig:
         metadata={"help": "stories (embedded), a .jsonl, .json or .parquet file, or a Hub data set's id."},
     )
     inspect: bool = field(
-        default=False, metadata={"help": "Show the data check and the first row as the model sees it, and stop."}
+        default=False, metadata={"help": "Show the data check and the first row as the model sees it, and stop there."}
     )
     num_examples: int = field(default=0, metadata={"help": "Rows to train on; 0 takes all, stories need a number."})
     eval_examples: int = field(default=0, metadata={"help": "Rows held out for evaluation; 0 is none."})
@@ -51,7 +45,9 @@ class AlignConfig:
     max_grad_norm: float = field(default=1.0, metadata={"help": "Clip the gradient to this length."})
     tune: Literal["full", "lora", "qlora"] = field(
         default="full",
-        metadata={"help": "All weights, adapters on all linear layers, or these on a model in 4 bits."},
+        metadata={
+            "help": "full: all weights; lora: adapters on all linear layers; qlora: these on a model in 4 bits."
+        },
     )
     lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
     activation_checkpointing: Annotated[bool, SameRun()] = field(
@@ -60,8 +56,8 @@ class AlignConfig:
     answer_temperature: float = field(
         default=0.0,
         metadata={
-            "help": "Temperature at which the saved model asks to be sampled, in its generation_config.json with a "
-            "top-k of 50, so that a chat with it does so; 0 keeps how it generates."
+            "help": "Temperature, with a top-k of 50, that the saved model's generation_config.json asks for, so that "
+            "a chat samples at it; 0 keeps how the model generates."
         },
     )
     precision: Precision = field(default="auto", metadata={"help": PRECISION_HELP})
@@ -82,66 +78,78 @@ class AlignConfig:
         return {"model": self.model, "data": self.data}
 
 
-def say(text: str) -> None:
-    """Print on the main process."""
-    PartialState().print(text, flush=True)
+@dataclass(kw_only=True)
+class SftConfig(AlignConfig):
+    """Settings of the stage `sft`."""
+
+    replay: str | None = field(
+        default=None, metadata={"help": "Folder of the token shards that the model was pretrained on."}
+    )
+    replay_rows: int = field(
+        default=0, metadata={"help": "Documents of --replay among the rows, with loss on every token; 0 is none."}
+    )
+    packing: bool = field(
+        default=False,
+        metadata={
+            "help": "Fill rows of max_length with several conversations, which do not see each other; a process then "
+            "holds one row at once unless micro_batch_size says more, which pays with flash attention only."
+        },
+    )
+
+    def inputs(self) -> dict[str, str | None]:
+        """Return the settings that name something to read."""
+        return super().inputs() | {"replay": self.replay}
 
 
-def common_arguments(config: Any) -> dict[str, Any]:
-    """Return what TRL is told alike in SFT, DPO and GRPO; `config` is an `AlignConfig` or a `GrpoConfig`."""
-    return {
-        "output_dir": str(Path(config.output_dir) / CHECKPOINTS),
-        "max_steps": config.max_steps or -1,
-        "learning_rate": config.learning_rate,
-        "warmup_steps": config.warmup_ratio,  # below 1 it is a share
-        "max_grad_norm": config.max_grad_norm,
-        "seed": config.seed,
-        # TRL's defaults are bfloat16 and recomputed activations, on a CPU as well.
-        "bf16": resolve_precision(config.precision) == "bf16",
-        "use_cpu": on_cpu(),
-        "activation_checkpointing": False,
-        "gradient_checkpointing": False,
-        "dataloader_pin_memory": torch.cuda.is_available(),
-        "logging_steps": config.log_steps,
-        "logging_first_step": True,
-        "logging_nan_inf_filter": False,  # a loss that is not finite would be logged as the one before
-        "save_steps": config.save_steps,
-        "save_total_limit": 1,
-        "report_to": "none",
-    }
+@dataclass(kw_only=True)
+class DpoConfig(AlignConfig):
+    """Settings of the stage `dpo`."""
+
+    learning_rate: float = field(default=1e-6, metadata={"help": "Peak learning rate."})
+    beta: float = field(default=0.1, metadata={"help": "How strongly the model is held to the reference."})
+    loss_type: list[str] = field(
+        default_factory=lambda: ["sigmoid"],
+        metadata={"help": "TRL's losses to add up; `sigmoid sft` keeps the chosen answers from becoming unlikely."},
+    )
+    loss_weights: list[float] = field(
+        default_factory=list, metadata={"help": "Weight of each loss; none given is 1 for each."}
+    )
+    reference: Literal["auto", "copy", "precomputed"] = field(
+        default="auto",
+        metadata={
+            "help": "auto: the model with its adapters off, or a copy where all weights are trained; copy: always a "
+            "copy; precomputed: no copy, but log-probabilities written down before the first step."
+        },
+    )
 
 
-def training_arguments(config: AlignConfig) -> dict[str, Any]:
-    """Return the arguments that TRL's SFTConfig and DPOConfig share.
+@dataclass(kw_only=True)
+class GrpoConfig:
+    """Settings of the stage `grpo`."""
 
-    Raises:
-        ValueError: The batch cannot be shared out evenly.
-    """
-    processes = PartialState().num_processes
-    micro_batch = config.micro_batch_size or config.batch_size // processes
-    if micro_batch < 1 or config.batch_size % (micro_batch * processes):
-        raise ValueError(
-            f"batch_size={config.batch_size} is not a multiple of micro_batch_size={config.micro_batch_size} "
-            f"times {processes} processes; change one of them."
-        )
-    if config.optimizer == "muon" and config.tune != "full":
-        raise ValueError(f"optimizer=muon is for all weights, not for --tune {config.tune}; leave it out.")
-    if config.eval_steps and not config.eval_examples:
-        raise ValueError(
-            f"eval_steps={config.eval_steps} without rows to evaluate on; set eval_examples, or leave eval_steps 0."
-        )
-    evaluates = config.eval_examples > 0 and config.eval_steps > 0
-    return common_arguments(config) | {
-        "per_device_train_batch_size": config.batch_size // processes,  # `WholeStep` splits it into micro-batches
-        "per_device_eval_batch_size": micro_batch,
-        "num_train_epochs": 1,  # `row_order` lays out all epochs
-        "max_length": config.max_length,
-        "train_sampling_strategy": "sequential",
-        "lr_scheduler_type": config.schedule,
-        "weight_decay": config.weight_decay,
-        "activation_checkpointing": config.activation_checkpointing,
-        "gradient_checkpointing": config.activation_checkpointing,
-        "eval_strategy": "steps" if evaluates else "no",
-        "eval_steps": config.eval_steps if evaluates else None,
-        "ddp_find_unused_parameters": False,
-    }
+    output_dir: str = field(metadata={"help": "Folder of the stage."})
+    model: str = field(metadata={"help": "Folder or Hub id of the causal language model to start from, after SFT."})
+    max_steps: int = field(default=100, metadata={"help": "Optimizer steps."})
+    prompts_per_step: int = field(default=8, metadata={"help": "Prompts asked a step, over all processes."})
+    num_generations: int = field(default=8, metadata={"help": "Answers to each prompt, which are compared."})
+    micro_batch_size: Annotated[int, SameRun()] = field(
+        default=0, metadata={"help": "Answers a process learns from at once; 0 takes all of a step."}
+    )
+    max_new_tokens: int = field(default=256, metadata={"help": "Longest answer in tokens."})
+    temperature: float = field(
+        default=1.0, metadata={"help": "Temperature of the answers; if all are alike, nothing is learnt."}
+    )
+    learning_rate: float = field(default=1e-6, metadata={"help": "Learning rate, constant after the warmup."})
+    warmup_ratio: float = field(default=0.03, metadata={"help": "Share of the steps with linear warmup; 0 is none."})
+    beta: float = field(default=0.0, metadata={"help": "Weight of the KL to the model before the stage; 0 is none."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Clip the gradient to this length."})
+    precision: Precision = field(default="auto", metadata={"help": PRECISION_HELP})
+    seed: int = field(default=0, metadata={"help": "Seed of prompts and answers."})
+    log_steps: Annotated[int, SameRun()] = field(default=1, metadata={"help": "Steps between lines of metrics.jsonl."})
+    save_steps: Annotated[int, SameRun()] = field(
+        default=50, metadata={"help": "Steps between checkpoints, of which the last is kept."}
+    )
+
+    def inputs(self) -> dict[str, str | None]:
+        """Return the setting that names something to read."""
+        return {"model": self.model}

@@ -1,4 +1,4 @@
-"""Alignment by thumbs: answers that were liked or not, each for itself and not in pairs (KTO, arXiv:2402.01306).
+"""Alignment by thumbs: answers that were liked or not, one by one and not in pairs (KTO, arXiv:2402.01306).
 
 `training.dpo` comes here when its data has the columns prompt, completion and label. The step, the reference and the
 log are those of DPO.
@@ -9,8 +9,8 @@ from typing import Any
 import trl
 from datasets import Dataset
 
-from training.alignment.config import AlignConfig, training_arguments
-from training.alignment.trainer import WholeStep
+from training.alignment.config import AlignConfig
+from training.alignment.trainer import WholeStep, training_arguments
 
 MEASURES = ("rewards/chosen", "rewards/rejected", "rewards/margins")
 LOGPS = ("logps/chosen", "logps/rejected", "kl")
@@ -38,7 +38,7 @@ def make_kto_trainer(config: AlignConfig, beta: float, common: dict[str, Any]) -
     """Return the trainer, and what it logs.
 
     Raises:
-        ValueError: A single row held at once.
+        ValueError: micro_batch_size is 1.
     """
     arguments = training_arguments(config)
     if arguments["per_device_eval_batch_size"] < 2:

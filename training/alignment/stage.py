@@ -26,17 +26,16 @@ from transformers import (
     Trainer,
 )
 
-from hf_scratch import ScratchForCausalLM  # noqa: F401, registers the model type with the Auto classes
 from hf_scratch.chat_tokens import answer_end_token
 from hf_scratch.load import load_from
 from hf_scratch.tokenizer import CHAT_TEMPLATE, IM_END, IM_START, require_fit
-from training.alignment.config import CHECKPOINTS, AlignConfig, say
-from training.alignment.trainer import train
+from training.alignment.config import AlignConfig, GrpoConfig
+from training.alignment.trainer import CHECKPOINTS, train
 from training.chat.check import Finding, check_data, refuse_errors, table
 from training.chat.formats import Kind
 from training.chat.rows import load_rows
 from training.chat.tokenize import Tokenized, row_lengths, show, tokenize
-from training.engine.device import DTYPES, join_processes, settle_precision
+from training.engine.device import DTYPES, join_processes, say, settle_precision
 from training.engine.parallel import whole
 from training.engine.save import end_tokens, save_model, save_tokenizer
 from training.stage.files import atomic_folder, write_json
@@ -79,10 +78,7 @@ def run_stage(name: str, config: Any, kinds: Sequence[Kind], make_trainer: MakeT
     if stage.done:
         return
     model, tokenizer = load_model(
-        config.model,
-        config.max_length,
-        quantized=config.tune == "qlora",
-        compute_dtype=DTYPES[config.precision],
+        config.model, config.max_length, quantized=config.tune == "qlora", compute_dtype=DTYPES[config.precision]
     )
     data = read_data(tokenizer, config, kinds)
     if PartialState().is_main_process:
@@ -105,7 +101,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 
-def open_align_stage(name: str, config: AlignConfig) -> Stage:
+def open_align_stage(name: str, config: AlignConfig | GrpoConfig) -> Stage:
     """Open the stage's folder, one process after the other, and settle the precision."""
     if not config.output_dir:
         raise ValueError(f"--output_dir is missing: say where the stage shall write, for example runs/mine/{name}.")
@@ -126,16 +122,7 @@ def read_data(tokenizer: PreTrainedTokenizerBase, config: AlignConfig, kinds: Se
             held_out = tokenize(tokenizer, loaded.kind, loaded.held_out, config.max_length)
         except ValueError as error:
             raise ValueError(f"the held-out rows cannot be evaluated on: {error}") from None
-    findings = check_data(
-        tokenizer,
-        found,
-        loaded.train,
-        loaded.held_out,
-        config.max_length,
-        loaded.format,
-        loaded.left_out,
-        loaded.unused,
-    )
+    findings = check_data(tokenizer, found, loaded, config.max_length)
     say(table(findings))
     return Data(found, held_out, findings)
 
@@ -240,7 +227,7 @@ def lora_config(config: AlignConfig) -> LoraConfig | None:
 
 
 def save(trainer: Trainer, config: AlignConfig, stage: Stage) -> None:
-    """Write the stage's `model`, and of adapters also `adapter`: them alone, with the tokenizer.
+    """Write the stage's `model`; where adapters were trained also `adapter`, which holds them and the tokenizer.
 
     All processes must call this, since each may hold a part of the weights; the main one writes.
     """

@@ -1,4 +1,4 @@
-"""How SFT and DPO train: settings, what TRL gets, the order of rows, a step in micro-batches, the log, and resuming.
+"""How SFT and DPO train: what TRL is told, a step in micro-batches, the order of rows, the log, and resuming.
 
 The training itself is TRL's. This file gives it what its defaults would get wrong for a small model or for a CPU. A
 step is one global batch; how many of its rows are held at once is a detail, which is halved when memory runs out.
@@ -19,20 +19,84 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import ProgressCallback, Trainer
 
-from training.alignment.config import CHECKPOINTS, AlignConfig, say
-from training.engine.device import DTYPES, resolve_precision
+from training.alignment.config import AlignConfig, GrpoConfig
+from training.engine.device import DTYPES, on_cpu, resolve_precision, say
 from training.engine.micro_batch import until_it_fits
 from training.engine.optimizer import AsOne, build_optimizers
 from training.stage.files import append_metrics, cut_metrics, read_json
 from training.stage.record import METRICS, Stage
 
+CHECKPOINTS = "checkpoints"
 POOL = 50  # batches whose rows are sorted by length together: little padding, and still a random mixture
+
+
+# ---- what TRL is told ----
+
+
+def common_arguments(config: AlignConfig | GrpoConfig) -> dict[str, Any]:
+    """Return what TRL is told alike in SFT, DPO and GRPO."""
+    return {
+        "output_dir": str(Path(config.output_dir) / CHECKPOINTS),
+        "max_steps": config.max_steps or -1,
+        "learning_rate": config.learning_rate,
+        "warmup_steps": config.warmup_ratio,  # below 1 it is a share
+        "max_grad_norm": config.max_grad_norm,
+        "seed": config.seed,
+        # TRL's defaults are bfloat16 and recomputed activations, on a CPU as well.
+        "bf16": resolve_precision(config.precision) == "bf16",
+        "use_cpu": on_cpu(),
+        "activation_checkpointing": False,
+        "gradient_checkpointing": False,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "logging_steps": config.log_steps,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # a loss that is not finite would be logged as the one before
+        "save_steps": config.save_steps,
+        "save_total_limit": 1,
+        "report_to": "none",
+    }
+
+
+def training_arguments(config: AlignConfig) -> dict[str, Any]:
+    """Return the arguments that TRL's SFTConfig and DPOConfig share.
+
+    Raises:
+        ValueError: The batch cannot be shared out evenly.
+    """
+    processes = PartialState().num_processes
+    micro_batch = config.micro_batch_size or config.batch_size // processes
+    if micro_batch < 1 or config.batch_size % (micro_batch * processes):
+        raise ValueError(
+            f"batch_size={config.batch_size} is not a multiple of micro_batch_size={config.micro_batch_size} "
+            f"times {processes} processes; change one of them."
+        )
+    if config.optimizer == "muon" and config.tune != "full":
+        raise ValueError(f"optimizer=muon is for all weights, not for --tune {config.tune}; leave it out.")
+    if config.eval_steps and not config.eval_examples:
+        raise ValueError(
+            f"eval_steps={config.eval_steps} without rows to evaluate on; set eval_examples, or leave eval_steps 0."
+        )
+    evaluates = config.eval_examples > 0 and config.eval_steps > 0
+    return common_arguments(config) | {
+        "per_device_train_batch_size": config.batch_size // processes,  # `WholeStep` splits it into micro-batches
+        "per_device_eval_batch_size": micro_batch,
+        "num_train_epochs": 1,  # `row_order` lays out all epochs
+        "max_length": config.max_length,
+        "train_sampling_strategy": "sequential",
+        "lr_scheduler_type": config.schedule,
+        "weight_decay": config.weight_decay,
+        "activation_checkpointing": config.activation_checkpointing,
+        "gradient_checkpointing": config.activation_checkpointing,
+        "eval_strategy": "steps" if evaluates else "no",
+        "eval_steps": config.eval_steps if evaluates else None,
+        "ddp_find_unused_parameters": False,
+    }
 
 
 # ---- a step in micro-batches ----
 
 
-class Rows(UserList[dict[str, Any]]):
+class StepRows(UserList[dict[str, Any]]):
     """The rows of a step as they come from the data set, before they are padded; nothing looks into them."""
 
 
@@ -63,21 +127,21 @@ class WholeStep(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Return batches of rows that are not padded yet."""
-        collate, self.data_collator = self.data_collator, Rows
+        collate, self.data_collator = self.data_collator, StepRows
         try:
             return super().get_train_dataloader()
         finally:
             self.data_collator = collate
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """Not estimated."""
+        """Return 0: the work is not estimated."""
         return 0
 
     def prepare_rows(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the rows of a step with what depends on the step as a whole."""
         return rows
 
-    def training_step(self, model: Any, inputs: Rows, num_items_in_batch: Any = None) -> torch.Tensor:
+    def training_step(self, model: Any, inputs: StepRows, num_items_in_batch: Any = None) -> torch.Tensor:
         """Add up the gradient of a step and return its loss, with smaller micro-batches if memory runs out.
 
         Raises:
@@ -182,7 +246,7 @@ def run_trainer(trainer: Trainer, stage: Stage, log: "MetricsLog") -> dict[str, 
 def last_checkpoint(folder: Path) -> str | None:
     """Return the newest complete checkpoint of a Trainer and remove what was cut off while being written."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    # The state is the last file that the Trainer writes, and not in one piece.
+    # The state is the last file that the Trainer writes; killed meanwhile, it leaves half of it.
     complete = [path for path in found if read_json(path / "trainer_state.json")]
     for path in set(found) - set(complete):
         shutil.rmtree(path, ignore_errors=True)  # each process of a run tries
@@ -217,7 +281,7 @@ class MetricsLog(ProgressCallback):
         control.should_log |= state.global_step == state.max_steps
 
     def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
-        """No second bar for an evaluation."""
+        """Draw no second bar for an evaluation."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Write a line; what was not measured at it is null.

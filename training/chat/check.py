@@ -5,7 +5,7 @@ record, and the run goes on. Nothing is left out without standing here.
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,10 +15,11 @@ from transformers import PreTrainedTokenizerBase
 from hf_scratch.chat_tokens import ChatEncoder
 from hf_scratch.tokenizer import Message
 from training.chat.formats import Row
+from training.chat.rows import Loaded
 from training.chat.tokenize import Tokenized
 
 Level = Literal["", "warning", "error"]
-LENGTH_BIAS = (0.65, 0.1)  # share of pairs in which one side is longer, and by which share: worth a warning
+LENGTH_BIAS = (0.65, 0.1)  # warn where one side is longer in this share of the pairs, and by this share on average
 
 
 @dataclass(frozen=True)
@@ -31,49 +32,25 @@ class Finding:
     note: str = ""  # what is done about it
 
 
-def check_data(
-    tokenizer: PreTrainedTokenizerBase,
-    found: Tokenized,
-    rows: Sequence[Row],
-    held_out: Sequence[Row],
-    max_length: int,
-    format_name: str,
-    left_out: Mapping[str, int] | None = None,
-    unused: Collection[str] = (),
-) -> list[Finding]:
-    """Return what was found in the rows; `found` is what they became as tokens.
-
-    Args:
-        left_out: How many rows could not be trained on when they were read, by reason.
-        unused: Columns, and keys of messages, that nobody looked at.
-    """
-    read = len(rows) + len(held_out) + sum((left_out or {}).values())
+def check_data(tokenizer: PreTrainedTokenizerBase, found: Tokenized, loaded: Loaded, max_length: int) -> list[Finding]:
+    """Return what is in the rows that were loaded; `found` is what those to train on became as tokens."""
+    rows, held_out = loaded.train, loaded.held_out
+    read = len(rows) + len(held_out) + sum(loaded.left_out.values())
     findings = [
-        Finding("format", format_name),
+        Finding("format", loaded.format),
         Finding("rows", f"{len(rows):,} to train on, {len(held_out):,} held out"),
-        *(_counted(f"rows left out: {reason}", count, read, "") for reason, count in (left_out or {}).items()),
-        *([Finding("not used", ", ".join(sorted(unused)))] if unused else []),
+        *(_counted(f"rows left out: {reason}", count, read, "") for reason, count in loaded.left_out.items()),
+        *([Finding("not used", ", ".join(sorted(loaded.unused)))] if loaded.unused else []),
         _counted("duplicate rows", _duplicates(rows), len(rows), "kept"),
         *_turns(rows),
         *_lengths(found, max_length),
         _counted("rows with a control token's spelling", _spelled(tokenizer, rows), len(rows), "it stays text"),
+        *_template(tokenizer, found, rows),
     ]
-    if found.refused:
-        findings.append(_counted("rows that the chat template refuses", found.refused, len(rows), "left out"))
-    if unread := _unread_reasoning(tokenizer, rows):
-        note = "the chat template does not take it: it is left out"
-        findings.append(_counted("rows with reasoning_content", unread, len(rows), note))
-    if found.split:
-        note = "each answer is a row, as it reads when it is the last one"
-        findings.append(_counted("rows that the template changes with more turns", found.split, len(rows), note))
     if found.kind == "preferences":
         findings += _pairs(found, rows)
     if found.kind == "thumbs":
-        labels = found.dataset["label"]
-        one_sided = sum(labels) in (0, len(labels))
-        note = "both thumbs are needed" if one_sided else ""
-        level: Level = "error" if one_sided else ""
-        findings.append(Finding("thumbs up", f"{sum(labels):,} of {len(labels):,}", level, note))
+        findings.append(_thumbs(found))
     if held_out:
         known = {_prompt(row) for row in rows}
         overlap = sum(_prompt(row) in known for row in held_out)
@@ -136,6 +113,24 @@ def _lengths(found: Tokenized, max_length: int) -> list[Finding]:
         _counted("answers cut before their end token", counts["unended"], total, "they do not teach to stop"),
         _counted("rows dropped", counts["dropped"], total, "no answer within max_length"),
     ]
+
+
+def _template(tokenizer: PreTrainedTokenizerBase, found: Tokenized, rows: Sequence[Row]) -> list[Finding]:
+    """What the chat template does not take as it stands; nothing where it takes all."""
+    counts = (
+        ("rows that the chat template refuses", found.refused, "left out"),
+        ("rows with reasoning_content", _unread_reasoning(tokenizer, rows), "left out: the template takes none"),
+        ("rows that the template changes with more turns", found.split, "each answer is a row, as if it were last"),
+    )
+    return [_counted(what, count, len(rows), note) for what, count, note in counts if count]
+
+
+def _thumbs(found: Tokenized) -> Finding:
+    labels = found.dataset["label"]
+    said = f"{sum(labels):,} of {len(labels):,}"
+    if sum(labels) in (0, len(labels)):
+        return Finding("thumbs up", said, "error", "both thumbs are needed")
+    return Finding("thumbs up", said)
 
 
 def _pairs(found: Tokenized, rows: Sequence[Row]) -> list[Finding]:

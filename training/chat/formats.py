@@ -42,13 +42,13 @@ class Unusable(ValueError):
 
 @dataclass(frozen=True)
 class Format:
-    """A shape of data: what it is called, what it becomes, how a row is read, and the columns that tell it."""
+    """A shape of data: its name, what a row becomes and by what, the columns that tell it, and an example."""
 
     name: str
     kind: Kind
     read: Callable[[Row], Row]
+    columns: tuple[frozenset[str], ...]  # a row of this format has all columns of one of these sets
     example: str
-    columns: tuple[frozenset[str], ...]  # of one of these all are there
 
     def missing(self, row: Row) -> list[str]:
         """Return what the row lacks of the columns that it comes nearest to."""
@@ -67,7 +67,7 @@ class Format:
 
 
 def columns(*names: str) -> tuple[frozenset[str], ...]:
-    """Return the sets of columns that tell a format; of the names parted by a stroke any one."""
+    """Return the sets of columns that tell a format: each name, or any one of those between strokes."""
     return tuple(map(frozenset, itertools.product(*(name.split("|") for name in names))))
 
 
@@ -142,58 +142,28 @@ def hh_turns(text: str, column: str) -> list[Message]:
     return [{"role": roles[speaker], "content": content.strip()} for speaker, content in pairs]
 
 
-FORMATS = (  # of one kind, the first whose columns are all there
-    Format(
-        "messages",
-        "conversations",
-        read_messages,
-        '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}',
-        columns("messages"),
-    ),
-    Format(
-        "ShareGPT",
-        "conversations",
-        read_messages,
-        '{"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}',
-        columns("conversations"),
-    ),
-    Format(
-        "Alpaca",
-        "conversations",
-        read_alpaca,
-        '{"instruction": "...", "input": "", "output": "..."}',
-        columns("instruction", "|".join(ANSWERED)),
-    ),
-    Format(
-        "prompt and completion",
-        "conversations",
-        read_prompt_completion,
-        '{"prompt": "...", "completion": "..."}',
-        columns("prompt|question", "|".join(ANSWERED)),
-    ),
-    Format(
-        "prompt, chosen and rejected",
-        "preferences",
-        read_pair,
-        '{"prompt": [{"role": "user", "content": "..."}], "chosen": [{"role": "assistant", "content": "..."}], '
-        '"rejected": [{"role": "assistant", "content": "..."}]}',
-        columns("|".join(ASKED), "chosen", "rejected"),
-    ),
-    Format(
-        "chosen and rejected chats",
-        "preferences",
-        read_chats,
-        r'{"chosen": "\n\nHuman: ...\n\nAssistant: ...", "rejected": "\n\nHuman: ...\n\nAssistant: ..."}',
-        columns("chosen", "rejected"),
-    ),
-    Format(
-        "prompt, completion and thumb",
-        "thumbs",
-        read_thumbs,
-        '{"prompt": "...", "completion": "...", "label": true}',
-        columns("|".join(ASKED), "|".join(ANSWERED), "label"),
-    ),
+# fmt: off
+
+FORMATS = (  # the first one of the wanted kind whose columns a row has is taken
+    Format("messages", "conversations", read_messages, columns("messages"),
+           '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'),
+    Format("ShareGPT", "conversations", read_messages, columns("conversations"),
+           '{"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}'),
+    Format("Alpaca", "conversations", read_alpaca, columns("instruction", "|".join(ANSWERED)),
+           '{"instruction": "...", "input": "", "output": "..."}'),
+    Format("prompt and completion", "conversations", read_prompt_completion,
+           columns("prompt|question", "|".join(ANSWERED)), '{"prompt": "...", "completion": "..."}'),
+    Format("prompt, chosen and rejected", "preferences", read_pair, columns("|".join(ASKED), "chosen", "rejected"),
+           '{"prompt": [{"role": "user", "content": "..."}], "chosen": [{"role": "assistant", "content": "..."}], '
+           '"rejected": [{"role": "assistant", "content": "..."}]}'),
+    Format("chosen and rejected chats", "preferences", read_chats, columns("chosen", "rejected"),
+           r'{"chosen": "\n\nHuman: ...\n\nAssistant: ...", "rejected": "\n\nHuman: ...\n\nAssistant: ..."}'),
+    Format("prompt, completion and thumb", "thumbs", read_thumbs,
+           columns("|".join(ASKED), "|".join(ANSWERED), "label"),
+           '{"prompt": "...", "completion": "...", "label": true}'),
 )
+
+# fmt: on
 
 
 def detect(kinds: Sequence[Kind], row: Any, where: str) -> Format:

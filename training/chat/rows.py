@@ -6,7 +6,7 @@ Every row is checked when it is read; `training.chat.formats` knows the shapes.
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +44,29 @@ def load_rows(kinds: Sequence[Kind], data: str, num_train: int, num_eval: int, s
         ValueError: No such file, an empty one, one that is not UTF-8, or a row of another shape; or too few rows.
     """
     if data == "stories":
-        if num_train < 1:
-            raise ValueError("the embedded stories never end; say how many to use, for example num_examples=20000.")
-        generate = talk.conversations if kinds[0] == "conversations" else talk.preferences
-        train = list(itertools.islice(generate("train", seed), num_train))
-        held_out = list(itertools.islice(generate("dev", seed), num_eval))
-        return Loaded(kinds[0], "embedded stories", train, held_out)
+        return _tell(kinds[0], num_train, num_eval, seed)
+    loaded = _load(kinds, data)
+    rows = loaded.train
+    if len(rows) <= num_eval:
+        raise ValueError(f"{data} has {len(rows)} rows, so eval_examples={num_eval} leaves none to train on.")
+    order = np.random.default_rng(seed).permutation(len(rows))
+    held_out, rest = order[:num_eval], order[num_eval:]
+    rest = rest[:num_train] if num_train else rest
+    return replace(loaded, train=[rows[i] for i in rest], held_out=[rows[i] for i in held_out])
+
+
+def _tell(kind: Kind, num_train: int, num_eval: int, seed: int) -> Loaded:
+    """Return rows about the embedded stories."""
+    if num_train < 1:
+        raise ValueError("the embedded stories never end; say how many to use, for example num_examples=20000.")
+    generate = talk.conversations if kind == "conversations" else talk.preferences
+    train = list(itertools.islice(generate("train", seed), num_train))
+    held_out = list(itertools.islice(generate("dev", seed), num_eval))
+    return Loaded(kind, "embedded stories", train, held_out)
+
+
+def _load(kinds: Sequence[Kind], data: str) -> Loaded:
+    """Return all rows of a file or data set that can be trained on, and what cannot."""
     found = _read(data)
     first = next(found, None)
     if first is None:
@@ -66,12 +83,7 @@ def load_rows(kinds: Sequence[Kind], data: str, num_train: int, num_eval: int, s
             defects.append(error)
     if not rows:
         raise ValueError(f"none of the {len(defects)} rows can be trained on: {defects[0]}.")
-    if len(rows) <= num_eval:
-        raise ValueError(f"{data} has {len(rows)} rows, so eval_examples={num_eval} leaves none to train on.")
-    order = np.random.default_rng(seed).permutation(len(rows))
-    held, rest = order[:num_eval], order[num_eval:]
-    rest = rest[:num_train] if num_train else rest
-    return Loaded(form.kind, form.name, [rows[i] for i in rest], [rows[i] for i in held], left_out, unused)
+    return Loaded(form.kind, form.name, rows, [], left_out, unused)
 
 
 def _read(data: str) -> Iterator[tuple[str, Any]]:

@@ -63,7 +63,8 @@ def _conversations(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], max_
     columns: dict[str, list[np.ndarray]] = {"input_ids": [], "labels": []}
     counts, full_lengths, split, refused = _new_counts(), [], 0, 0
     encoded = encode_chats(
-        tokenizer, (last_alone(row["messages"]) if "last_answer_only" in row else row["messages"] for row in rows)
+        tokenizer,
+        (only_last_answer(row["messages"]) if "last_answer_only" in row else row["messages"] for row in rows),
     )
     for _, sequences in zip(_progress(rows), encoded, strict=True):
         split += len(sequences) > 1
@@ -97,7 +98,7 @@ def _answers(tokenizer: PreTrainedTokenizerBase, kind: Kind, rows: Sequence[Row]
     if kind == "thumbs":
         columns["label"] = []
     counts, full_lengths, answer_lengths, refused = _new_counts(), [], [], 0
-    encoded = encode_chats(tokenizer, (last_alone(row["prompt"] + row[side]) for row in rows for side in sides))
+    encoded = encode_chats(tokenizer, (only_last_answer(row["prompt"] + row[side]) for row in rows for side in sides))
     for row in _progress(rows):
         sequences = [next(encoded) for _ in sides]
         if not all(sequences):
@@ -132,7 +133,7 @@ def _answers(tokenizer: PreTrainedTokenizerBase, kind: Kind, rows: Sequence[Row]
 def row_lengths(dataset: Dataset) -> list[int]:
     """Return the tokens of each row, by which rows are put together; of a pair with the longer answer.
 
-    Of thumbs all are the same: sorted by length, a batch could hold one side alone.
+    Of thumbs all are the same: sorted by length, a batch could hold one side only.
     """
     if "input_ids" in dataset.column_names:
         return [len(ids) for ids in dataset["input_ids"]]
@@ -149,8 +150,8 @@ def split_answers(encoded: Sequence[Encoded]) -> tuple[list[int], list[list[int]
     return encoded[0][0][:start], [ids[start:end] for (ids, _), (_, end) in zip(encoded, spans, strict=True)]
 
 
-def last_alone(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Return a conversation of which the last answer alone carries loss."""
+def only_last_answer(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Return a conversation in which only the last answer carries loss."""
     return [*(message | {"weight": 0} for message in messages[:-1]), messages[-1]]
 
 

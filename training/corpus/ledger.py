@@ -19,7 +19,7 @@ from training.corpus.readers.tables import Bad
 
 EXAMPLES = 3  # dropped documents of each reason that a task shows
 SNIPPET = 300  # characters of such an example
-SPLITS = "documents by split"  # a tally of the first pass: whether there is something for either of them
+SPLITS = "documents by split"  # a tally of the first pass, which says whether either split would be empty
 
 
 class Ledger:

@@ -1,4 +1,4 @@
-"""The deep path of the data stage: datatrove executors, one after the other, from sources to shuffled shards.
+"""The passes that clean sources: datatrove executors, one after the other, from files to shuffled shards.
 
     clean -> [works] -> [exact duplicates] -> [near duplicates] -> tokenize -> shuffle
 
@@ -116,30 +116,25 @@ def plan(
         folder: Where everything is written.
         tokenizer: JSON of a `tokenizers.Tokenizer`.
         meta: What the shards depend on: dtype, vocab_size, separator, shards, seed, val_fraction.
-        tasks: Pieces that the work is cut into.
+        tasks: Parts that the work is cut into.
         limit: Bytes of the longest document.
     """
     options = {step.name: step.options for step in steps}
     blocks = [(s, build_step(s, folder, limit)) for s in steps if s.name not in DUPLICATE_STEPS]
     units = list_units(sources, tasks)
-    cleaning = [Clean(units, blocks, Ledger(folder, "clean"), limit, meta["val_fraction"]), _writer(folder)]
-    passes = [Pass("clean", cleaning, tasks)]
-    ledger = Ledger(folder, "tokenize")
-    reading: list[PipelineStep] = [Start(folder, ledger, works="works" in options)]
+    clean = Clean(units, blocks, Ledger(folder, "clean"), limit, meta["val_fraction"])
+    write = JsonlWriter(_path(folder, "clean"), "${rank}.jsonl.zst", compression="zstd")
+    passes = [Pass("clean", [clean, write], tasks)]
+    exact, near = ("exact_duplicates" in options, "near_duplicates" in options)
     if "works" in options:
         passes += _works_passes(folder, tasks, meta["val_fraction"], options["works"])
-    if "exact_duplicates" in options:
+    if exact:
         passes += _exact_passes(folder, tasks)
-        reading.append(ExactDedupFilter(_path(folder, "exact/found"), _exact(), Dropped(ledger, "exact_duplicate")))
-    if "near_duplicates" in options:
-        config = _minhash(options["near_duplicates"])
-        before: list[PipelineStep] = [Start(folder)]
-        if "exact_duplicates" in options:
-            before.append(ExactDedupFilter(_path(folder, "exact/found"), _exact()))
-        passes += _near_passes(folder, config, before, tasks)
-        reading.append(
-            MinhashDedupFilter(_path(folder, "near/found"), Dropped(ledger, "near_duplicate"), load_cluster_ids=True)
-        )
+    if near:
+        before = _without_duplicates(folder, exact=exact)
+        passes += _near_passes(folder, _minhash(options["near_duplicates"]), before, tasks)
+    ledger = Ledger(folder, "tokenize")
+    reading = _without_duplicates(folder, ledger, exact=exact, near=near, works="works" in options)
     weights = {source.name: float(source.weight) for source in sources}
     passes.append(Pass("tokenize", [*reading, Tokenize(folder, tokenizer, meta, weights, ledger)], tasks))
     passes.append(Pass("shuffle", [Shuffle(folder, meta, tasks)], meta["shards"] + 1))
@@ -148,10 +143,6 @@ def plan(
 
 def _path(folder: DataFolder, name: str) -> str:
     return folder.resolve_paths(name)
-
-
-def _writer(folder: DataFolder) -> JsonlWriter:
-    return JsonlWriter(_path(folder, "clean"), "${rank}.jsonl.zst", compression="zstd")
 
 
 class Start(PipelineStep):
@@ -178,6 +169,25 @@ class Start(PipelineStep):
             if self.ledger:
                 self.ledger.enter(document.metadata["source"], len(document.text.encode()))
             yield document
+
+
+def _without_duplicates(
+    folder: DataFolder,
+    ledger: Ledger | None = None,
+    *,
+    exact: bool = False,
+    near: bool = False,
+    works: bool = False,
+) -> list[PipelineStep]:
+    """Read the clean documents but for the duplicates that were found, which a ledger counts."""
+    steps: list[PipelineStep] = [Start(folder, ledger, works=works)]
+    if exact:
+        dropped = Dropped(ledger, "exact_duplicate") if ledger else None
+        steps.append(ExactDedupFilter(_path(folder, "exact/found"), _exact(), dropped))
+    if near:
+        dropped = Dropped(ledger, "near_duplicate") if ledger else None
+        steps.append(MinhashDedupFilter(_path(folder, "near/found"), dropped, load_cluster_ids=True))
+    return steps
 
 
 def _exact() -> ExactDedupConfig:

@@ -16,6 +16,7 @@ import glob
 import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,70 +24,36 @@ from typing import Any
 from training.stage.config import suggest
 from training.stage.files import hash_text
 
+# fmt: off
+
 SUFFIXES = {
-    ".txt": "text",
-    ".md": "text",
-    ".rst": "text",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-    ".warc": "warc",
-    ".wet": "warc",
-    ".arc": "warc",
-    ".xml": "mediawiki",
-    ".html": "html",
-    ".htm": "html",
+    ".txt": "text", ".md": "text", ".rst": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl",
+    ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".warc": "warc", ".wet": "warc", ".arc": "warc",
+    ".xml": "mediawiki", ".html": "html", ".htm": "html",
 }
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
 TABLES = ("jsonl", "csv", "tsv", "parquet")  # the kinds that hold rows
 TYPES = (*dict.fromkeys(SUFFIXES.values()), "gutenberg", "code")
-
 # Programming languages of a `code` source, by the names of its files.
 LANGUAGES = {
-    "c": (".c", ".h"),
-    "c++": (".cc", ".cpp", ".cxx", ".hh", ".hpp"),
-    "c#": (".cs",),
-    "css": (".css",),
-    "go": (".go",),
-    "haskell": (".hs",),
-    "html": (".html", ".htm"),
-    "java": (".java",),
-    "javascript": (".js", ".mjs", ".jsx"),
-    "julia": (".jl",),
-    "kotlin": (".kt",),
-    "lua": (".lua",),
-    "markdown": (".md",),
-    "perl": (".pl", ".pm"),
-    "php": (".php",),
-    "python": (".py", ".pyi"),
-    "r": (".r",),
-    "restructuredtext": (".rst",),
-    "ruby": (".rb",),
-    "rust": (".rs",),
-    "scala": (".scala",),
-    "shell": (".sh", ".bash"),
-    "sql": (".sql",),
-    "swift": (".swift",),
-    "typescript": (".ts", ".tsx"),
+    "c": (".c", ".h"), "c++": (".cc", ".cpp", ".cxx", ".hh", ".hpp"), "c#": (".cs",), "css": (".css",),
+    "go": (".go",), "haskell": (".hs",), "html": (".html", ".htm"), "java": (".java",),
+    "javascript": (".js", ".mjs", ".jsx"), "julia": (".jl",), "kotlin": (".kt",), "lua": (".lua",),
+    "markdown": (".md",), "perl": (".pl", ".pm"), "php": (".php",), "python": (".py", ".pyi"), "r": (".r",),
+    "restructuredtext": (".rst",), "ruby": (".rb",), "rust": (".rs",), "scala": (".scala",),
+    "shell": (".sh", ".bash"), "sql": (".sql",), "swift": (".swift",), "typescript": (".ts", ".tsx"),
 }
 LANGUAGE_OF = {suffix: language for language, suffixes in LANGUAGES.items() for suffix in suffixes}
 
 # Steps on one document, in the order of the recipe, and those that compare all documents and come last.
 DOCUMENT_STEPS = (
-    "fix_encoding",
-    "normalize",
-    "mask",
-    "language",
-    "gopher_quality",
-    "gopher_repetition",
-    "c4_quality",
-    "fineweb_quality",
-    "decontaminate",
+    "fix_encoding", "normalize", "mask", "language", "gopher_quality", "gopher_repetition", "c4_quality",
+    "fineweb_quality", "decontaminate",
 )
+TEXTS = {"files", "dataset", "stories"}  # of which a source has one
 DUPLICATE_STEPS = ("exact_duplicates", "near_duplicates", "works")
+
+# fmt: on
 
 
 @dataclass(kw_only=True)
@@ -158,15 +125,26 @@ class Share:
     of: int
 
 
-Unit = File | Share  # a piece of work that one task reads on its own
+Unit = File | Share  # what a task reads in one go
 
 
-def read_sources(entries: list[dict[str, Any]]) -> list[Source]:
+def read_sources(entries: list[dict[str, Any]], files: Sequence[str] = ()) -> list[Source]:
     """Return the sources of a recipe.
+
+    Args:
+        files: For the source that names no text: what `--files` says.
 
     Raises:
         ValueError: An unknown key, a source without a name or without text, or one that names its text twice.
     """
+    if files:
+        open_ones = [i for i, entry in enumerate(entries) if isinstance(entry, dict) and not TEXTS & entry.keys()]
+        if len(open_ones) != 1:
+            raise ValueError(
+                f"--files is for the one source that names no text of its own; of the {len(entries)} sources here "
+                f"{len(open_ones)} name none."
+            )
+        entries = [entry | {"files": list(files)} if i in open_ones else entry for i, entry in enumerate(entries)]
     sources = [_read_source(entry, number) for number, entry in enumerate(entries, start=1)]
     names = [source.name for source in sources]
     for name in names:
@@ -191,9 +169,12 @@ def _read_source(entry: Any, number: int) -> Source:
         if language not in LANGUAGES:
             raise ValueError(f"{where} has the language {language!r}{suggest(language, list(LANGUAGES))}")
     source = Source(**given)
-    texts = [key for key in ("files", "dataset", "stories") if getattr(source, key)]
+    texts = sorted(key for key in TEXTS if getattr(source, key))
     if len(texts) != 1:
-        raise ValueError(f"{where} needs exactly one of files, dataset and stories; it has {texts or 'none'}.")
+        raise ValueError(
+            f"{where} needs exactly one of files, dataset and stories; it has {' and '.join(texts) or 'none'}. "
+            "Give files with --files, or name them in the recipe."
+        )
     if source.type is not None and source.type not in TYPES:
         raise ValueError(f"{where} has type {source.type!r}{suggest(source.type, list(TYPES))}")
     if not isinstance(source.weight, int | float) or not 0 < source.weight < math.inf:
@@ -314,7 +295,7 @@ def _refuse_unknown(path: str) -> None:
 def find_files(pattern: str) -> list[tuple[str, str, int]]:
     """Return path, label and size of the files that a folder, a glob or an fsspec URL means, none of them hidden.
 
-    What is there by this very name is meant, whatever signs of a glob are in it.
+    A name that exists is taken as it is, even if it has signs of a glob in it.
 
     Raises:
         ValueError: It matches no file.
@@ -343,7 +324,7 @@ def find_files(pattern: str) -> list[tuple[str, str, int]]:
 
 
 def name_of(path: str) -> str:
-    """Return the one name of a file that several paths may lead to."""
+    """Return the name that a file has by whatever path it is reached."""
     return path if "://" in path else os.path.realpath(path)
 
 
@@ -367,3 +348,10 @@ def type_of(path: str) -> tuple[str | None, str | None]:
         name = name[: name.rindex(".")]
     dot = name.rfind(".")
     return SUFFIXES.get(name[dot:]) if dot > name.rfind("/") else None, compression
+
+
+def learns_stories(record: dict[str, Any]) -> bool:
+    """Whether a record of the stage `data` says that its text is the embedded stories."""
+    if not record or record["config"].get("sources"):
+        return False
+    return "files" not in record["inputs"] and record["config"]["dataset"] is None

@@ -33,7 +33,7 @@ NOISE_SIGNS = ("\ufffd", "Ã", "â€", "<div", "</", "{{", "}}", "&nbsp;", "&am
 
 
 @dataclass
-class Share:
+class Portion:
     """What of a document goes to one split: all of it, but where documents are so few that each is cut."""
 
     text: str
@@ -48,12 +48,7 @@ class Tokenize(PipelineStep):
     name = "tokenize"
 
     def __init__(
-        self,
-        folder: DataFolder,
-        tokenizer: str,
-        meta: dict[str, Any],
-        weights: dict[str, float],
-        ledger: Ledger,
+        self, folder: DataFolder, tokenizer: str, meta: dict[str, Any], weights: dict[str, float], ledger: Ledger
     ) -> None:
         """Take a `tokenizers.Tokenizer` as JSON, and from `meta` dtype, separator, shards, seed and val_fraction."""
         super().__init__()
@@ -74,25 +69,25 @@ class Tokenize(PipelineStep):
         used = np.zeros(self.meta["vocab_size"], dtype=np.int64)
         for batch in cut_batches(measured(data), lambda document: document.metadata["bytes"]):
             size = sum(document.metadata["bytes"] for document in batch)
-            shares = [self.shares(document) for document in batch]
+            portions = [self.portions(document) for document in batch]
             with self.ledger.timed("tokenize") as counts:
-                texts = [share.text for some in shares for share in some]
+                texts = [portion.text for some in portions for portion in some]
                 encoded = iter(tokenizer.encode_batch_fast(texts, add_special_tokens=False))
             counts.update({"documents_in": len(batch), "documents_out": len(batch)})
             counts.update({"bytes_in": size, "bytes_out": size})
             with self.ledger.timed("write"):
-                for share in itertools.chain(*shares):
-                    share.ids = np.array([self.meta["separator"], *next(encoded).ids], dtype=self.meta["dtype"])
-                every = np.concatenate([share.ids for some in shares for share in some])
+                for portion in itertools.chain(*portions):
+                    portion.ids = np.array([self.meta["separator"], *next(encoded).ids], dtype=self.meta["dtype"])
+                every = np.concatenate([portion.ids for some in portions for portion in some])
                 used += np.bincount(every, minlength=len(used))
-                for document, some in zip(batch, shares, strict=True):
+                for document, some in zip(batch, portions, strict=True):
                     self.deal(document, some, parts)
         parts.close()
         with self.folder.open(f"parts/vocabulary-{rank:05d}.npy", "wb") as file:
             np.save(file, used)
         self.ledger.save()
 
-    def shares(self, document: Document) -> list["Share"]:
+    def portions(self, document: Document) -> list["Portion"]:
         """Return what is learnt of a document and what is held out.
 
         A document belongs to one split; where that leaves a split without any, each is cut, as in `read_documents`.
@@ -100,26 +95,26 @@ class Tokenize(PipelineStep):
         if not self.cut:
             whole = document.metadata.get("whole", document.text)
             held_out = document.metadata.get("held_out", fraction_of(whole) < self.meta["val_fraction"])
-            return [Share(document.text, held_out)]
+            return [Portion(document.text, held_out)]
         learnt, held_out = cut_at_end(document.text, self.meta["val_fraction"])
-        return [share for share in (Share(learnt, False), Share(held_out, True)) if share.text]
+        return [portion for portion in (Portion(learnt, False), Portion(held_out, True)) if portion.text]
 
-    def deal(self, document: Document, shares: list["Share"], parts: "Parts") -> None:
+    def deal(self, document: Document, portions: list["Portion"], parts: "Parts") -> None:
         """Give a document to the held-out shard, or, as often as its source's weight says, to training shards."""
         origin = document.metadata
         source = origin["source"]
-        held_out = all(share.held_out for share in shares)
+        held_out = all(portion.held_out for portion in portions)
         copies = 1 if held_out else self.copies(document.text, self.weights[source])
         if not copies:
             self.ledger.drop(document, "weight", origin["bytes"])
             return
         self.ledger.leave(source, origin["bytes"])
-        self.note(document, sum(len(share.ids) for share in shares))
-        for share in shares:
-            for copy in range(1 if share.held_out else copies):
-                key = key_of(share.text, self.meta["seed"], copy)
-                shard = 0 if share.held_out else 1 + key % self.meta["shards"]
-                parts.write(shard, key, share.ids, len(share.text.encode()), {"id": document.id, **origin})
+        self.note(document, sum(len(portion.ids) for portion in portions))
+        for portion in portions:
+            for copy in range(1 if portion.held_out else copies):
+                key = key_of(portion.text, self.meta["seed"], copy)
+                shard = 0 if portion.held_out else 1 + key % self.meta["shards"]
+                parts.write(shard, key, portion.ids, len(portion.text.encode()), {"id": document.id, **origin})
 
     def copies(self, text: str, weight: float) -> int:
         """Return how often a training epoch holds a document: the weight, rounded up or down by the text's hash."""

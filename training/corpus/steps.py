@@ -40,12 +40,8 @@ from training.corpus.split import fraction_of
 
 # What e-mail and IP addresses become. Both are set aside for documentation (RFC 2606, RFC 5737) and belong to nobody.
 MASKED_EMAIL, MASKED_IP = "email@example.com", "192.0.2.1"
-
-
 # datatrove's default, xxhash, hands strings to it, which xxhash 4 refuses.
 HASH = HashConfig(hash_fc="sha1")
-
-
 WORD = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]|[\w'’]+|[^\w\s]+")
 
 
@@ -112,7 +108,7 @@ class Language(BaseFilter):
         self.model: Any = None  # loaded by each process for itself
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        """Return whether the document stays."""
+        """Whether the document stays."""
         if self.model is None:
             import fasttext
 

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from torch import nn
 
 from training.engine.packing import cut_documents, pack
 from training.engine.token_shards import Shards
@@ -34,9 +35,9 @@ class EpochOrder:
         return epoch, int(self.permutations[epoch][position])
 
 
-Batch = dict[
-    str, torch.Tensor
-]  # input_ids, labels (already shifted) and, where packed, position_ids: (rows, context) int64
+# input_ids, labels (already shifted) and, where documents are packed, position_ids: (rows, context) int64, each
+# contiguous: pinning copies a part of another tensor once more.
+Batch = dict[str, torch.Tensor]
 
 
 class Rows(Protocol):
@@ -65,7 +66,7 @@ class Windows:
         starts = [self._start(int(row)) for row in rows]
         window = np.stack([self.tokens[s : s + self.context + 1] for s in starts]).astype(np.int64)
         ids = torch.from_numpy(window)
-        return {"input_ids": ids[:, :-1], "labels": ids[:, 1:].contiguous()}
+        return {"input_ids": ids[:, :-1].contiguous(), "labels": ids[:, 1:].contiguous()}
 
     def _start(self, row: int) -> int:
         epoch, index = self.order(row)
@@ -86,7 +87,7 @@ class PackedDocuments:
 
     def __init__(self, shards: Shards, context: int, seed: int) -> None:
         self.tokens, self.context, self.seed = shards.tokens, context, seed
-        self.pieces, self.begins = pack(cut_documents(shards, context), context, self.GROUP, seed)
+        self.documents, self.begins = pack(cut_documents(shards, context), context, self.GROUP, seed)
         self.order = EpochOrder(seed, len(self.begins) - 1)
 
     def batch(self, rows: np.ndarray) -> Batch:
@@ -97,7 +98,7 @@ class PackedDocuments:
         for i, row in enumerate(rows):
             at = 0
             index = self.order(int(row))[1]
-            for start, length in self.pieces[self.begins[index] : self.begins[index + 1]].tolist():
+            for start, length in self.documents[self.begins[index] : self.begins[index + 1]].tolist():
                 ids[i, at : at + length] = self.tokens[start : start + length]
                 labels[i, at : at + length] = self.tokens[start + 1 : start + 1 + length]
                 positions[i, at : at + length] = np.arange(length)
@@ -106,32 +107,43 @@ class PackedDocuments:
             positions[i, at:] = np.arange(self.context - at)
         used = int((labels != IGNORE).any(0).nonzero()[0].max()) + 1
         return {
-            "input_ids": torch.from_numpy(ids[:, :used]),
-            "position_ids": torch.from_numpy(positions[:, :used]),
+            "input_ids": torch.from_numpy(ids[:, :used]).contiguous(),
+            "position_ids": torch.from_numpy(positions[:, :used]).contiguous(),
             "labels": torch.from_numpy(labels[:, :used]).contiguous(),
         }
+
+
+def fill_rows(batch: Batch, length: int) -> Batch:
+    """Return a batch whose rows have this length again: each new shape would be compiled anew."""
+    missing = length - batch["labels"].shape[1]
+    if not missing:
+        return batch
+    filled = {key: nn.functional.pad(tensor, (0, missing)) for key, tensor in batch.items()}
+    filled["labels"][:, -missing:] = IGNORE
+    # As in `PackedDocuments`: one more document, which may be a second one of padding.
+    filled["position_ids"][:, -missing:] = torch.arange(missing)
+    return filled
 
 
 class ReadAhead:
     """Reads the batches of the next step in a thread, into pinned memory, while a GPU works on those of this one."""
 
     def __init__(self) -> None:
-        self.thread = ThreadPoolExecutor(1)  # one, because the order of rows is not made for several
+        self.thread = ThreadPoolExecutor(1)  # one: `EpochOrder` is not made for several
         self.next: tuple[list[list[int]], Future[list[Batch]]] | None = None
 
-    def __call__(self, rows: Rows, pieces: list[np.ndarray], next_pieces: list[np.ndarray]) -> list[Batch]:
-        """Return the batches of these rows, read already if they were announced, and begin with the next ones."""
-        numbers = [piece.tolist() for piece in pieces]
-        announced = self.next if self.next is not None and self.next[0] == numbers else None
-        future = announced[1] if announced else self.thread.submit(self._read, rows, pieces)
+    def __call__(self, rows: Rows, numbers: list[np.ndarray], next_numbers: list[np.ndarray]) -> list[Batch]:
+        """Return a batch for each list of row numbers, read already where announced, and begin with the next ones."""
+        wanted = [batch.tolist() for batch in numbers]
+        announced = self.next if self.next is not None and self.next[0] == wanted else None
+        future = announced[1] if announced else self.thread.submit(self._read, rows, numbers)
         batches = future.result()
-        next_numbers = [piece.tolist() for piece in next_pieces]
-        self.next = next_numbers, self.thread.submit(self._read, rows, next_pieces)
+        self.next = [batch.tolist() for batch in next_numbers], self.thread.submit(self._read, rows, next_numbers)
         return batches
 
     @staticmethod
-    def _read(rows: Rows, pieces: list[np.ndarray]) -> list[Batch]:
-        batches = [rows.batch(piece) for piece in pieces]
+    def _read(rows: Rows, numbers: list[np.ndarray]) -> list[Batch]:
+        batches = [rows.batch(batch) for batch in numbers]
         if torch.cuda.is_available():
             batches = [{key: tensor.pin_memory() for key, tensor in batch.items()} for batch in batches]
         return batches

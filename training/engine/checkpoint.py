@@ -1,6 +1,6 @@
 """Checkpoints that a run can be resumed from whatever happened: written beside, synced, renamed, hashed, pruned.
 
-A checkpoint is a folder `step-00000500` with the weights as safetensors, the optimizer's tensors and counters
+A checkpoint is a folder `step-00000500`: a model that `from_pretrained` takes, the optimizer's tensors and counters
 (loadable with `weights_only=True`), and a manifest of SHA-256 sums that is checked before anything is used.
 """
 
@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from hf_scratch.hub.files import hash_file
 from training.stage.files import atomic_folder, write_json
 
-MANIFEST = "manifest.json"
+MANIFEST, STATE = "manifest.json", "state.pt"  # what a checkpoint has that a model's folder has not
 
 
 def save_checkpoint(
@@ -29,22 +29,25 @@ def save_checkpoint(
     keep: int,
     val_loss: float | None = None,
     pinned: Collection[int] = (),
+    write_files: Callable[[Path], None] = lambda folder: None,
 ) -> Path:
     """Write `folder/step-N` and remove all but the last `keep` checkpoints and the one of the lowest held-out loss.
 
     Args:
         val_loss: Held-out loss at this very step; None where it was not measured.
         pinned: Steps whose checkpoints are kept besides.
+        write_files: Writes what a model's folder has besides its weights, so that the checkpoint loads as a model.
 
     Raises:
         OSError: It could not be written; older checkpoints are untouched.
     """
     path = path_of(folder, step)
     with atomic_folder(path) as beside:
+        write_files(beside)
         tensors = {key: tensor.contiguous() for key, tensor in weights.items()}
         save_file(tensors, beside / "model.safetensors", metadata={"format": "pt"})  # as from_pretrained wants it
-        torch.save(state, beside / "state.pt")
-        files = {file.name: hash_file(file) for file in sorted(beside.iterdir())}
+        torch.save(state, beside / STATE)
+        files = {file.name: hash_file(file) for file in sorted(beside.iterdir()) if file.is_file()}
         write_json(beside / MANIFEST, {"val_loss": val_loss, "files": files})
     kept = {best_checkpoint(folder), *(path_of(folder, step) for step in pinned)}
     for old in list_checkpoints(folder)[:-keep]:
@@ -69,7 +72,7 @@ def _val_loss(path: Path) -> float | None:
     try:
         return json.loads((path / MANIFEST).read_text())["val_loss"]
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # a damaged checkpoint is the best of nothing
+        return None  # a damaged checkpoint cannot be the best one
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -97,7 +100,7 @@ def load_latest(
 
 def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Return weights and state of a checkpoint."""
-    state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
+    state = torch.load(path / STATE, weights_only=True, map_location="cpu")
     return load_file(path / "model.safetensors"), state
 
 

@@ -8,7 +8,6 @@ follows the code. It is eager execution; `torch.compile` on a GPU fuses operatio
 import bisect
 import functools
 import json
-import re
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,17 +20,14 @@ from torch.utils._pytree import tree_leaves
 
 from hf_scratch import ScratchConfig, ScratchForCausalLM
 from hf_scratch.bits_per_byte import default_batch_tokens
-from training.engine.loss import CHUNK_ELEMENTS, PretrainingLoss
+from training.engine.gpus import peak_flops
+from training.engine.loss import PretrainingLoss, chunk_rows
 
 # What glibc keeps of freed activations from the second step on, as a share of them: nothing to 0.42 in runs of the
 # size of tests/test_plan.py, by the threads and the libraries of the process; this is the middle. Tensors above
 # HEAP_LIMIT go back to the system at once.
 FRAGMENTS = 0.2
-
-
 HEAP_LIMIT = 32 * 2**20
-
-
 FLOAT = 4  # bytes of a float32: weights, gradients and optimizer states are never rounded
 
 
@@ -70,7 +66,6 @@ def training_memory(
     """Return what one process needs with this many rows at once.
 
     Args:
-        config: Sizes of the model.
         rows: Micro-batch, in rows of `context` tokens.
         optimizer: AdamW keeps two states for each weight, Muon one for the layers' matrices.
         bf16: Whether matrix products and Muon's iterations run in bfloat16.
@@ -79,28 +74,29 @@ def training_memory(
         program: Bytes that are there before the model is.
         on_cpu: Whether memory comes from glibc's heap, which fragments.
     """
-    # Layers are all alike, so two sizes give the slope.
-    step = functools.partial(peak_of_step, config.to_json_string(), rows, context, bf16, packed)
-    one, two, without_loss = step(1, True), step(2, True), step(1, False)
-    loss = max(0, one - without_loss)
+    device = "cpu" if on_cpu else "cuda"
+    activations, loss = step_bytes(config, rows, context, bf16, packed, device)
+    evaluation, update = evaluation_bytes(config, context, device), update_bytes(config, optimizer, bf16)
     layer, rest = parameters_by_place(config)
     total = layer * config.num_hidden_layers + rest
     states = 2 * total if optimizer == "adamw" else total + rest
     # Gathered for the step: the part outside the layers with its gradient, and two layers, one of them in advance.
     gathered = (2 * rest + 3 * layer) * FLOAT if shards > 1 else 0
-    activations = one + (config.num_hidden_layers - 1) * (two - one) - loss
     in_heap = on_cpu and rows * context * config.hidden_size * FLOAT < HEAP_LIMIT
-    return Memory(
-        weights=total * FLOAT // shards + gathered,
-        gradients=total * FLOAT // shards,
-        optimizer=states * FLOAT // shards,
-        activations=activations,
-        loss=loss,
-        evaluation=evaluation_bytes(config, context),
-        update=update_bytes(config, optimizer, bf16),
-        fragments=round(FRAGMENTS * activations) if in_heap else 0,
-        program=program,
-    )
+    fragments = round(FRAGMENTS * activations) if in_heap else 0
+    weights, gradients, moments = (numbers * FLOAT // shards for numbers in (total, total, states))
+    return Memory(weights + gathered, gradients, moments, activations, loss, evaluation, update, fragments, program)
+
+
+def step_bytes(
+    config: ScratchConfig, rows: int, context: int, bf16: bool, packed: bool, device: str
+) -> tuple[int, int]:
+    """Return the bytes of all layers' activations, and those that LM head and loss add."""
+    # Layers are all alike, so two sizes give the slope.
+    peak = functools.partial(peak_of_step, config.to_json_string(), rows, context, bf16, packed, device)
+    one, two, without_loss = peak(1, True), peak(2, True), peak(1, False)
+    loss = max(0, one - without_loss)
+    return one + (config.num_hidden_layers - 1) * (two - one) - loss, loss
 
 
 def parameters_by_place(config: ScratchConfig) -> tuple[int, int]:
@@ -113,7 +109,7 @@ def parameters_by_place(config: ScratchConfig) -> tuple[int, int]:
 
 @functools.cache
 def peak_of_step(
-    config_json: str, rows: int, context: int, bf16: bool, packed: bool, num_layers: int, with_loss: bool
+    config_json: str, rows: int, context: int, bf16: bool, packed: bool, device: str, num_layers: int, with_loss: bool
 ) -> int:
     """Return the highest number of bytes in a forward and backward pass beyond weights and gradients.
 
@@ -130,18 +126,20 @@ def peak_of_step(
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             if with_loss:
                 # Chunks of the loss are alike: the first two show its peak, and all would take minutes to count.
-                labels = ids.flatten()[: 2 * max(1, CHUNK_ELEMENTS // config.vocab_size)]
-                result = PretrainingLoss(model)(labels=labels, num_items=ids.numel(), input_ids=ids, **inputs)
+                chunk = chunk_rows(device, config.vocab_size)
+                loss = PretrainingLoss(model, rows=chunk)
+                labels = ids.flatten()[: 2 * chunk]
+                result = loss(labels=labels, num_items=ids.numel(), input_ids=ids, **inputs)
             else:
                 result = model.model(input_ids=ids, use_cache=False, **inputs).last_hidden_state.float().sum()
         result.backward()
         return peak.highest - before
 
 
-def evaluation_bytes(config: ScratchConfig, context: int) -> int:
+def evaluation_bytes(config: ScratchConfig, context: int, device: str) -> int:
     """Return what a batch of evaluation needs: in a layer's MLP, or for the logits and their log-probabilities."""
     in_layer = 3 * config.intermediate_size + 2 * config.hidden_size  # type: ignore[operator]
-    tokens = max(default_batch_tokens(config.vocab_size), context)
+    tokens = max(default_batch_tokens(config.vocab_size, device), context)
     return tokens * max(in_layer, 2 * config.vocab_size) * FLOAT
 
 
@@ -195,33 +193,15 @@ class _Peak(TorchDispatchMode):
         self.now -= size
 
 
-# Dense bfloat16 peaks in FLOP/s from NVIDIA's data sheets, and memory in GB where a plan can be made for the GPU.
-# The first name that a device's name has as a word counts.
-GPUS: dict[str, tuple[float, tuple[int, ...]]] = {
-    "GH200": (989.4e12, ()),
-    "H200 NVL": (835.5e12, ()),
-    "H200": (989.4e12, (141,)),
-    "H100 PCIe": (756e12, ()),
-    "H100 NVL": (835.5e12, ()),
-    "H100": (989.4e12, (80,)),
-    "A100": (312e12, (40, 80)),
-    "L40S": (362e12, (48,)),
-    "L40": (181e12, ()),
-    "L4": (121e12, (24,)),
-    "A10G": (70e12, (24,)),
-    "RTX 4090": (165.2e12, (24,)),
-    "RTX 3090": (71e12, (24,)),
-}
-
-
-# Behind such a name: another chip of that name, or, for MIG, a slice of one.
-OTHER_CHIPS = re.compile(r"\b(Ti|D|SUPER|Laptop|Mobile|Max-Q|MIG)\b")
-
-
 def count_parameters(config: ScratchConfig) -> tuple[int, int]:
     """Return all parameters, and those without the embedding (and an LM head of its own), without making weights."""
+    return _count_parameters(config.to_json_string())
+
+
+@functools.cache  # each line of the log asks
+def _count_parameters(config_json: str) -> tuple[int, int]:
     with torch.device("meta"):
-        model = ScratchForCausalLM(config)
+        model = ScratchForCausalLM(ScratchConfig.from_dict(json.loads(config_json)))
     return model.num_parameters(), model.num_parameters(exclude_embeddings=True)
 
 
@@ -236,13 +216,6 @@ def flops_per_token(config: ScratchConfig, context: int) -> int:
     lookup = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
     attention = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * context  # type: ignore[operator]
     return 6 * (total - lookup) + attention
-
-
-def peak_flops(device_name: str) -> float | None:
-    """Return the dense bfloat16 peak of a GPU in FLOP/s, or None if it is not known."""
-    if OTHER_CHIPS.search(device_name):
-        return None
-    return next((peak for name, (peak, _) in GPUS.items() if re.search(rf"\b{name}\b", device_name)), None)
 
 
 def utilisation(tokens_per_s: float, flops_a_token: int, num_gpus: int, peak: float) -> float:

@@ -19,7 +19,7 @@ from training.stage.record import METRICS, move_aside
 
 @dataclass
 class Ending:
-    """What a checkpoint must remember of it; all else follows from the settings."""
+    """How far a run is from its end: what a checkpoint must remember of it. All else follows from the settings."""
 
     reached_at: int = 0  # step whose evaluation found the target reached; 0: none yet
     best_loss: float = math.inf  # lowest held-out loss, nats a token
@@ -74,7 +74,7 @@ class Ending:
         return said
 
     def at_bound(self, config: PretrainConfig, step: int) -> str:
-        """Return what to say where the decay begins because of max_steps, with a target that was not reached."""
+        """Return what to say where max_steps makes the decay begin before the target is reached; elsewhere nothing."""
         if config.until_val_bpb is None or self.reached_at or step != self.decay_from(config):
             return ""
         return (
@@ -103,7 +103,10 @@ def ending_of(state: dict[str, Any]) -> Ending:
 
 
 def goes_on(config: PretrainConfig, state: dict[str, Any]) -> bool:
-    """Whether a checkpoint lies on the way of the run as it is set now: it is no other, or not in its decay yet."""
+    """Whether the run as it is set now can go on from a checkpoint.
+
+    It can if it ends where the run that wrote it was to end, or if the decay had not begun.
+    """
     last_step = state["ending"]["last_step"]  # of the run that wrote it
     same = ending_of(state).last_step(config) == last_step
     return same or state["progress"]["step"] <= peak_steps(config, last_step)
@@ -129,7 +132,7 @@ def why_another(config: PretrainConfig) -> str:
 
 
 def leave_decay(folder: Path, step: int) -> None:
-    """Make way for a run that goes on from `step`: move aside what a shorter run left, in which it had ended."""
+    """Move aside what a shorter run left behind `step`, from which a longer one goes on: model and checkpoints."""
     later = [path for path in list_checkpoints(folder / "checkpoints") if path > path_of(path.parent, step)]
     left = [*folder.glob("model"), *(path for path in later if not find_damage(path))]
     beside = folder / "shorter"  # also where an earlier attempt was interrupted

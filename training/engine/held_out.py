@@ -32,20 +32,20 @@ def sample_held_out(
     lengths = np.diff(shards.starts, append=len(shards.tokens) - 1)
     if np.where(lengths > context, -(-lengths // context) * context, lengths).sum() <= limit:
         return shards
-    pieces: list[np.ndarray] = []
+    excerpts: list[np.ndarray] = []
     left = max(2, limit)  # a separator and a token at least
     for document in np.argsort(np.arange(len(lengths)) * GOLDEN % 1):
         length = min(int(lengths[document]), left if left < context else left // context * context)
         start = int(shards.starts[document])
-        pieces.append(shards.tokens[start : start + length])
+        excerpts.append(shards.tokens[start : start + length])
         left -= length if length <= context else -(-length // context) * context
         if left < 2 or length < lengths[document]:
             break
-    ends = np.cumsum([len(piece) for piece in pieces])
-    texts = tokenizer.batch_decode([piece[1:].tolist() for piece in pieces], clean_up_tokenization_spaces=False)
+    ends = np.cumsum([len(excerpt) for excerpt in excerpts])
+    texts = tokenizer.batch_decode([ids[1:].tolist() for ids in excerpts], clean_up_tokenization_spaces=False)
     say(f"evaluations read {ends[-1]:,} of the {len(shards.tokens):,} held-out tokens, the same ones in the whole run")
     return Shards(
-        np.concatenate([*pieces, shards.tokens[len(shards.tokens) - 1 :]]),
+        np.concatenate([*excerpts, shards.tokens[len(shards.tokens) - 1 :]]),
         np.array([0, *ends[:-1]]),
         sum(len(text.encode()) for text in texts),
         shards.vocab_size,

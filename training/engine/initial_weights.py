@@ -1,4 +1,4 @@
-"""Initial weights under which attention copies what it sees.
+"""The model that the settings make, with initial weights under which attention copies what it sees.
 
 A model of stories must carry facts on: the name, the thing, the place. It learns to by attention heads that find where
 a fact stood and copy it. From small random weights such a head has nothing to begin with: what it looks at and what it
@@ -15,9 +15,41 @@ does not change: a checkpoint is still a stock one.
 from typing import Any
 
 import torch
+from accelerate.utils import set_seed
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
-from hf_scratch import ScratchForCausalLM
+from hf_scratch import ScratchConfig, ScratchForCausalLM
+from training.engine.config import PretrainConfig
+from training.engine.init_from import load_initial
+
+
+def build_model(config: PretrainConfig, vocab_size: int, tokenizer: PreTrainedTokenizerBase) -> ScratchForCausalLM:
+    """Return the model with initial weights from the seed, or that of `init_from`."""
+    set_seed(config.seed)
+    if config.init_from:
+        return load_initial(config, tokenizer)
+    special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    model = ScratchForCausalLM(model_config(config, vocab_size, **special))
+    let_attention_copy(model, config.copy_strength)
+    return model
+
+
+def model_config(config: PretrainConfig, vocab_size: int, **special_tokens: int | None) -> ScratchConfig:
+    """Return the sizes of the model that the settings ask for."""
+    return ScratchConfig(
+        vocab_size=vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        max_position_embeddings=config.context_length,
+        tie_word_embeddings=config.tie_word_embeddings,
+        attention_dropout=config.attention_dropout,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        **special_tokens,
+    )
 
 
 @torch.no_grad()

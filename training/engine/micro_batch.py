@@ -20,7 +20,7 @@ MESSAGES = re.compile(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, so that smaller pieces may help."""
+    """Whether an error says that memory ran out, so that fewer rows at once may help."""
     if isinstance(error, MemoryError):
         return True
     if not isinstance(error, (RuntimeError, OSError)):

@@ -57,6 +57,13 @@ def open_data(entries: list[str], context: int, seed: int, packed: bool) -> tupl
     return (readers[0] if len(readers) == 1 else Mixture(readers, list(weights), seed)), held_out
 
 
+def held_out_by_folder(entries: list[str]) -> dict[str, Shards]:
+    """Return the held-out text of each folder by itself; none of a URL, which is the only one."""
+    if "://" in entries[0]:
+        return {}
+    return {folder: load_shards(Path(folder), "val") for folder, _ in map(_split, entries)}
+
+
 def data_inputs(entries: list[str]) -> dict[str, str | list[str] | None]:
     """Return what `--data` adds to the inputs of a stage: the folders by content, and their weights, if any."""
     folders, weights = zip(*map(_split, entries), strict=True)

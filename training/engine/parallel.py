@@ -113,20 +113,26 @@ class Parallel:
         split = f", matrices split over {layout.splits} (TP)" if layout.splits > 1 else ""
         return f"{self.accelerator.num_processes} x {device}: {layout.copies} data-parallel{sharded}{split}"
 
-    def wrap(self, module: nn.Module) -> nn.Module:
+    def wrap(self, module: nn.Module, compiled: bool, checkpointing: bool = False) -> nn.Module:
         """Put the model, or a module around it, on the device: sharded in place or within DDP. Before the optimizers.
+
+        Args:
+            module: The model, or a module around it.
+            compiled: Whether its layers are.
+            checkpointing: Whether they compute their activations a second time instead of keeping them.
 
         Raises:
             ValueError: Tensor parallelism cannot divide the model.
         """
         device = self.accelerator.device
         (model,) = (part for part in module.modules() if isinstance(part, ScratchForCausalLM))
-        if _is_set(USE_FSDP) and _is_set("FSDP_ACTIVATION_CHECKPOINTING"):
+        if checkpointing or (_is_set(USE_FSDP) and _is_set("FSDP_ACTIVATION_CHECKPOINTING")):
             model.gradient_checkpointing_enable()
-        if device.type == "cuda" and self.layout.splits == 1:
-            # Layer by layer: one compilation serves all layers, and FSDP2's hooks stay outside.
+        if compiled and self.layout.splits == 1:
+            # Layer by layer: one compilation serves all layers, and FSDP2's hooks stay outside. For each shape anew:
+            # what rounds a step would else depend on the shapes before it, which a resumed run has not seen.
             for layer in model.model.layers:
-                layer.compile()
+                layer.compile(dynamic=False)
         if self.mesh is None:
             return self.accelerator.prepare(module.to(device))
         if self.layout.splits > 1:
@@ -149,7 +155,7 @@ class Parallel:
         return self.accelerator.reduce(value if counts_once else torch.zeros_like(value), "sum")
 
     def any(self, flag: bool) -> bool:
-        """Return whether the flag is set on any process, so that all of them stop at the same step."""
+        """Whether the flag is set on any process, so that all of them stop at the same step."""
         if self.accelerator.num_processes == 1:
             return flag
         return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device), "sum") > 0)

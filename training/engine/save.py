@@ -1,14 +1,15 @@
 """Writing a model so that it loads anywhere: weights, config, code, tokenizer and how to generate with it."""
 
 import copy
+import shutil
 from dataclasses import fields
 from pathlib import Path
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from hf_scratch.chat_tokens import answer_end_token
-from hf_scratch.hub.client import CheckpointPusher
 from training.stage.files import atomic_folder
 
 # Settings that are of use where tokens are drawn; beside `do_sample=False` transformers refuses to save them.
@@ -38,6 +39,17 @@ def save_model(
     with atomic_folder(path) as folder:
         model.save_pretrained(folder, state_dict=weights, max_shard_size="5GB")
         save_tokenizer(tokenizer, model, folder)
+
+
+def write_files(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write what a model's folder has besides its weights: config, code, tokenizer and how to generate."""
+    disable_progress_bar()  # there is nothing to wait for, and a run has a bar of its own
+    save_model(model, tokenizer, folder / "files", weights={})
+    enable_progress_bar()
+    for path in (folder / "files").iterdir():
+        if path.suffix != ".safetensors":
+            path.rename(folder / path.name)
+    shutil.rmtree(folder / "files")
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, folder: Path) -> None:
@@ -90,13 +102,3 @@ def end_of_answer(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Return the control token that the chat template writes behind an answer, None if it writes none."""
     token = answer_end_token(tokenizer)
     return None if token is None else tokenizer.convert_tokens_to_ids(token)
-
-
-def make_pusher(
-    repo_id: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, files: Path
-) -> CheckpointPusher:
-    """Return what pushes checkpoints, with all that a repository needs beside the weights in the folder `files`."""
-    save_model(model, tokenizer, files)
-    for path in files.glob("*.safetensors*"):
-        path.unlink()
-    return CheckpointPusher(repo_id, files)

@@ -6,7 +6,7 @@ from typing import Any
 
 
 class StopSignal:
-    """Within `with`, the two signals do nothing but set `came`; a second one on a process alone stops it at once."""
+    """In the block the two signals do nothing but set `came`; a second one ends a process that no launcher started."""
 
     def __init__(self, launched: bool) -> None:
         self.launched, self.came = launched, False

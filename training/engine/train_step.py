@@ -1,4 +1,4 @@
-"""One optimizer step of pretraining: the rows of a process in pieces that fit into memory, their gradient, the update.
+"""One optimizer step of pretraining: rows in micro-batches that fit into memory, their gradient, the update.
 
 A step is defined by its global batch. How many rows are held at once is a detail, halved when memory runs out.
 """
@@ -14,11 +14,12 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from hf_scratch import ScratchForCausalLM
-from training.engine.batches import IGNORE, Batch, ReadAhead, Rows
+from training.engine.batches import IGNORE, Batch, ReadAhead, Rows, fill_rows
 from training.engine.checkpoint import Progress
 from training.engine.config import PretrainConfig
-from training.engine.device import DTYPES
-from training.engine.loss import PretrainingLoss
+from training.engine.cost import flops_per_token
+from training.engine.device import DTYPES, settle_compile
+from training.engine.loss import NumItems, PretrainingLoss
 from training.engine.micro_batch import until_it_fits
 from training.engine.optimizer import build_optimizers
 from training.engine.parallel import Parallel
@@ -41,7 +42,12 @@ class TrainStep:
                 f"batch_rows={config.batch_rows} cannot be shared out evenly over {self.parallel.data_count} parts of "
                 "a step, one for each copy or shard of the model; take a multiple, or fewer processes."
             )
-        self.model = self.parallel.wrap(PretrainingLoss(model))
+        operations = flops_per_token(model.config, config.row_tokens) * config.step_tokens * config.max_steps
+        self.compiled, self.how_compiled = settle_compile(config.compile, operations, accelerator.device)
+        if config.attn_implementation != "sdpa":
+            model.set_attn_implementation(config.attn_implementation)
+        loss = PretrainingLoss(model, self.compiled)
+        self.model = self.parallel.wrap(loss, self.compiled, config.activation_checkpointing)
         self.precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
         dtype, betas = DTYPES[self.precision], (config.adam_beta1, config.adam_beta2)
         rates = (config.learning_rate, config.weight_decay, betas)
@@ -60,8 +66,9 @@ class TrainStep:
         """
         others_wait = self.accelerator.num_processes > 1
         loss, total = self.halve_until_it_fits(lambda: self.gradients(rows), others_wait)
-        grad_norm = float(self.parallel.clip_grad_norm(self.model, self.config.max_grad_norm))
-        mean_loss = float(self.accelerator.reduce(loss, "mean"))
+        norm = self.parallel.clip_grad_norm(self.model, self.config.max_grad_norm)
+        # Both in one look: at each a GPU has to finish what it was given, and gets nothing new meanwhile.
+        mean_loss, grad_norm = torch.stack([self.accelerator.reduce(loss, "mean"), norm]).tolist()
         if math.isfinite(mean_loss) and math.isfinite(grad_norm):
             for optimizer in self.optimizers:
                 optimizer.step()
@@ -79,19 +86,22 @@ class TrainStep:
         """
         self.model.zero_grad(set_to_none=True)
         micro_batches = self.micro_batches(rows)
+        loss = torch.zeros((), device=self.accelerator.device)
         counted = torch.tensor(sum(int((b["labels"] != IGNORE).sum()) for b in micro_batches))
         total = int(self.parallel.sum(counted))
-        loss = torch.zeros((), device=self.accelerator.device)
+        # As a tensor, because compiled code would be compiled anew for each number.
+        on_device = torch.tensor(total).to(loss.device) if self.compiled else total
         for i, batch in enumerate(micro_batches):
             if i == len(micro_batches) - 1:
-                loss += self.backward(batch, total)
+                loss += self.backward(batch, on_device)
             else:
                 with self.parallel.no_sync(self.model):
-                    loss += self.backward(batch, total)
+                    loss += self.backward(batch, on_device)
         return loss, total
 
-    def backward(self, batch: Batch, total: int) -> torch.Tensor:
+    def backward(self, batch: Batch, total: NumItems) -> torch.Tensor:
         """Add a micro-batch's gradient and return its share of the step's mean loss."""
+        batch = fill_rows(batch, self.config.row_tokens) if self.compiled else batch
         batch = {key: tensor.to(self.accelerator.device, non_blocking=True) for key, tensor in batch.items()}
         with self.accelerator.autocast():
             loss = self.model(**batch, num_items=total)
@@ -101,13 +111,13 @@ class TrainStep:
         return loss.detach()
 
     def micro_batches(self, rows: Rows) -> list[Batch]:
-        """Return this process's share of the step's rows, in pieces that it can hold at once."""
+        """Return this process's share of the step's rows, as many in a batch as it can hold at once."""
         numbers = self.my_rows()
         size = self.progress.micro_batch_size or len(numbers)
-        pieces = [numbers[i : i + size] for i in range(0, len(numbers), size)]
+        batches = [numbers[i : i + size] for i in range(0, len(numbers), size)]
         if self.read_ahead is None:
-            return [rows.batch(piece) for piece in pieces]
-        return self.read_ahead(rows, pieces, [piece + self.config.batch_rows for piece in pieces])
+            return [rows.batch(batch) for batch in batches]
+        return self.read_ahead(rows, batches, [batch + self.config.batch_rows for batch in batches])
 
     def my_rows(self) -> np.ndarray:
         """Return the numbers of this process's rows of the step that comes."""
@@ -115,10 +125,8 @@ class TrainStep:
         return np.arange(first, first + self.config.batch_rows)[self.parallel.data_index :: self.parallel.data_count]
 
     def find_micro_batch(self) -> None:
-        """Find the most rows that fit into memory: what the settings, a checkpoint or a shortage before say, else by
-        trying. All processes take the smallest of theirs.
-
-        The step's accumulation is the rows of a process over the rows that fit.
+        """Settle how many rows a process holds at once: what settings, checkpoint or an earlier shortage of memory
+        say, else as many as fit when it is tried. The smallest number of any process holds for all.
         """
         noted = Progress.read(read_json(self.folder / MEMORY)).micro_batch_size
         limits = [rows for rows in (self.config.micro_batch_size, self.progress.micro_batch_size, noted) if rows]
@@ -141,14 +149,23 @@ class TrainStep:
                 "`python -m training.plan` says what will fit."
             )
         self.progress.micro_batch_size = len(self.my_rows())
-        tokens = torch.zeros(self.config.row_tokens, dtype=torch.long, device=self.accelerator.device)
+        length, device = self.config.row_tokens, self.accelerator.device
+        # As the batches of the run are, whose compiled layers are then these: contiguous, and packed where they are.
+        documents = torch.arange(length, device=device) % max(1, length // 2)
         # The room that the optimizers' two averages will take after the first step.
         reserved = [torch.empty_like(param) for param in self.unwrapped.parameters() for _ in range(2)]
 
+        probe = PretrainingLoss(self.unwrapped, self.compiled and device.type != "cpu")
+
         def try_rows() -> None:
-            full = tokens.expand(self.progress.micro_batch_size, -1)
+            shape = (self.progress.micro_batch_size, length)
+            tokens = torch.zeros(shape, dtype=torch.long, device=device)
+            batch = {"input_ids": tokens, "labels": tokens}
+            if self.config.pack_documents:
+                batch["position_ids"] = documents.expand(shape).contiguous()
+            items = tokens.numel() if device.type == "cpu" else torch.tensor(tokens.numel()).to(device)
             with self.accelerator.autocast():
-                loss = PretrainingLoss(self.unwrapped)(input_ids=full, labels=full, num_items=full.numel())
+                loss = probe(**batch, num_items=items)
             loss.backward()
 
         self.halve_until_it_fits(try_rows)

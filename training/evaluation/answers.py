@@ -15,10 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_scratch.tokenizer import Message, encode_prompt
 from training.evaluation.statistics import jackknife, mean, rate
-from training.stories.checker import Verdict
+from training.stories.checker import PARTS, Verdict
 from training.stories.world import QUESTIONS
 
-PARTS = ("hero", "item", "place", "problem", "complete")  # what `Verdict.followed` is made of
 REPEATED = 4  # words of a phrase that counts as repeated when it comes again in the same answer
 
 
@@ -112,13 +111,13 @@ def preference(checks: Sequence[Verdict]) -> dict[str, Any]:
 
 def score_turns(kinds: Sequence[str], right: Sequence[bool]) -> dict[str, Any]:
     """Return the rate of right answers to turns of each kind, and to all that are a question about a story."""
-    counts = {kind: [was for of, was in zip(kinds, right, strict=True) if of == kind] for kind in dict.fromkeys(kinds)}
-    if not counts:
+    if not kinds:
         return {}
-    questions = [was for kind in QUESTIONS for was in counts[kind]]
-    return {"questions": rate(sum(questions), len(questions))} | {
-        kind: rate(sum(was), len(was)) for kind, was in counts.items()
-    }
+    by_kind: dict[str, list[bool]] = {kind: [] for kind in dict.fromkeys(kinds)}
+    for kind, is_right in zip(kinds, right, strict=True):
+        by_kind[kind].append(is_right)
+    by_kind = {"questions": [is_right for kind in QUESTIONS for is_right in by_kind[kind]]} | by_kind
+    return {kind: rate(sum(found), len(found)) for kind, found in by_kind.items()}
 
 
 def variety(answers: Sequence[Answer]) -> dict[str, Any]:
@@ -140,8 +139,8 @@ def distinct_n(answers: Sequence[list[tuple[str, ...]]]) -> dict[str, Any]:
     own = [sum(holders[gram] == 1 for gram in set(said)) for said in answers]
     total = sum(map(len, answers))
     without = [
-        (len(holders) - alone) / (total - len(said)) if total > len(said) else 1.0
-        for said, alone in zip(answers, own, strict=True)
+        (len(holders) - unique) / (total - len(said)) if total > len(said) else 1.0
+        for said, unique in zip(answers, own, strict=True)
     ]
     return jackknife(len(holders) / total if total else 1.0, without)
 

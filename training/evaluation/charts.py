@@ -4,9 +4,9 @@ A chart shows the values that were measured, over optimizer steps; colours are t
 `--c6`, so that light and dark are one picture.
 """
 
-import html
 import math
 from collections.abc import Sequence
+from typing import Any
 
 Series = tuple[str, list[tuple[float, float]]]  # label, points
 WIDTH, HEIGHT = 440, 220
@@ -14,56 +14,51 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 20, 12, 26
 COLOURS = 6
 
 
-def line_chart(title: str, series: Sequence[Series]) -> str:
-    """Return a figure with its title, legend and lines; without finite points there is none."""
+def line_chart(title: str, series: Sequence[Series]) -> dict[str, Any] | None:
+    """Return what charts.html draws: axes, and lines with their last figures; without finite points there is none."""
     finite = [(label, [(x, y) for x, y in points if math.isfinite(y)]) for label, points in series]
     drawn = [(i, label, points) for i, (label, points) in enumerate(finite) if points]
     if not drawn:
-        return ""
+        return None
     xs = [x for _, _, points in drawn for x, _ in points]
     ys = [y for _, _, points in drawn for _, y in points]
     x_ticks, y_ticks = ticks(0, max(xs), 5), ticks(min(ys), max(ys), 4)
-    left, right = 0.0, max(*xs, 1)
-    low, high = y_ticks[0], y_ticks[-1]
+    right, low, high = max(*xs, 1), y_ticks[0], y_ticks[-1]
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = (x - left) / (right - left)
-        up = (y - low) / (high - low)
-        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
+    def across(x: float) -> float:
+        return LEFT + x / right * (WIDTH - LEFT - RIGHT)
 
-    parts = []
-    for tick in y_ticks:
-        y = place(left, tick)[1]
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{number(tick)}</text>')
-    for tick in x_ticks:
-        if tick <= right:
-            x = place(tick, low)[0]
-            parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{number(tick)}</text>')
-    for i, label, points in drawn:
-        parts.append(line(i, label, [(x, y, *place(x, y)) for x, y in points]))
-    legend = "".join(
-        f'<span class="key"><i style="background:{colour(i)}"></i>{html.escape(label)} '
-        f"<b>{number(points[-1][1])}</b></span>"
-        for i, label, points in drawn
-    )
-    name = html.escape(title)
-    picture = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{name}">{"".join(parts)}</svg>'
-    return f"<figure><figcaption>{name}</figcaption><div class='keys'>{legend}</div>{picture}</figure>"
+    def down(y: float) -> float:
+        return HEIGHT - BOTTOM - (y - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
+
+    return {
+        "title": title,
+        "width": WIDTH,
+        "height": HEIGHT,
+        "left": LEFT,
+        "right": WIDTH - RIGHT,
+        "rows": [{"y": f"{down(y):.1f}", "text_y": f"{down(y) + 3.5:.1f}", "label": number(y)} for y in y_ticks],
+        "columns": [{"x": f"{across(x):.1f}", "label": number(x)} for x in x_ticks if x <= right],
+        "lines": [line(i, label, [(x, y, across(x), down(y)) for x, y in points]) for i, label, points in drawn],
+    }
 
 
-def line(index: int, label: str, points: list[tuple[float, float, float, float]]) -> str:
+def line(index: int, label: str, points: list[tuple[float, float, float, float]]) -> dict[str, Any]:
     """Return a line; few points are dots as well, and every dot says its step and value to the pointer."""
-    path = " ".join(f"{px:.1f},{py:.1f}" for _, _, px, py in points)
-    parts = [f'<polyline style="stroke:{colour(index)}" points="{path}"/>']
     shown = len(points) <= 12
     every = 1 if shown else math.ceil(len(points) / 60)
-    for x, y, px, py in points[::every]:
-        parts.append(
-            f'<circle class="{"dot" if shown else "hit"}" style="fill:{colour(index)}" cx="{px:.1f}" cy="{py:.1f}" '
-            f'r="{2.6 if shown else 5}"><title>{html.escape(label)}, step {number(x)}: {number(y)}</title></circle>'
-        )
-    return "".join(parts)
+    return {
+        "colour": colour(index),
+        "label": label,
+        "last": number(points[-1][1]),
+        "path": " ".join(f"{px:.1f},{py:.1f}" for _, _, px, py in points),
+        "kind": "dot" if shown else "hit",
+        "radius": 2.6 if shown else 5,
+        "dots": [
+            {"x": f"{px:.1f}", "y": f"{py:.1f}", "step": number(x), "value": number(y)}
+            for x, y, px, py in points[::every]
+        ],
+    }
 
 
 def colour(index: int) -> str:

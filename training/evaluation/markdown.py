@@ -14,6 +14,8 @@ import yaml
 from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
+from training.evaluation.task_scores import metrics_of, paradigm_rows, task_curves, task_procedure, task_score
+
 ROWS = (
     ("followed", "Instruction followed"),
     ("ended", "Ended with an end token"),
@@ -97,6 +99,8 @@ def write_report(results: dict[str, Any], path: Path) -> None:
         sections += ["## What is missing", "\n".join(f"- {line}" for line in lacking), MISSING]
     if paired := paired_table(results):
         sections += ["## What each stage changed", paired]
+    if paradigms := paradigm_rows(results["models"]):
+        sections += ["## BLiMP by paradigm", table(["", *results["models"]], paradigms)]
     if results["curves"]:
         sections.append(f"![Loss during training: {', '.join(results['curves'])}](loss.png)")
     if results["prompts"]:
@@ -159,8 +163,9 @@ def result_rows(models: dict[str, Any]) -> dict[str, list[str]]:
             rows |= {title: [share(m.get(key)) for m in stories] for key, title in VARIETY_ROWS}
     for task in dict.fromkeys(task for m in every for task in m.get("tasks", {})):
         found = [m.get("tasks", {}).get(task, {}) for m in every]
-        for metric in dict.fromkeys(name for scores in found for name in scores if name != "rows"):
-            rows[f"{task}, {metric}"] = [with_error(scores.get(metric)) for scores in found]
+        every_metric = [metrics_of(scores) for scores in found]
+        for metric in dict.fromkeys(name for one in every_metric for name in one):
+            rows[f"{task}, {metric}"] = [task_score(one.get(metric)) for one in every_metric]
     return rows
 
 
@@ -189,14 +194,6 @@ def share(found: dict[str, Any] | None) -> str:
         return ""
     inside = "" if found["low"] is None else f" ({100 * found['low']:.1f} to {100 * found['high']:.1f})"
     return f"{100 * found['mean']:.1f} %{inside}"
-
-
-def with_error(found: dict[str, Any] | None) -> str:
-    """Write a task's metric with its standard error, as lm-evaluation-harness does."""
-    if found is None:
-        return ""
-    error = found["stderr"]
-    return f"{found['value']:.4f}" + (f" ± {error:.4f}" if isinstance(error, int | float) else "")
 
 
 def paired_table(results: dict[str, Any]) -> str:
@@ -247,7 +244,7 @@ def eval_results(measured: dict[str, Any]) -> list[EvalResult]:
         ("later turns", key.replace(" ", "_"), title, later[key]["rate"]) for key, title in TURN_ROWS if key in later
     ]
     for task, scores in measured.get("tasks", {}).items():
-        found += [(task, name, name, score["value"]) for name, score in scores.items() if name != "rows"]
+        found += [(task, name.replace(", ", "_"), name, score["value"]) for name, score in metrics_of(scores).items()]
     return [
         EvalResult(
             task_type="text-generation",
@@ -323,7 +320,7 @@ def procedure(results: dict[str, Any]) -> str:
         trained = ", ".join(f"{name} in {PRECISIONS[how]}" for name, how in precision.items())
         lines.append(f"- Precision: {trained}; the weights are float32, and so is every evaluation here.")
     if any("tasks" in m for m in results["models"].values()):
-        lines.append("- Tasks: lm-evaluation-harness, no examples in the prompt; ± is its standard error.")
+        lines += task_procedure(first.get("tasks", {}))
     lines.append(
         "- In parentheses: 95 % intervals. Rates have Wilson's, since the bootstrap's is empty at 0 and 100 %; the "
         "shares of different words have the jackknife's, since the bootstrap would count an answer drawn twice as "
@@ -392,6 +389,8 @@ def panels_of(name: str, log: list[dict[str, Any]]) -> list[tuple[str, list[dict
     panels = [(f"{name}: {loss}", log, LOSSES)]
     if any(line.get("val_bpb") is not None for line in log):
         panels.append((f"{name}: bits per byte", log, (("val_bpb", "held-out"),)))
+    if tasks := task_curves(log):
+        panels.append((f"{name}: benchmarks", log, tasks))
     return panels
 
 

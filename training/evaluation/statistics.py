@@ -24,7 +24,7 @@ def rate(count: int, n: int) -> dict[str, Any]:
     return {"rate": count / n, "low": low, "high": high, "count": count, "n": n}
 
 
-def wilson(count: int, n: int) -> tuple[float, float]:
+def wilson(count: float, n: int) -> tuple[float, float]:
     """Return the 95 % score interval of a proportion (E. B. Wilson, JASA 22, 1927, p. 209).
 
     The bootstrap's is empty at 0 and n successes, as if the next prompt could not turn out otherwise; this one is not.
@@ -32,7 +32,8 @@ def wilson(count: int, n: int) -> tuple[float, float]:
     p, z = count / n, Z_95
     center = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    return max(0.0, center - half), min(1.0, center + half)
+    # Rounding must not leave the rate itself outside, as 0 of n.
+    return max(0.0, min(p, center - half)), min(1.0, max(p, center + half))
 
 
 def mean(values: Sequence[float]) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def _read_yaml(path: Path, kinds: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_a(kind: Any, value: Any) -> bool:
-    """Return whether a value from YAML is of a field's type; 6e-4, which YAML reads as text, is a number."""
+    """Whether a value from YAML is of a field's type; 6e-4, which YAML reads as text, is a number."""
     origin, parts = get_origin(kind), get_args(kind)
     if kind is Any:
         return True

@@ -1,4 +1,4 @@
-"""Files that are the old one or the new one, whatever happens meanwhile, and what tells their contents apart."""
+"""Files and folders that are written whole or not at all, and hashes of what they hold."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that the file is either the old one or the new one, whatever happens meanwhile."""
+    """Write JSON; killed meanwhile, the process leaves the old file."""
     beside = path.with_name(path.name + ".tmp")
     with beside.open("w", encoding="utf-8") as file:
         json.dump(content, file, indent=2, default=str)

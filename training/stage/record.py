@@ -24,10 +24,11 @@ from training.stage.config import SameRun
 from training.stage.files import hash_input, hash_text, read_json, write_json
 
 METRICS = "metrics.jsonl"  # of every stage that trains: a line a log point
+TASK = "task/"  # begins the names of a benchmark's figures in it
 MEMORY = "memory.json"  # how many rows a process may hold, since one of several ran out of memory
 # What a model is called, and the stage that makes it, in the order of training.
 MODELS = {"base": "pretrain", "sft": "sft", "dpo": "dpo", "grpo": "grpo"}
-_held: dict[Path, int] = {}  # descriptors of the folders that this process works in; closed, they are free again
+_locks: dict[Path, int] = {}  # descriptors of the folders that this process works in; to close one frees its folder
 PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "trl", "peft", "datasets", "safetensors")
 
 
@@ -47,8 +48,8 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             sys.exit("stopped; the same command goes on from the last checkpoint.")
         finally:
-            for folder in list(_held):
-                os.close(_held.pop(folder))
+            for folder in list(_locks):
+                os.close(_locks.pop(folder))
 
     return wrapper
 
@@ -84,50 +85,65 @@ def open_stage(
             fingerprint.
         inputs: For each field of the config that names an input, a file, a folder or a Hub id, or a list of them.
         output_dir: Folder of the stage. What a symbolic link points to is moved aside, and the link stays.
-        raised: For a setting whose raise alone may let an old run go on, what returns an empty text, else why it
-            does not. It is asked before anything is written.
+        raised: For a setting that may be raised in an old run, what says why this run cannot go on; an empty text if
+            it can. It is asked before anything is written.
     """
     folder = Path(output_dir)
     settings = {k: v for k, v in asdict(config).items() if k != "output_dir" and k not in inputs and counts(config, k)}
     hashes = {key: hash_input(value) for key, value in inputs.items() if value}
-
-    def fingerprint_of(settings: dict[str, Any]) -> str:
-        return hash_text(json.dumps([name, settings, hashes], sort_keys=True, default=str))
-
-    fingerprint = fingerprint_of(settings)
-    old = read_json(folder / "stage.json")
-    if old:
-        hold(folder)
-    why = ""
-    for key, ask in (raised or {}).items() if old else ():
-        before = old["config"].get(key, settings[key])
-        if before < settings[key] and fingerprint_of(settings | {key: before}) == old["fingerprint"]:
-            print(f"{name}: {key} was raised from {before} to {settings[key]}", flush=True)
-            if not (why := ask()):
-                old |= {"fingerprint": fingerprint, "config": settings, "status": "running"}
-    if old and old["fingerprint"] == fingerprint:
-        state = "nothing has changed, skipped" if old["status"] == "done" else "goes on where it was"
-        print(f"{name}: {state} ({folder})", flush=True)
-        if old["status"] != "done":
-            old["seconds"] = old.get("seconds", 0.0) + seconds_of_work(folder)
-            write_json(folder / "stage.json", old)
-        return Stage(name, folder, old, old["status"] == "done")
-    if old:
+    fingerprint = fingerprint_of(name, settings, hashes)
+    if old := read_json(folder / "stage.json"):
+        lock(folder)
+        why = why_not_raised(name, old, settings, hashes, raised or {})
+        if old["fingerprint"] == fingerprint:
+            return _reopen(name, folder, old)
         changed = ", ".join(what_changed(old, settings, hashes)) or "the way to tell runs apart"
         aside = move_aside(folder)
         print(f"{name}: {changed} changed{why and f', and {why}'}; the old output is now {aside}", flush=True)
-    record = {
-        "stage": name,
-        "status": "running",
-        "fingerprint": fingerprint,
-        "config": settings,
-        "inputs": {key: {"path": inputs[key], "sha256": sha} for key, sha in hashes.items()},
-        **environment(),
-    }
+    given = {key: {"path": inputs[key], "sha256": sha} for key, sha in hashes.items()}
+    record = {"stage": name, "status": "running", "fingerprint": fingerprint, "config": settings, "inputs": given}
+    record |= environment()
     folder.resolve().mkdir(parents=True, exist_ok=True)
-    hold(folder)
+    lock(folder)
     write_json(folder / "stage.json", record)
     return Stage(name, folder, record, done=False)
+
+
+def _reopen(name: str, folder: Path, record: dict[str, Any]) -> Stage:
+    """Return a stage that was run before with the same settings and inputs, to its end or not."""
+    done = record["status"] == "done"
+    print(f"{name}: {'nothing has changed, skipped' if done else 'goes on where it was'} ({folder})", flush=True)
+    if not done:
+        record["seconds"] = record.get("seconds", 0.0) + seconds_of_work(folder)
+        write_json(folder / "stage.json", record)
+    return Stage(name, folder, record, done)
+
+
+def fingerprint_of(name: str, settings: dict[str, Any], hashes: dict[str, str]) -> str:
+    """Return what a run is known by: its stage, its settings and what its inputs contain."""
+    return hash_text(json.dumps([name, settings, hashes], sort_keys=True, default=str))
+
+
+def why_not_raised(
+    name: str,
+    old: dict[str, Any],
+    settings: dict[str, Any],
+    hashes: dict[str, str],
+    raised: Mapping[str, Callable[[], str]],
+) -> str:
+    """Let an old run go on if nothing changed but a setting that was raised; return why it may not, empty if it may.
+
+    Args:
+        old: Its record, which then gets the new settings.
+    """
+    for key, ask in raised.items():
+        before = old["config"].get(key, settings[key])
+        if before < settings[key] and fingerprint_of(name, settings | {key: before}, hashes) == old["fingerprint"]:
+            print(f"{name}: {key} was raised from {before} to {settings[key]}", flush=True)
+            if why := ask():
+                return why
+            old |= {"fingerprint": fingerprint_of(name, settings, hashes), "config": settings, "status": "running"}
+    return ""
 
 
 def counts(config: Any, name: str) -> bool:
@@ -165,19 +181,19 @@ def move_aside(path: Path) -> Path:
     return aside
 
 
-def hold(folder: Path) -> None:
+def lock(folder: Path) -> None:
     """Keep a second process from working in the folder until this one ends.
 
     Raises:
         ValueError: Another process works in it.
     """
     if os.environ.get("RANK", "0") != "0":
-        return  # the first process of a run holds it for all
-    if folder in _held:
-        os.close(_held.pop(folder))
-    _held[folder] = os.open(folder, os.O_RDONLY)
+        return  # the first process of a run locks it for all
+    if folder in _locks:
+        os.close(_locks.pop(folder))
+    _locks[folder] = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(_held[folder], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(_locks[folder], fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ValueError(f"another process works in {folder}; wait for its end, or end it.") from None
     except OSError:

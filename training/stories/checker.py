@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from training.stories import world
 from training.stories.tell import Request
 
+PARTS = ("hero", "item", "place", "problem", "complete")  # of a request that was followed
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -21,8 +23,8 @@ class Verdict:
 
     @property
     def followed(self) -> bool:
-        """Return whether everything asked for is there, whatever the mood of the ending."""
-        return self.hero and self.item and self.place and self.problem and self.complete
+        """Whether everything asked for is there, whatever the mood of the ending."""
+        return all(getattr(self, part) for part in PARTS)
 
 
 def _either(words: Sequence[str]) -> str:
@@ -33,26 +35,14 @@ _WORD = {
     "name": "(?P<name>[A-Z][a-z]+)", "he": "(?:he|she)", "his": "(?:his|her)", "noun": _either(list(world.ITEMS)),
     "full": f"(?:{_either(world.ADJECTIVES)} )?{_either(list(world.ITEMS))}", "helper": _either(world.HELPERS),
 }  # fmt: skip
-
-
 _SENTENCE_END = re.compile(r'(?<=[.!?"])\s+')
-
-
 _ENDINGS = [(end.happy, re.compile(end.text.format_map(_WORD).replace(".", "[.]"))) for end in world.ENDINGS]
-
-
 _MISHAP_THING = r"\b(?:the|his|her|a|an) [\w ]+?"
-
-
 _MISHAPS = {
     key: re.compile(problem.told.format(name="[a-z]", it=_MISHAP_THING) + r"\b")
     for key, problem in world.PROBLEMS.items()
 }
-
-
 _GLOOM = re.compile(_either(world.GLOOM), re.IGNORECASE)
-
-
 _CAPITAL_INSIDE = re.compile(r"(?<=[a-z,;:] )[A-Z][a-z]+")
 
 
@@ -62,7 +52,7 @@ def _found(words: Iterable[str], text: str) -> set[str]:
 
 
 def _as_ending(sentence: str) -> tuple[bool, str] | None:
-    """Return whether the sentence ends a story happily, and the name in it; None where it is no ending."""
+    """Whether the sentence ends a story happily, and the name in it; None where it is no ending."""
     for happy, pattern in _ENDINGS:
         if match := pattern.fullmatch(sentence):
             return happy, match["name"]
@@ -70,20 +60,20 @@ def _as_ending(sentence: str) -> tuple[bool, str] | None:
 
 
 def _one_hero(text: str, name: str) -> bool:
-    """Return whether the text names this hero and no other."""
+    """Whether the text names this hero and no other."""
     named = _found(map(str.lower, world.NAMES), text)
     return named == {name.lower()} and set(_CAPITAL_INSIDE.findall(text)) <= {name}
 
 
 def _right_item(request: Request, text: str) -> bool:
-    """Return whether the thing is the one asked for, of the asked look, and the only thing."""
+    """Whether the thing is the one asked for, of the asked look, and the only thing."""
     looks = set(re.findall(rf"\b({'|'.join(world.ADJECTIVES)}) {request.item}\b", text.lower()))
     looks_right = looks == {request.adjective} if request.adjective else True
     return looks_right and _is_one(request.item, _found(world.ITEMS, text))
 
 
 def _is_one(wanted: str, found: set[str]) -> bool:
-    """Return whether there is what was wanted and nothing else; of what was left open, any one."""
+    """Whether there is what was wanted and nothing else; of what was left open, any one."""
     return found == {wanted} if wanted else len(found) == 1
 
 

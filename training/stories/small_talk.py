@@ -16,11 +16,7 @@ from training.stories.tell import Split
 Kind = Literal["greeting", "thanks", "other"]
 
 CAN_DO = "I can only tell short stories, such as one about a fox who lost a kite."
-ANSWERS: dict[Kind, str] = {
-    "greeting": f"Hello! {CAN_DO}",
-    "thanks": f"You are welcome! {CAN_DO}",
-    "other": CAN_DO,
-}
+ANSWERS: dict[Kind, str] = {"greeting": f"Hello! {CAN_DO}", "thanks": f"You are welcome! {CAN_DO}", "other": CAN_DO}
 
 # The lists are packed by hand.
 # fmt: off
@@ -67,6 +63,11 @@ OTHERS = (
     "How old are you?", "Can you help me?", "Are you alive?", "Do you like {food}?", "Where are you from?",
     "What do you think of {subject}?", "Do you have feelings?", "Can you help me with {subject}?", "Help",
     "Do you know {country}?", "What is your favorite food?", "Are you smart?", "Can you do maths?",
+    "What can you do for me?", "What can you tell me?", "What else can you do?", "What are you able to do?",
+    "What do you know?", "What can one do with {subject}?", "Which things can you do?", "What are you good at?",
+    # like a question about a story, but of something else
+    "Who is {word}?", "Where are you?", "What do you have?", "What happened today?", "Who can help me?",
+    "What color is the sky?", "What is my name?", "Where am I?", "Are you happy?", "What happened in {country}?",
     # daily life
     "What is the weather like?", "Will it rain in {country} tomorrow?", "What time is it?", "What day is it today?",
     "Book a flight to {country}.", "I am bored.", "I feel bad today.", "My head hurts, what shall I do?",
@@ -82,6 +83,12 @@ OTHERS = (
     "Can you tell me a story about a {odd} who found a {odd2}?", "Write a long novel about a {odd}.",
     "I want to hear a story about two {odd}s.", "Make up a story about a {odd} named {word}.",
     "Please write a story about a {odd} on the moon.", "Write a short story about {subject}.",
+    "Tell me a story about a {odd} who lost a {odd2}.", "I want a story about a {odd} who lives in {country}.",
+    "Make up a story about a {odd} whose {odd2} broke.", "Tell me a story about a {odd} that met a {odd2}.",
+    "Could you write a story about a {odd} and a {odd2}?", "Please tell me a story about a {odd} who likes {food}.",
+    "Tell me a bedtime story about a {odd}.", "Can you tell me the story of the {odd} who went to {country}?",
+    "I would like a story about a {odd} that learns {language}.", "Write a story in which a {odd} saves a {odd2}.",
+    "Tell me a scary story about a {odd}.", "Tell me a story about the history of {country}.",
 )
 SLOTS: dict[str, dict[bool, str]] = {  # True: words of the test split
     "country": {False: "France Spain Italy Japan China India Brazil Egypt Kenya Canada Mexico Peru Norway Poland",
@@ -95,9 +102,10 @@ SLOTS: dict[str, dict[bool, str]] = {  # True: words of the test split
     "language2": {False: "Java C++ Rust JavaScript Excel SQL", True: "Python Ruby Linux"},
     "word": {False: "apple house computer river friend window banana freedom table summer yesterday green Anna",
              True: "orange mother garden science winter"},
-    "odd": {False: "submarine spaceship unicorn astronaut vampire computer detective pirate shark volcano train "
-                   "mermaid zombie ghost tractor penguin whale dragon",
-            True: "rocket wizard dinosaur alien scientist airplane"},
+    "odd": {False: "submarine spaceship unicorn sailor vampire computer detective pirate shark volcano train "
+                   "mermaid zombie ghost tractor penguin whale teacher doctor car snake spider giant witch soldier "
+                   "turtle kangaroo",
+            True: "rocket wizard dinosaur monster scientist plane"},
 }
 
 # fmt: on
@@ -124,7 +132,7 @@ def draw(rng: random.Random, split: Split, kind: Kind) -> str:
 
 
 def is_honest(answer: str) -> bool:
-    """Return whether an answer says what the model can do, with whichever greeting."""
+    """Whether an answer says what the model can do, with whichever greeting."""
     return answer.strip() in ANSWERS.values()
 
 

@@ -115,7 +115,7 @@ def _later(rng: random.Random, split: Split, story: Story) -> list[StoryMessage]
     something else altogether."""
     kind = rng.choices(("questions", "again", "next", "small talk"), (4, 3, 3, 1))[0]
     if kind == "questions":
-        pairs = rng.sample(questions(story), rng.randint(2, 5))
+        pairs = rng.sample(questions(story), rng.randint(4, 8))
         return [turn for pair in pairs for turn in (user(rng.choice(pair.asked)), assistant(pair.answer))]
     if kind == "again":
         return [user(rng.choice(world.AGAIN)), _tell_again(rng, story, happy=not story.happy)]
@@ -229,7 +229,7 @@ class Turn:
     happy: bool | None = None
 
     def is_right(self, completion: str) -> bool:
-        """Return whether the completion is the true answer, or a story of the request with the wanted ending."""
+        """Whether the completion is the true answer, or a story of the request with the wanted ending."""
         if self.kind == "small talk":
             return small_talk.is_honest(completion)
         if self.request is None:

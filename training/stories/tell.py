@@ -67,13 +67,6 @@ def names_for(kind: str) -> Sequence[str]:
     return world.BOYS if kind in world.HE_KINDS else world.NAMES
 
 
-def count_requests() -> int:
-    """Return how many full requests there are; each tells at least one story that no other request tells."""
-    heroes = sum(len(names_for(kind)) for kind in world.KINDS)
-    things = sum(len(problem.items) * len(problem.places) for problem in world.PROBLEMS.values())
-    return heroes * things * (len(world.ADJECTIVES) + 1)
-
-
 def draw(rng: random.Random, split: Split, *, placed: bool = True) -> Request:
     """Return random full facts of the split; without a place the facts left over must be of the split as well."""
     while True:

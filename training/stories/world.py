@@ -274,12 +274,12 @@ COME = (
 LEADS = ("Then", "But then", "All at once", "But soon", "Oh no!", "But")
 CRY = (
     '"Oh no! My {noun}!" cried {name}.', '"My poor {noun}!" said {name}.', '"What now?" asked {name} the {kind}.',
-    '"Help!" called {name}. "Please help!"', '"I am so sad," said {name}.', '"I need help," said {name}.',
+    '"Help!" called {name}. "Please help!"', '"Poor me!" cried {name}.', '"I need help," said {name}.',
     '"What can I do?" said {name}.', '"Who can help me?" asked {name}.',
 )
 CRY_HERE = (
     '"Is there someone near the {place} who can help?" asked {name} the {kind}.',
-    "{name} the {kind} stood alone near the {place} and felt sad.", "{name} sat down near the {place} and cried.",
+    "{name} the {kind} stood alone near the {place} and cried.", "{name} sat down near the {place} and cried.",
     "{name} cried, and everyone near the {place} heard it.", '"Can no one near the {place} help me?" asked {name}.',
     "{name} ran all over the {place} and called for help.",
 )
@@ -324,16 +324,16 @@ WHO_CALLED = (
     "{name} was {a_kind} who was near the {place} that day.", "{name} was {a_kind} and stood near the {place}.",
 )
 MIDDLE = (
-    "One day {name} the {kind} stood near the {place} and felt sad.",
-    "There sat {name} the {kind}, sad and alone near the {place}.",
-    "One day {name} the {kind} sat near the {place} and was sad.",
+    "One day {name} the {kind} stood near the {place} and cried.",
+    "There sat {name} the {kind}, all alone near the {place}.",
+    "One day {name} the {kind} sat near the {place} and called for help.",
     "All alone near the {place}, {name} the {kind} began to cry.",
     "Once {name} the {kind} sat near the {place} and cried.", "Once {name} the {kind} was all alone near the {place}.",
 )
 MISSED = (
     "{name} could only think of {his} {full}.", "It was all about {name} and {his} {full}.",
     "{name} had come to play with {his} {full}.", "{name} had come with {his} {full}.",
-    "{name} was sad about {his} {full}.", "Before that {name} had been so proud of {his} {full}.",
+    "{name} cried about {his} {full}.", "Before that {name} had been so proud of {his} {full}.",
 )
 THIS_HAPPENED = ("This is what had happened:", "It was like this:", "A moment before,", "That day", "This happened:")
 TRY_ONE = (
@@ -361,7 +361,7 @@ HABITS = (
     '"Who is {name}?" "There is {a_kind} named {name} near the {place}."', "At night {name} keeps the {full} close.",
     '"I am {name}," says the {kind}. "Good morning, {name} the {kind}!"', "The {kind} likes to play near the {place}.",
     '"Look at my {full}!" says {name}. "What {a_full}!" says everyone.', "The {kind} likes the {full} very much.",
-    '"Good morning, {name}!" say all who are near the {place}.', "{name} the {kind} is happy near the {place}.",
+    '"Good morning, {name}!" say all who are near the {place}.', "{name} the {kind} is at home near the {place}.",
     "One can often see {name} the {kind} near the {place}.", "Every day the {kind} takes the {full} to the {place}.",
     "No {kind} near the {place} is like {name} the {kind}.",
 )
@@ -390,33 +390,34 @@ class Ending:
     on: str = "any"
 
 
+# Each ending says "happy" or "sad", words that no story has before: a small model finds them when asked about it.
 ENDINGS = (
     Ending("{name} went home with the {full} and was very happy.", True),
-    Ending("{name} smiled and took the {full} home.", True),
-    Ending("That night {name} slept well with the {full} by {his} bed.", True),
-    Ending("{name} jumped for joy, and the {noun} was safe.", True),
-    Ending("From that day on, {name} took good care of the {full}.", True),
-    Ending("{name} laughed and sang, for all was well with the {full}.", True),
-    Ending("So {name} had the {full} again, and all was well.", True),
-    Ending("{name} was so glad that {he} showed the {full} to everyone.", True),
-    Ending("{name} and the {helper} became good friends, and the {noun} was safe.", True),
+    Ending("{name} smiled and took the {full} home, happy again.", True),
+    Ending("That night {name} slept happy and well with the {full} by {his} bed.", True),
+    Ending("{name} jumped for joy, happy that the {noun} was safe.", True),
+    Ending("{name} was happy and from that day on took good care of the {full}.", True),
+    Ending("{name} laughed and sang, so happy about the {full}.", True),
+    Ending("So {name} had the {full} again and was happy.", True),
+    Ending("{name} was so happy that {he} showed the {full} to everyone.", True),
+    Ending("{name} and the {helper} became good friends, happy that the {noun} was safe.", True),
     Ending("In the end {name} had the {noun} back and was happy all day.", True, "gone"),
-    Ending("It was the best day of all for {name} and {his} {full}.", True),
+    Ending("It was a happy day for {name} and {his} {full}.", True),
     Ending("{name} thanked the {helper} and went home happy with the {noun}.", True),
     Ending("{name} hugged the {helper} and was happy, for the {noun} was like new.", True, "spoiled"),
     Ending("{name} went home without the {full} and was very sad.", False, "gone"),
-    Ending("{name} cried and never saw the {full} again.", False, "gone"),
-    Ending("That night {name} cried in bed and missed the {full}.", False),
-    Ending("{name} walked home slowly and cried about the {full}.", False),
+    Ending("{name} was sad and never saw the {full} again.", False, "gone"),
+    Ending("That night {name} lay sad in bed and missed the {full}.", False),
+    Ending("{name} walked home slowly, sad about the {full}.", False),
     Ending("It was a sad day for {name}, for the {noun} was gone.", False, "gone"),
     Ending("{name} felt sad, for the {full} was never the same again.", False, "spoiled"),
     Ending("{name} had no {noun} after that and was sad for a long time.", False),
     Ending("From that day on, {name} was sad when {he} thought of the {full}.", False),
     Ending("The {full} could not be saved, and {name} was very sad.", False),
-    Ending("In the end {name} had to say goodbye to the {full}, and {he} cried.", False),
-    Ending("{name} sat down and cried, for the {full} was no more.", False),
+    Ending("In the end {name} had to say goodbye to the {full}, and {he} was sad.", False),
+    Ending("{name} sat down and was sad, for the {full} was no more.", False),
     Ending("So {name} had no {noun} to play with, and {he} was sad.", False),
-    Ending("{name} hung {his} head and cried for the {full} all the way home.", False),
+    Ending("{name} hung {his} head and was sad about the {full} all the way home.", False),
 )
 # Words of a helper's failure; a story that ends well holds none of them.
 GLOOM = ("too late", "gone for good", "no use", "nothing could save", "no one else came")

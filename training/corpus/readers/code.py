@@ -8,10 +8,11 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from datatrove.data import Document
 from fsspec.core import url_to_fs
+from license_expression import ExpressionError, LicenseWithExceptionSymbol, Licensing
 
 from training.corpus.readers.tables import Bad
 from training.corpus.readers.text import Found, to_document
@@ -44,7 +45,7 @@ WORDS = {
     r"|neither the name of",
 }
 SPDX = re.compile(r"SPDX-License-Identifier:[ \t]*([(\w][\w.+() -]*[\w)+])")
-TOKEN = re.compile(r"[()]|[^\s()]+")
+EXPRESSIONS = Licensing()
 
 
 def read_code(stream: BinaryIO, file: File, limit: int) -> Iterator[Found]:
@@ -116,11 +117,9 @@ def name_license(text: str) -> str:
         case "bsd":
             if "all advertising materials mentioning" in words:
                 return "bsd-4-clause"
-            return (
-                "bsd-3-clause"
-                if re.search(r"neither the names? of|may not be used to endorse", words)
-                else ("bsd-2-clause" if "redistributions in binary form" in words else "other")
-            )
+            if re.search(r"neither the names? of|may not be used to endorse", words):
+                return "bsd-3-clause"
+            return "bsd-2-clause" if "redistributions in binary form" in words else "other"
         case "isc":
             return "isc" if "provided that the above" in words else "0bsd"
         case _:
@@ -129,45 +128,24 @@ def name_license(text: str) -> str:
 
 
 def is_allowed(expression: str, allowed: tuple[str, ...]) -> bool:
-    """Return whether an SPDX expression leaves a way to use a file under licences that are all allowed.
+    """Whether an SPDX expression leaves a way to use a file under licences that are all allowed.
 
     `or` gives a choice and `and` does not; an exception that `with` adds takes no right away, and `-or-later` includes
     the version that it names.
     """
     names = {name.lower() for name in allowed}
-    if expression.lower() in names:
-        return True
-    tokens = TOKEN.findall(expression.lower())
     try:
-        holds, rest = _any_of(tokens, names)
-    except IndexError:  # it ends in the middle
-        return False
-    return holds and not rest
+        tree = EXPRESSIONS.parse(expression.lower())
+    except ExpressionError:  # no expression; yet it may be allowed as it stands
+        tree = None
+    return expression.lower() in names or (tree is not None and _holds(tree, names))
 
 
-def _any_of(tokens: list[str], names: set[str]) -> tuple[bool, list[str]]:
-    holds, tokens = _all_of(tokens, names)
-    while tokens[:1] == ["or"]:
-        other, tokens = _all_of(tokens[1:], names)
-        holds = holds or other
-    return holds, tokens
-
-
-def _all_of(tokens: list[str], names: set[str]) -> tuple[bool, list[str]]:
-    holds, tokens = _one(tokens, names)
-    while tokens[:1] == ["and"]:
-        other, tokens = _one(tokens[1:], names)
-        holds = holds and other
-    return holds, tokens
-
-
-def _one(tokens: list[str], names: set[str]) -> tuple[bool, list[str]]:
-    name, tokens = tokens[0], tokens[1:]
-    if name == "(":
-        holds, tokens = _any_of(tokens, names)
-        return holds and tokens[0] == ")", tokens[1:]
-    base = re.sub(r"(-only|-or-later|\+)$", "", name)
-    holds = name in names or base in names or f"{base}-only" in names
-    if tokens[:1] == ["with"]:
-        return holds or f"{name} with {tokens[1]}" in names, tokens[2:]
-    return holds, tokens
+def _holds(node: Any, names: set[str]) -> bool:
+    if isinstance(node, EXPRESSIONS.AND | EXPRESSIONS.OR):
+        parts = [_holds(part, names) for part in node.args]
+        return all(parts) if isinstance(node, EXPRESSIONS.AND) else any(parts)
+    if isinstance(node, LicenseWithExceptionSymbol):
+        return str(node) in names or _holds(node.license_symbol, names)
+    base = re.sub(r"(-only|-or-later|\+)$", "", node.key)
+    return not names.isdisjoint((node.key, base, f"{base}-only"))

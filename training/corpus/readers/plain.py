@@ -1,8 +1,7 @@
 """Text as it is: the embedded stories, one's own files, or a data set on the Hub, as a stream of documents.
 
 The tokenizer is trained on the `train` split of the same stream that the model later learns, and both are judged on
-its `val` split. The first file or row that cannot be read is an error. Of the sources of a recipe, which are many and
-wild, what cannot be read is counted instead.
+its `val` split. The first file or row that cannot be read is an error; in the sources of a recipe it is counted.
 """
 
 import itertools
@@ -46,14 +45,14 @@ def read_documents(source: DocumentSource, split: DataSplit) -> Iterator[str]:
 
 
 def _documents(source: DocumentSource, *, say: bool) -> Iterator[tuple[str, str]]:
-    """Yield each document, and what its split follows from: its text, or the file that it is a piece of."""
+    """Yield each document, and what its split follows from: its text, or the file that it is a part of."""
     if source.sources:
         return _from_sources(source, say=say)
     return ((text, text) for text in (_from_files(source, say=say) if source.files else _from_hub(source)))
 
 
 def _fill_both_splits(source: DocumentSource) -> bool:
-    """Return whether the hash of their texts puts documents into either split; of many, the first few tell."""
+    """Whether the hash of their texts puts documents into either split; of many, the first few tell."""
     sides = set()
     for _, whole in _documents(source, say=False):
         sides.add(fraction_of(whole) < source.val_fraction)
@@ -79,11 +78,8 @@ def _from_files(source: DocumentSource, *, say: bool) -> Iterator[str]:
     if empty and not found:
         raise ValueError(f"{empty[0]} is empty; give a file with text.")
     if empty and say:
-        print(f"left out because there is no text in it: {', '.join(empty[:3])}{_and_more(len(empty) - 3)}")
-
-
-def _and_more(number: int) -> str:
-    return f" and {number:,} more" if number > 0 else ""
+        more = f" and {len(empty) - 3:,} more" if len(empty) > 3 else ""
+        print(f"left out because there is no text in it: {', '.join(empty[:3])}{more}")
 
 
 def read_file(path: str, column: str) -> Iterator[tuple[str, str]]:
@@ -132,7 +128,7 @@ def _from_sources(source: DocumentSource, *, say: bool) -> Iterator[tuple[str, s
 
     pinned = [
         replace(one, revision=commit_of(one.dataset, one.revision)) if one.dataset else one
-        for one in read_sources(source.sources)
+        for one in read_sources(source.sources, source.files)
     ]
     by_source = [list_units([one], 1) for one in pinned]
     waiting = [unit for row in itertools.zip_longest(*by_source) for unit in row if unit]

@@ -33,7 +33,7 @@ class Bad:
     size: int = 0
 
 
-Found = tuple[int, Any]  # the number of a row, from 1, and the row or the `Bad` that stands in its place
+NumberedRow = tuple[int, Any]  # the number of a row, from 1, and the row or the `Bad` that stands in its place
 
 
 def read_table(path: str, columns: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
@@ -78,7 +78,7 @@ def explain(bad: Bad, path: str, place: str = "") -> str:
             return f"{where} cannot be read ({bad.reason}: {bad.detail}); repair it, or remove it."
 
 
-def read_rows(file: BufferedReader, kind: str, limit: int, columns: tuple[str, ...] = ()) -> Iterator[Found]:
+def read_rows(file: BufferedReader, kind: str, limit: int, columns: tuple[str, ...] = ()) -> Iterator[NumberedRow]:
     """Yield the rows of an open file, or what is bad in place of one.
 
     Args:
@@ -141,11 +141,11 @@ def lines(file: BufferedReader, limit: int) -> Iterator[tuple[int, str | Bad]]:
 
 
 def holds_values(file: BufferedReader) -> bool:
-    """Return whether a file of JSON is an array, or objects over several lines each, and not a row a line."""
+    """Whether a file of JSON is an array, or objects over several lines each, and not a row a line."""
     return re.match(rb"(\xef\xbb\xbf)?\s*(\[|\{[ \t]*\r?\n)", file.peek(BLOCK)) is not None
 
 
-def _read_lines(file: BufferedReader, limit: int) -> Iterator[Found]:
+def _read_lines(file: BufferedReader, limit: int) -> Iterator[NumberedRow]:
     for number, line in lines(file, limit):
         if isinstance(line, Bad):
             yield number, line
@@ -161,7 +161,7 @@ def _no_json(error: Exception, text: str) -> Bad:
     return Bad("invalid_json", detail=f"({said}): {text[:60].strip()!r}", size=len(text.encode()))
 
 
-def _read_values(file: BufferedReader, limit: int) -> Iterator[Found]:
+def _read_values(file: BufferedReader, limit: int) -> Iterator[NumberedRow]:
     """Yield the values of an array, or values one after the other; what follows a broken one is not found again."""
     number = 0
     try:
@@ -242,7 +242,7 @@ class _Lines:
         return first
 
 
-def _read_csv(file: BufferedReader, limit: int, delimiter: str) -> Iterator[Found]:
+def _read_csv(file: BufferedReader, limit: int, delimiter: str) -> Iterator[NumberedRow]:
     csv.field_size_limit(limit)
     taken = _Lines(file, limit)
     # Strict: else a quote behind which a cell goes on would be taken away, and what is in it cut in another place.
@@ -282,7 +282,7 @@ def _no_csv(said: str, text: str) -> Bad:
 # ---- Parquet ----
 
 
-def _read_parquet(file: BufferedReader, columns: tuple[str, ...]) -> Iterator[Found]:
+def _read_parquet(file: BufferedReader, columns: tuple[str, ...]) -> Iterator[NumberedRow]:
     import pyarrow
 
     number = 0

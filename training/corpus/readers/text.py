@@ -14,13 +14,13 @@ Found: TypeAlias = Document | Bad
 
 
 def read_text(stream: BinaryIO, file: File, limit: int) -> Iterator[Found]:
-    """Yield a text file as one document, or in pieces of at most `limit` bytes that end at a blank line or a line."""
+    """Yield a text file as one document, or in parts of at most `limit` bytes that end at a blank line or a line."""
     block, number, whole = b"", 0, ""
     while True:
         block += stream.read(limit - len(block))
         if len(block) < limit:
             if block or number == 0:
-                yield _piece(block, f"{file.label}#{number}" if number else file.label, whole)
+                yield _part(block, f"{file.label}#{number}" if number else file.label, whole)
             return
         whole = whole or hashlib.sha256(block).hexdigest()
         cut = block.rfind(b"\n\n") + 2
@@ -28,7 +28,7 @@ def read_text(stream: BinaryIO, file: File, limit: int) -> Iterator[Found]:
             cut = block.rfind(b"\n") + 1
         name = f"{file.label}#{number}"
         if cut:
-            yield _piece(block[:cut], name, whole)
+            yield _part(block[:cut], name, whole)
             block = block[cut:]
         else:
             skipped, block = _skip_line(stream, len(block))
@@ -36,10 +36,10 @@ def read_text(stream: BinaryIO, file: File, limit: int) -> Iterator[Found]:
         number += 1
 
 
-def _piece(data: bytes, id: str, whole: str) -> Found:
+def _part(data: bytes, id: str, whole: str) -> Found:
     found = to_document(data, id)
     if isinstance(found, Document) and whole:
-        found.metadata["whole"] = whole  # pieces of a file are trained on or held out together
+        found.metadata["whole"] = whole  # parts of a file are trained on or held out together
     return found
 
 

@@ -73,7 +73,7 @@ class Unpacked(io.RawIOBase):
         return True
 
     def seekable(self) -> bool:
-        """Return whether it can be read from any place, as Parquet is."""
+        """Whether it can be read from any place, as Parquet is."""
         return not self.compressed
 
     def seek(self, offset: int, whence: int = 0) -> int:

@@ -22,25 +22,16 @@ from training.corpus.recipe import File
 PAGE_SECONDS = 60
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
-
 MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 OWN_CHARSET = re.compile(
     rb"<meta\s[^>]*?charset\s*=\s*[\"']?\s*([\w:.-]+)|^\s*<\?xml\s[^>]*?encoding\s*=\s*[\"']([\w:.-]+)", re.IGNORECASE
 )
 # What a browser reads where a page names a charset, by https://encoding.spec.whatwg.org: the larger one of its family.
 ON_THE_WEB = {
-    "ascii": "cp1252",
-    "iso8859-1": "cp1252",
-    "iso8859-9": "cp1254",
-    "iso8859-11": "cp874",
-    "tis-620": "cp874",
-    "gb2312": "gb18030",
-    "gbk": "gb18030",
-    "big5": "big5hkscs",
-    "shift_jis": "cp932",
-    "euc_kr": "cp949",
+    "ascii": "cp1252", "iso8859-1": "cp1252", "iso8859-9": "cp1254", "iso8859-11": "cp874", "tis-620": "cp874",
+    "gb2312": "gb18030", "gbk": "gb18030", "big5": "big5hkscs", "shift_jis": "cp932", "euc_kr": "cp949",
     "utf-16": "utf-8",  # a page that can say so in ASCII is none
-}
+}  # fmt: skip
 
 
 def extract_page(html: str) -> str:

@@ -16,13 +16,13 @@ from training.stories.tell import stories
 ROWS = 200
 
 
-def texts(**kwargs: Any) -> dict[str, Dataset]:
+def texts(task_rows: int = 0, **kwargs: Any) -> dict[str, Dataset]:
     """Stories to be read, for bits per byte."""
-    told = itertools.islice(stories("test", 0), ROWS)
+    told = itertools.islice(stories("test", 0), task_rows or ROWS)
     return {"test": Dataset.from_list([{"text": story.text} for story in told])}
 
 
-def hero(**kwargs: Any) -> dict[str, Dataset]:
+def hero(task_rows: int = 0, **kwargs: Any) -> dict[str, Dataset]:
     """Stories without their last sentence, and four ways to end them, of which one names the right hero."""
     rng, rows = random.Random(0), []
     for story in stories("test", 0):
@@ -33,6 +33,6 @@ def hero(**kwargs: Any) -> dict[str, Dataset]:
             choices = [re.sub(rf"\b{name}\b", other, ending) for other in (name, *others)]
             order = rng.sample(range(4), 4)
             rows.append({"query": before + ".", "choices": [choices[i] for i in order], "gold": order.index(0)})
-        if len(rows) == ROWS:
+        if len(rows) == (task_rows or ROWS):
             return {"test": Dataset.from_list(rows)}
     raise AssertionError("the stream of stories does not end")
