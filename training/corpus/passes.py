@@ -1,17 +1,16 @@
 """The passes that clean sources: datatrove executors, one after the other, from files to shuffled shards.
 
-    clean -> [exact duplicates] -> [near duplicates] -> tokenize -> shuffle
+    clean -> [works] -> [exact duplicates] -> [near duplicates] -> tokenize -> shuffle
 
 Each pass is cut into `tasks`, which `workers` processes take up; a task that is finished is not done again. The result
 depends on the recipe and the tasks, never on the workers. Everything lies in one folder, local or on object storage.
 """
 
 import contextlib
-import hashlib
 import io
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -35,9 +34,10 @@ from datatrove.pipeline.writers import JsonlWriter
 from datatrove.utils.text import simplify_text
 
 from training.corpus.ledger import Dropped, Ledger
-from training.corpus.recipe import Source, Step, list_units
+from training.corpus.recipe import DUPLICATE_STEPS, Source, Step, list_units
 from training.corpus.shards import Shuffle, Tokenize
 from training.corpus.steps import HASH, WORDS, Clean, build_step
+from training.corpus.works import MULTIPLIER, FindRuns, JoinWorks, hash_word
 
 # Documents that share a part J of their 5-word shingles are found with probability 1 - (1 - J^6)^20: 99.8 % at
 # J = 0.8, as when a tenth of a text was replaced in one place, and 27 % at J = 0.5 (Leskovec, Rajaraman and Ullman,
@@ -45,7 +45,6 @@ from training.corpus.steps import HASH, WORDS, Clean, build_step
 NEAR_DUPLICATES = {"n_grams": 5, "num_buckets": 20, "hashes_per_bucket": 6}
 
 PRIME = np.uint64(2**61 - 1)
-MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # any large odd number
 
 Executor = Literal["local", "slurm", "ray", "jobs"]
 
@@ -97,12 +96,6 @@ class Signatures(MinhashDedupSignature):
         return best.reshape(self.config.num_buckets, -1).tolist()
 
 
-@lru_cache(maxsize=100_000)
-def hash_word(word: str) -> int:
-    """Return 64 bits that are the same on every machine."""
-    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
-
-
 def text_of(document: Document) -> str:
     """Return what exact duplicates have in common."""
     return document.text
@@ -127,19 +120,21 @@ def plan(
         limit: Bytes of the longest document.
     """
     options = {step.name: step.options for step in steps}
-    blocks = [(s, build_step(s, folder, limit)) for s in steps if not s.name.endswith("_duplicates")]
+    blocks = [(s, build_step(s, folder, limit)) for s in steps if s.name not in DUPLICATE_STEPS]
     units = list_units(sources, tasks)
     clean = Clean(units, blocks, Ledger(folder, "clean"), limit, meta["val_fraction"])
     write = JsonlWriter(_path(folder, "clean"), "${rank}.jsonl.zst", compression="zstd")
     passes = [Pass("clean", [clean, write], tasks)]
     exact, near = ("exact_duplicates" in options, "near_duplicates" in options)
+    if "works" in options:
+        passes += _works_passes(folder, tasks, meta["val_fraction"], options["works"])
     if exact:
         passes += _exact_passes(folder, tasks)
     if near:
         before = _without_duplicates(folder, exact=exact)
         passes += _near_passes(folder, _minhash(options["near_duplicates"]), before, tasks)
     ledger = Ledger(folder, "tokenize")
-    reading = _without_duplicates(folder, ledger, exact=exact, near=near)
+    reading = _without_duplicates(folder, ledger, exact=exact, near=near, works="works" in options)
     weights = {source.name: float(source.weight) for source in sources}
     passes.append(Pass("tokenize", [*reading, Tokenize(folder, tokenizer, meta, weights, ledger)], tasks))
     passes.append(Pass("shuffle", [Shuffle(folder, meta, tasks)], meta["shards"] + 1))
@@ -156,9 +151,9 @@ class Start(PipelineStep):
     type = "read"
     name = "read clean documents"
 
-    def __init__(self, folder: DataFolder, ledger: Ledger | None = None) -> None:
+    def __init__(self, folder: DataFolder, ledger: Ledger | None = None, *, works: bool = False) -> None:
         super().__init__()
-        self.folder, self.ledger = folder, ledger
+        self.folder, self.ledger, self.works = folder, ledger, works
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
         """Yield the documents that task `rank` of the pass `clean` wrote: none if it wrote no file."""
@@ -167,17 +162,25 @@ class Start(PipelineStep):
         name = f"clean/{rank:05d}.jsonl.zst"
         if not self.folder.isfile(name):
             return
-        for document in JsonlReader(self.folder, compression="zstd").read_file(name):
+        held_out = json.loads(self.folder.cat_file(f"works/{rank:05d}.held_out.json")) if self.works else []
+        for number, document in enumerate(JsonlReader(self.folder, compression="zstd").read_file(name)):
+            if self.works:
+                document.metadata["held_out"] = held_out[number]
             if self.ledger:
                 self.ledger.enter(document.metadata["source"], len(document.text.encode()))
             yield document
 
 
 def _without_duplicates(
-    folder: DataFolder, ledger: Ledger | None = None, *, exact: bool = False, near: bool = False
+    folder: DataFolder,
+    ledger: Ledger | None = None,
+    *,
+    exact: bool = False,
+    near: bool = False,
+    works: bool = False,
 ) -> list[PipelineStep]:
     """Read the clean documents but for the duplicates that were found, which a ledger counts."""
-    steps: list[PipelineStep] = [Start(folder, ledger)]
+    steps: list[PipelineStep] = [Start(folder, ledger, works=works)]
     if exact:
         dropped = Dropped(ledger, "exact_duplicate") if ledger else None
         steps.append(ExactDedupFilter(_path(folder, "exact/found"), _exact(), dropped))
@@ -196,6 +199,16 @@ def _exact_passes(folder: DataFolder, tasks: int) -> list[Pass]:
     return [
         Pass("exact duplicates: signatures", [Start(folder), ExactDedupSignature(signatures, _exact())], tasks),
         Pass("exact duplicates: search", [ExactFindDedups(signatures, found, _exact(), lines_to_buffer=1000)], 1),
+    ]
+
+
+def _works_passes(folder: DataFolder, tasks: int, val_fraction: float, options: dict[str, Any]) -> list[Pass]:
+    if unknown := [name for name in options if name != "authors"]:
+        raise ValueError(f"step works has no option {unknown[0]!r}; it has authors: true or false.")
+    authors = bool(options.get("authors", False))
+    return [
+        Pass("works: runs of words", [Start(folder), FindRuns(folder)], tasks),
+        Pass("works: groups", [JoinWorks(folder, tasks, val_fraction, authors)], 1),
     ]
 
 

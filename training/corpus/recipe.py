@@ -44,13 +44,14 @@ LANGUAGES = {
     "shell": (".sh", ".bash"), "sql": (".sql",), "swift": (".swift",), "typescript": (".ts", ".tsx"),
 }
 LANGUAGE_OF = {suffix: language for language, suffixes in LANGUAGES.items() for suffix in suffixes}
-# Steps on one document, in the order of the recipe, and the two that compare all documents and come last.
+
+# Steps on one document, in the order of the recipe, and those that compare all documents and come last.
 DOCUMENT_STEPS = (
     "fix_encoding", "normalize", "mask", "language", "gopher_quality", "gopher_repetition", "c4_quality",
     "fineweb_quality", "decontaminate",
 )
 TEXTS = {"files", "dataset", "stories"}  # of which a source has one
-DUPLICATE_STEPS = ("exact_duplicates", "near_duplicates")
+DUPLICATE_STEPS = ("exact_duplicates", "near_duplicates", "works")
 
 # fmt: on
 
@@ -193,7 +194,7 @@ def read_steps(entries: list[Any], sources: list[Source]) -> list[Step]:
         if earlier.name in DUPLICATE_STEPS and (later.name in DOCUMENT_STEPS or later.name == "exact_duplicates"):
             raise ValueError(
                 f"step {later.name} stands behind {earlier.name}; put exact_duplicates and near_duplicates last, "
-                "in this order: they compare documents as all other steps leave them."
+                "in this order, and works beside them: they compare documents as all other steps leave them."
             )
     for name in (*DUPLICATE_STEPS, "decontaminate"):
         if names.count(name) > 1:

@@ -121,7 +121,7 @@ def dataset_card(report: dict[str, Any]) -> str:
         "document, a separator and so on. `*.starts.npy` has the position of each separator before a document, "
         "`*.parquet` the id, source, licence, address and language of each document, `tokenizer/` the tokenizer. "
         f"Documents are shuffled by seed {made['seed']}; {made['val_fraction']:g} of them, chosen by a hash of their "
-        "text, are held out.",
+        f"text, are held out{', works as a whole' if report.get('works') else ''}.",
         "",
         "## Limits",
         "",

@@ -21,6 +21,7 @@ from datatrove.pipeline.base import PipelineStep
 
 from training.corpus.ledger import SPLITS, Ledger, add_up, note_cluster
 from training.corpus.split import cut_at_end, cut_batches, fraction_of
+from training.corpus.works import REPORT
 
 PART_BYTES = 2**25  # that a task holds before it writes them
 KINDS = ("tokens", "entries", "jsonl")  # files of a part: ids, an ENTRY and the ORIGIN of each document
@@ -63,6 +64,8 @@ class Tokenize(PipelineStep):
         tokenizer.encode_special_tokens = True  # what a document spells stays text
         parts = Parts(self.folder, 1 + self.meta["shards"], rank)
         self.cut = len(add_up(self.folder, "clean")["tallies"].get(SPLITS, {})) < 2
+        if self.folder.isfile(REPORT):
+            self.cut = json.loads(self.folder.cat_file(REPORT))["groups"] < 2
         used = np.zeros(self.meta["vocab_size"], dtype=np.int64)
         for batch in cut_batches(measured(data), lambda document: document.metadata["bytes"]):
             size = sum(document.metadata["bytes"] for document in batch)
@@ -91,7 +94,8 @@ class Tokenize(PipelineStep):
         """
         if not self.cut:
             whole = document.metadata.get("whole", document.text)
-            return [Portion(document.text, fraction_of(whole) < self.meta["val_fraction"])]
+            held_out = document.metadata.get("held_out", fraction_of(whole) < self.meta["val_fraction"])
+            return [Portion(document.text, held_out)]
         learnt, held_out = cut_at_end(document.text, self.meta["val_fraction"])
         return [portion for portion in (Portion(learnt, False), Portion(held_out, True)) if portion.text]
 

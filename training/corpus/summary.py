@@ -19,6 +19,7 @@ from training.corpus.recipe import Source, Step
 from training.corpus.report import dataset_card, page
 from training.corpus.shards import shard_names
 from training.corpus.steps import EVALUATIONS
+from training.corpus.works import REPORT
 from training.stage.files import write_json
 
 SHARD_FILES = (".bin", ".starts.npy", ".parquet", ".json")
@@ -100,6 +101,7 @@ def build_report(work: DataFolder, meta: dict[str, Any], sources: list[Source], 
             for step in steps
         ],
         "decontamination": json.loads(work.cat_file(EVALUATIONS)) if work.isfile(EVALUATIONS) else {},
+        "works": json.loads(work.cat_file(REPORT)) if work.isfile(REPORT) else {},
         "steps": _steps(work, steps, clean, kept),
         "dropped": dropped,
         "near_duplicate_groups": [found for name, found in kept["examples"].items() if name.startswith("cluster ")],

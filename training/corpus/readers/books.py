@@ -66,6 +66,7 @@ OF_THE_HEADER = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 NOTE = re.compile(r"^\W*Transcri(?:ber|ption)[’']?s?[’']?\s+(?:end\s*)?notes?\b", re.IGNORECASE)
+AUTHOR = re.compile(r"^Author:[ \t]*(\S.*)", re.MULTILINE)
 TITLE = re.compile(r"^Title:[ \t]*(\S.*(?:\n[ \t]+\S.*)*)", re.MULTILINE)
 
 
@@ -77,8 +78,9 @@ def read_gutenberg(stream: BinaryIO, file: File, limit: int) -> Iterator[Found]:
         return
     found = to_document(data, file.label)
     if isinstance(found, Document):
+        author = AUTHOR.search(found.text, 0, HEADER)
         found.text, title = strip_book(found.text)
-        found.metadata |= {"title": title} if title else {}
+        found.metadata |= {"title": title, "author": author[1].strip() if author else ""} if title else {}
     yield found
 
 
