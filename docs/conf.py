@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jupyter_client
 import matplotlib
+import nbclient
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -13,6 +14,7 @@ sys.path.insert(0, str(ROOT))
 os.environ |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 os.environ |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "HF_HUB_OFFLINE": "1"}
 jupyter_client.KernelManager.transport.default_value = "ipc"  # not ports, which others on the machine could read
+nbclient.NotebookClient.startup_timeout.default_value = 600  # seconds; a busy machine takes longer than 60
 os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm's, where there are no widgets
 
 project = "From text to a language model"
