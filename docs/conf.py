@@ -4,17 +4,13 @@ import os
 import sys
 from pathlib import Path
 
-import jupyter_client
 import matplotlib
-import nbclient
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 # The cells run in processes of their own, with one thread each, so that they take as long everywhere.
 os.environ |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 os.environ |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "HF_HUB_OFFLINE": "1"}
-jupyter_client.KernelManager.transport.default_value = "ipc"  # not ports, which others on the machine could read
-nbclient.NotebookClient.startup_timeout.default_value = 600  # seconds; a busy machine takes longer than 60
 os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm's, where there are no widgets
 
 project = "From text to a language model"
