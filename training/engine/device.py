@@ -72,6 +72,12 @@ def settle_compile(setting: bool | None, operations: float, device: torch.device
         return True, "compiled"
     if setting is None and operations < WORTH_COMPILING:
         return False, "not compiled, which would take longer than it saves"
+    # Compiled code is kept, and torch takes it again on a processor that lacks its instructions, where it crashes.
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # takes a second, only here
+
+    usual = default_cache_dir()
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", usual) == usual:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{usual}_{torch.backends.cpu.get_cpu_capability()}"
     try:
         torch.compile(torch.neg, fullgraph=True)(torch.ones(8))
     except Exception as error:  # whatever is missing: the compiler, its headers, a folder to write to
