@@ -158,8 +158,10 @@ def compare_exports(folder: Path, reference: Reference | None) -> list[Check]:
 
 
 def bare_environment(work: Path) -> dict[str, str]:
-    """Return environment variables with nothing of this process but where programs lie, and caches of their own."""
-    kept = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT") if key in os.environ}
+    """Return environment variables with nothing of this process but where programs lie, which of the processor's
+    instructions may be used, and caches of their own."""
+    names = ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
+    kept = {key: os.environ[key] for key in names if key in os.environ}
     return kept | {
         "HOME": str(work),
         "HF_HOME": str(work / "hf"),
