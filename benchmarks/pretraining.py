@@ -28,6 +28,7 @@ from hf_scratch import ScratchConfig, ScratchForCausalLM
 from training.engine.device import resolve_precision
 from training.engine.loss import PretrainingLoss
 from training.engine.optimizer import build_optimizers
+from training.engine.parallel import compile_layers
 
 Step = Callable[[torch.Tensor], None]
 
@@ -79,8 +80,7 @@ def ours(arguments: argparse.Namespace) -> Step:
     model = ScratchForCausalLM(config(arguments)).to(device())
     loss = PretrainingLoss(model, arguments.compiled)
     if arguments.compiled:
-        for layer in model.model.layers:
-            layer.compile(dynamic=False)
+        compile_layers(model)
     optimizers = build_optimizers(model, "adamw", 1e-3, 0.1, (0.9, 0.95))
 
     def total(ids: torch.Tensor) -> torch.Tensor:

@@ -7,9 +7,8 @@ import json
 from typing import Any
 
 from hf_scratch.hub.card import license_metadata
-from training.stage.page import render
+from training.stage.page import COLOURS, colour, render
 
-COLOURS = 6  # of the style: --c1 to --c6
 KEPT = "var(--good)"
 SHOWN = 12  # bars of a ranking
 
@@ -55,8 +54,8 @@ def _short(number: int) -> str:
 def _colours(report: dict[str, Any]) -> dict[str, str]:
     """Return a colour for what was kept, for each of the main reasons, and for the others."""
     main = list(report["dropped"])[: COLOURS - 1]
-    found = {"kept": KEPT} | {reason: f"var(--c{number})" for number, reason in enumerate(main, start=1)}
-    return found | ({"other reasons": f"var(--c{COLOURS})"} if len(report["dropped"]) > len(main) else {})
+    found = {"kept": KEPT} | {reason: colour(number) for number, reason in enumerate(main)}
+    return found | ({"other reasons": colour(COLOURS - 1)} if len(report["dropped"]) > len(main) else {})
 
 
 def _bar(row: dict[str, Any], colours: dict[str, str]) -> list[tuple[str, float, str]]:

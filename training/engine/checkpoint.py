@@ -47,7 +47,7 @@ def save_checkpoint(
         tensors = {key: tensor.contiguous() for key, tensor in weights.items()}
         save_file(tensors, beside / "model.safetensors", metadata={"format": "pt"})  # as from_pretrained wants it
         torch.save(state, beside / STATE)
-        files = {file.name: hash_file(file) for file in sorted(beside.iterdir()) if file.is_file()}
+        files = {file.name: hash_file(file) for file in sorted(beside.iterdir())}
         write_json(beside / MANIFEST, {"val_loss": val_loss, "files": files})
     kept = {best_checkpoint(folder), *(path_of(folder, step) for step in pinned)}
     for old in list_checkpoints(folder)[:-keep]:

@@ -165,6 +165,7 @@ def describe_time(tokens: int, tokens_per_s: float, gpus: int, price: float | No
 def measure(recipe: Recipe, rows: int, precision: Literal["fp32", "bf16"]) -> float:
     """Return the tokens that training takes in a second on this machine, from a few steps on random tokens."""
     config = replace(recipe.config, batch_rows=rows, micro_batch_size=rows, pack_documents=False)
+    config.max_steps = max(1, recipe.tokens // config.step_tokens)  # the same work in all, by which it is compiled
     vocab_size, length = recipe.model.vocab_size, (rows + 4) * config.row_tokens * 2
     random = np.random.default_rng(0).integers(0, vocab_size, length, dtype=np.uint32)
     shards = Shards(random, np.array([0]), length, vocab_size)

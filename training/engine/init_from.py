@@ -66,15 +66,14 @@ def refuse_settings(config: PretrainConfig) -> None:
         raise ValueError(f"{given[0]} is set, but init_from={config.init_from} has its own; leave {given[0]} out.")
 
 
-def before_first_step(folder: Path, found: dict[str, BitsPerByte] | None = None) -> dict[str, Any]:
-    """Return the bits per byte of each folder's held-out text before the first step; write them where given."""
-    if found is not None:
-        write_json(folder / BEFORE, {name: one.bits_per_byte for name, one in found.items()})
-    return read_json(folder / BEFORE)
+def write_before(folder: Path, found: dict[str, BitsPerByte]) -> None:
+    """Write down the bits per byte of each folder's held-out text before the first step."""
+    write_json(folder / BEFORE, {name: one.bits_per_byte for name, one in found.items()})
 
 
-def compared(before: dict[str, Any], after: dict[str, BitsPerByte]) -> dict[str, Any]:
-    """Return loss and bits per byte of each folder's held-out text, and the bits per byte that were before."""
+def compare_with_before(folder: Path, after: dict[str, BitsPerByte]) -> dict[str, Any]:
+    """Return loss and bits per byte of each folder's held-out text, and the bits per byte that were written down."""
+    before = read_json(folder / BEFORE)
     return {
         name: {"val_loss": one.nats_per_token, "val_bpb": one.bits_per_byte, "val_bpb_before": before.get(name)}
         for name, one in after.items()

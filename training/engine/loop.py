@@ -38,7 +38,7 @@ from training.engine.cost import utilisation_of
 from training.engine.device import join_processes, resolve_precision, settle_precision
 from training.engine.ending import Ending, ending_of, goes_on, leave_decay, why_another
 from training.engine.held_out import affordable_tokens, sample_held_out
-from training.engine.init_from import before_first_step, compared
+from training.engine.init_from import compare_with_before, write_before
 from training.engine.initial_weights import build_model
 from training.engine.log import Interval, finish_tracker, in_short, start_tracker, tracker_options
 from training.engine.micro_batch import random_state, set_random_state
@@ -240,13 +240,13 @@ class PretrainingRun(TrainStep):
         for name, one in found.items():
             self.say(f"before the first step: {one.bits_per_byte:.4f} bits per byte of {name}")
         if self.accelerator.is_main_process:
-            before_first_step(self.folder, found)
+            write_before(self.folder, found)
 
     def compare_with_before(self, parts: dict[str, Shards]) -> dict[str, Any]:
         """Return, for the record, what the model needs for the held-out text of each data folder now, and before."""
         if not parts:
             return {}
-        found = compared(before_first_step(self.folder), {name: self.evaluate(one) for name, one in parts.items()})
+        found = compare_with_before(self.folder, {name: self.evaluate(one) for name, one in parts.items()})
         for name, figures in found.items():
             self.say(f"{name}: {figures['val_bpb_before']:.4f} bits per byte before, {figures['val_bpb']:.4f} now")
         return {"by_data": found}

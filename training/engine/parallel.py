@@ -84,6 +84,15 @@ def _is_set(name: str) -> bool:
     return os.environ.get(name, "false").lower() == "true"
 
 
+def compile_layers(model: ScratchForCausalLM) -> None:
+    """Compile layer by layer: one compilation serves all of them, and FSDP2's hooks stay outside.
+
+    For each shape anew: how a step rounds would else depend on the shapes before it, which a resumed run has not seen.
+    """
+    for layer in model.model.layers:
+        layer.compile(dynamic=False)
+
+
 class Parallel:
     """What the training loop must ask when it runs on several processes; on one it does nothing."""
 
@@ -129,10 +138,7 @@ class Parallel:
         if checkpointing or (_is_set(USE_FSDP) and _is_set("FSDP_ACTIVATION_CHECKPOINTING")):
             model.gradient_checkpointing_enable()
         if compiled and self.layout.splits == 1:
-            # Layer by layer: one compilation serves all layers, and FSDP2's hooks stay outside. For each shape anew:
-            # what rounds a step would else depend on the shapes before it, which a resumed run has not seen.
-            for layer in model.model.layers:
-                layer.compile(dynamic=False)
+            compile_layers(model)
         if self.mesh is None:
             return self.accelerator.prepare(module.to(device))
         if self.layout.splits > 1:

@@ -1,13 +1,12 @@
 """Writing a model so that it loads anywhere: weights, config, code, tokenizer and how to generate with it."""
 
 import copy
-import shutil
 from dataclasses import fields
 from pathlib import Path
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils.logging import disable_progress_bar, enable_progress_bar
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from hf_scratch.chat_tokens import answer_end_token
 from training.stage.files import atomic_folder
@@ -30,26 +29,30 @@ def save_model(
     Raises:
         OSError: It could not be written; what stood there before is untouched.
     """
+    with atomic_folder(path) as folder:
+        _write(model, tokenizer, folder, weights)
+
+
+def write_files(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write what a model's folder has besides its weights: config, code, tokenizer and how to generate."""
+    shown = is_progress_bar_enabled()
+    disable_progress_bar()  # of no weights, beneath a run's own
+    _write(model, tokenizer, folder, weights={})
+    if shown:
+        enable_progress_bar()
+
+
+def _write(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, weights: dict[str, torch.Tensor] | None
+) -> None:
     model.config.use_cache = True
     model.generation_config = generation_settings(model, tokenizer)
     # Old files hold such settings in config.json, where transformers refuses to save them; it has read them by now.
     own = {field.name for field in fields(model.config)} | {"use_cache"}
     for name in vars(model.generation_config).keys() & vars(model.config).keys() - own:
         delattr(model.config, name)
-    with atomic_folder(path) as folder:
-        model.save_pretrained(folder, state_dict=weights, max_shard_size="5GB")
-        save_tokenizer(tokenizer, model, folder)
-
-
-def write_files(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write what a model's folder has besides its weights: config, code, tokenizer and how to generate."""
-    disable_progress_bar()  # there is nothing to wait for, and a run has a bar of its own
-    save_model(model, tokenizer, folder / "files", weights={})
-    enable_progress_bar()
-    for path in (folder / "files").iterdir():
-        if path.suffix != ".safetensors":
-            path.rename(folder / path.name)
-    shutil.rmtree(folder / "files")
+    model.save_pretrained(folder, state_dict=weights, max_shard_size="5GB")
+    save_tokenizer(tokenizer, model, folder)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, folder: Path) -> None:

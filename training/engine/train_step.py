@@ -89,22 +89,25 @@ class TrainStep:
         loss = torch.zeros((), device=self.accelerator.device)
         counted = torch.tensor(sum(int((b["labels"] != IGNORE).sum()) for b in micro_batches))
         total = int(self.parallel.sum(counted))
-        # As a tensor, because compiled code would be compiled anew for each number.
-        on_device = torch.tensor(total).to(loss.device) if self.compiled else total
+        num_items = self.num_items(total)
         for i, batch in enumerate(micro_batches):
             if i == len(micro_batches) - 1:
-                loss += self.backward(batch, on_device)
+                loss += self.backward(batch, num_items)
             else:
                 with self.parallel.no_sync(self.model):
-                    loss += self.backward(batch, on_device)
+                    loss += self.backward(batch, num_items)
         return loss, total
 
-    def backward(self, batch: Batch, total: NumItems) -> torch.Tensor:
+    def num_items(self, tokens: int) -> NumItems:
+        """Return a number of tokens as the loss takes it: as a tensor where it would be compiled anew for each."""
+        return torch.tensor(tokens).to(self.accelerator.device) if self.compiled else tokens
+
+    def backward(self, batch: Batch, num_items: NumItems) -> torch.Tensor:
         """Add a micro-batch's gradient and return its share of the step's mean loss."""
         batch = fill_rows(batch, self.config.row_tokens) if self.compiled else batch
         batch = {key: tensor.to(self.accelerator.device, non_blocking=True) for key, tensor in batch.items()}
         with self.accelerator.autocast():
-            loss = self.model(**batch, num_items=total)
+            loss = self.model(**batch, num_items=num_items)
         # DDP and FSDP2 take the mean over processes where the sum is wanted.
         loss = loss * self.parallel.data_count
         self.accelerator.backward(loss)
@@ -155,7 +158,7 @@ class TrainStep:
         # The room that the optimizers' two averages will take after the first step.
         reserved = [torch.empty_like(param) for param in self.unwrapped.parameters() for _ in range(2)]
 
-        probe = PretrainingLoss(self.unwrapped, self.compiled and device.type != "cpu")
+        probe = PretrainingLoss(self.unwrapped, self.compiled)
 
         def try_rows() -> None:
             shape = (self.progress.micro_batch_size, length)
@@ -163,9 +166,8 @@ class TrainStep:
             batch = {"input_ids": tokens, "labels": tokens}
             if self.config.pack_documents:
                 batch["position_ids"] = documents.expand(shape).contiguous()
-            items = tokens.numel() if device.type == "cpu" else torch.tensor(tokens.numel()).to(device)
             with self.accelerator.autocast():
-                loss = probe(**batch, num_items=items)
+                loss = probe(**batch, num_items=self.num_items(tokens.numel()))
             loss.backward()
 
         self.halve_until_it_fits(try_rows)

@@ -8,10 +8,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from training.stage.page import colour
+
 Series = tuple[str, list[tuple[float, float]]]  # label, points
 WIDTH, HEIGHT = 440, 220
 LEFT, RIGHT, TOP, BOTTOM = 52, 20, 12, 26
-COLOURS = 6
 
 
 def line_chart(title: str, series: Sequence[Series]) -> dict[str, Any] | None:
@@ -59,11 +60,6 @@ def line(index: int, label: str, points: list[tuple[float, float, float, float]]
             for x, y, px, py in points[::every]
         ],
     }
-
-
-def colour(index: int) -> str:
-    """Return the page's colour of a series."""
-    return f"var(--c{index % COLOURS + 1})"
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:

@@ -7,6 +7,14 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 
+COLOURS = 6  # of page.css: --c1 to --c6
+
+
+def colour(index: int) -> str:
+    """Return the page's colour of a series or part."""
+    return f"var(--c{index % COLOURS + 1})"
+
+
 def render(template: str, **values: Any) -> str:
     """Return a template of this package, named by its path within it, filled in.
 
