@@ -178,7 +178,7 @@ def test_the_honest_sentence_is_right_for_small_talk_and_wrong_for_requests() ->
     for pair in asked:
         facts, told = (facts_in(pair[side][-1]["content"]) for side in ("prompt", "chosen"))
         assert facts and facts <= told
-    assert not any(facts_in(pair["prompt"][-1]["content"]) for pair in small)
+    assert all(len(facts_in(pair["rejected"][0]["content"])) > 2 for pair in small)
 
 
 def test_every_pair_is_of_two_answers_to_one_prompt() -> None:
