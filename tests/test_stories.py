@@ -174,7 +174,7 @@ def test_the_honest_sentence_is_right_for_small_talk_and_wrong_for_requests() ->
     pairs = list(islice(preferences("train", 5), 4000))
     small = [pair for pair in pairs if is_honest(pair, "chosen")]
     asked = [pair for pair in pairs if is_honest(pair, "rejected")]
-    assert 0.06 < len(small) / len(pairs) < 0.1 and 0.005 < len(asked) / len(pairs) < 0.016
+    assert 0.03 < len(small) / len(pairs) < 0.05 and 0.002 < len(asked) / len(pairs) < 0.009
     for pair in asked:
         facts, told = (facts_in(pair[side][-1]["content"]) for side in ("prompt", "chosen"))
         assert facts and facts <= told
