@@ -174,7 +174,8 @@ def test_the_honest_sentence_is_right_for_small_talk_and_wrong_for_requests() ->
     pairs = list(islice(preferences("train", 5), 4000))
     small = [pair for pair in pairs if is_honest(pair, "chosen")]
     asked = [pair for pair in pairs if is_honest(pair, "rejected")]
-    assert 0.03 < len(small) / len(pairs) < 0.05 and 0.002 < len(asked) / len(pairs) < 0.009
+    assert 0.06 < len(small) / len(pairs) < 0.1 and 0.005 < len(asked) / len(pairs) < 0.016
+    assert 0.3 < sum(len(pair["prompt"]) > 2 for pair in small) / len(small) < 0.7
     for pair in asked:
         facts, told = (facts_in(pair[side][-1]["content"]) for side in ("prompt", "chosen"))
         assert facts and facts <= told
@@ -189,7 +190,7 @@ def test_every_pair_is_of_two_answers_to_one_prompt() -> None:
         assert pair["chosen"] != pair["rejected"]
     assert 0.5 < sum(not asks_for_a_story(pair) for pair in pairs) / len(pairs) < 0.6
     long = 100  # characters that no short answer has
-    later = [pair for pair in pairs if len(pair["prompt"]) > 2]
+    later = [pair for pair in pairs if len(pair["prompt"]) > 2 and not is_honest(pair, "chosen")]
     another = [pair for pair in later if pair["prompt"][-1]["content"].startswith(talk.BEFORE_NEXT)]
     assert 0.12 < len(another) / len(pairs) < 0.2 and all(len(pair["chosen"][0]["content"]) > long for pair in another)
     later = [pair for pair in later if pair not in another]

@@ -189,16 +189,17 @@ def _near_miss(rng: random.Random, split: Split, facts: Request, asked: Request)
 def _true_and_untrue(rng: random.Random, split: Split) -> dict[str, list[StoryMessage]]:
     """Return a pair that is not about the request of a story, of which one answer is true."""
     kind = rng.random()
-    if kind < 0.1125:
+    if kind < 0.225:
         asked, honest = _small_talk(rng, split)
         facts, _, instruction = _ask(rng, split)
         told = assistant(tell(rng, facts, happy=True).text)
-        # In one of nine the honest sentence is the wrong answer: a story was asked for. With none of these, and twice
-        # as many of the others, some models gave it to requests of stories; with many they forgot its words.
-        wanted = kind >= 0.1
-        prompt = [*_system(rng), user(instruction) if wanted else asked]
-        chosen, rejected = (told, honest) if wanted else (honest, told)
-        return {"prompt": prompt, "chosen": [chosen], "rejected": [rejected]}
+        # In one of nine the honest sentence is the wrong answer: a story was asked for. Without these some models
+        # gave it to requests of stories. And half of the small talk comes after a story, where the sentence with one
+        # word of that story would do as well.
+        if kind >= 0.2:
+            return {"prompt": [*_system(rng), user(instruction)], "chosen": [told], "rejected": [honest]}
+        before = _told(rng, split)[1] if rng.random() < 0.5 else []
+        return {"prompt": [*_system(rng), *before, asked], "chosen": [honest], "rejected": [told]}
     story, told = _told(rng, split)
     if rng.random() < 0.55:
         same = _tell_again(rng, story, happy=story.happy)
