@@ -183,7 +183,7 @@ def test_the_honest_sentence_is_right_for_small_talk_and_wrong_for_requests() ->
 
 
 def test_every_pair_is_of_two_answers_to_one_prompt() -> None:
-    pairs = list(islice(preferences("train", 5), 800))
+    pairs = list(islice(preferences("train", 5), 3000))
     for pair in pairs:
         roles = [[turn["role"] for turn in pair[side]] for side in ("prompt", "chosen", "rejected")]
         assert roles[0][-1] == "user" and roles[1] == roles[2] == ["assistant"]
