@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from training.engine.config import PRECISION_HELP, Precision
+from training.engine.config import PRECISION_HELP, TRACKER_HELP, Precision, Tracker
 from training.stage.config import SameRun
 
 
@@ -63,6 +63,7 @@ class AlignConfig:
     precision: Precision = field(default="auto", metadata={"help": PRECISION_HELP})
     seed: int = field(default=0, metadata={"help": "Seed of the order of rows, of LoRA's weights and of stories."})
 
+    tracker: Annotated[Tracker, SameRun()] = field(default="none", metadata={"help": TRACKER_HELP})
     log_steps: Annotated[int, SameRun()] = field(
         default=10, metadata={"help": "Steps between lines of metrics.jsonl."}
     )
@@ -145,6 +146,7 @@ class GrpoConfig:
     max_grad_norm: float = field(default=1.0, metadata={"help": "Clip the gradient to this length."})
     precision: Precision = field(default="auto", metadata={"help": PRECISION_HELP})
     seed: int = field(default=0, metadata={"help": "Seed of prompts and answers."})
+    tracker: Annotated[Tracker, SameRun()] = field(default="none", metadata={"help": TRACKER_HELP})
     log_steps: Annotated[int, SameRun()] = field(default=1, metadata={"help": "Steps between lines of metrics.jsonl."})
     save_steps: Annotated[int, SameRun()] = field(
         default=50, metadata={"help": "Steps between checkpoints, of which the last is kept."}

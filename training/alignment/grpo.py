@@ -11,10 +11,9 @@ from datasets import Dataset
 
 from training.alignment.config import GrpoConfig
 from training.alignment.stage import finish, gather_weights, load_model, open_align_stage, quiet
-from training.alignment.trainer import MetricsLog, common_arguments, run_trainer
+from training.alignment.trainer import common_arguments, run_trainer
 from training.engine.device import join_processes
 from training.engine.save import save_model
-from training.stage.record import METRICS
 from training.stories import talk
 from training.stories.checker import PARTS, Verdict, check
 from training.stories.tell import Request
@@ -40,7 +39,7 @@ def run(config: GrpoConfig) -> None:
         train_dataset=asked(config),
         processing_class=tokenizer,
     )
-    metrics = run_trainer(trainer, stage, MetricsLog(stage.folder / METRICS, MEASURES, 1 / config.max_steps))
+    metrics = run_trainer(trainer, config, stage, MEASURES, 1 / config.max_steps)
     weights = gather_weights(trainer)
     if trainer.accelerator.is_main_process:
         save_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, stage.folder / "model", weights)

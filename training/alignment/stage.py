@@ -38,6 +38,7 @@ from training.chat.tokenize import Tokenized, row_lengths, show, tokenize
 from training.engine.device import DTYPES, join_processes, say, settle_precision
 from training.engine.parallel import whole
 from training.engine.save import end_tokens, save_model, save_tokenizer
+from training.engine.tracker import require_tracker
 from training.stage.files import atomic_folder, write_json
 from training.stage.record import Stage, open_stage
 
@@ -108,6 +109,7 @@ def open_align_stage(name: str, config: AlignConfig | GrpoConfig) -> Stage:
     with PartialState().main_process_first():
         stage = open_stage(name, config, config.inputs(), config.output_dir)
         if not stage.done:
+            require_tracker(config.tracker)
             config.precision = settle_precision(stage, config.precision)
         return stage
 

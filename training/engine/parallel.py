@@ -32,14 +32,14 @@ from training.engine.device import on_cpu
 USE_FSDP, USE_SIZES = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_PARALLELISM_CONFIG"
 
 
-def make_accelerator(precision: Literal["fp32", "bf16"], **options: Any) -> Accelerator:
+def make_accelerator(precision: Literal["fp32", "bf16"]) -> Accelerator:
     """Return the accelerator of this process: its device, its rank and the process group, but no sharding."""
     AcceleratorState._reset_state()  # it keeps the precision of a run before in this process
     asked = {name: os.environ.pop(name) for name in (USE_FSDP, USE_SIZES) if name in os.environ}
     # The gradients live in DDP's communication buffers instead of beside them.
     in_buckets = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     mixed = "bf16" if precision == "bf16" else "no"
-    accelerator = Accelerator(cpu=on_cpu(), mixed_precision=mixed, kwargs_handlers=[in_buckets], **options)
+    accelerator = Accelerator(cpu=on_cpu(), mixed_precision=mixed, kwargs_handlers=[in_buckets])
     os.environ.update(asked)
     return accelerator
 
