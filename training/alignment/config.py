@@ -74,7 +74,7 @@ class AlignConfig:
         default=500, metadata={"help": "Steps between checkpoints, of which the last is kept."}
     )
 
-    def inputs(self) -> dict[str, str | None]:
+    def inputs(self) -> dict[str, str | list[str] | None]:
         """Return the settings that name a file, a folder or a Hub id to read."""
         return {"model": self.model, "data": self.data}
 
@@ -97,7 +97,7 @@ class SftConfig(AlignConfig):
         },
     )
 
-    def inputs(self) -> dict[str, str | None]:
+    def inputs(self) -> dict[str, str | list[str] | None]:
         """Return the settings that name something to read."""
         return super().inputs() | {"replay": self.replay}
 
@@ -130,6 +130,20 @@ class GrpoConfig:
 
     output_dir: str = field(metadata={"help": "Folder of the stage."})
     model: str = field(metadata={"help": "Folder or Hub id of the causal language model to start from, after SFT."})
+    prompts: str | None = field(
+        default=None,
+        metadata={
+            "help": "A .jsonl, .json, .csv or .parquet file, or a Hub data set's id, with a column prompt: text or "
+            "messages. Without it the stories' prompts."
+        },
+    )
+    reward: list[str] | str = field(
+        default_factory=list,
+        metadata={
+            "help": "Your reward functions as module:function, looked for in the working directory, whose rewards "
+            "add up. Without it the stories' checkers."
+        },
+    )
     max_steps: int = field(default=100, metadata={"help": "Optimizer steps."})
     prompts_per_step: int = field(default=8, metadata={"help": "Prompts asked a step, over all processes."})
     num_generations: int = field(default=8, metadata={"help": "Answers to each prompt, which are compared."})
@@ -152,6 +166,19 @@ class GrpoConfig:
         default=50, metadata={"help": "Steps between checkpoints, of which the last is kept."}
     )
 
-    def inputs(self) -> dict[str, str | None]:
-        """Return the setting that names something to read."""
-        return {"model": self.model}
+    def __post_init__(self) -> None:
+        """Raise ValueError if prompts have no reward: the stories' checkers know what a story was asked for only."""
+        if self.prompts and not self.reward:
+            raise ValueError(
+                f"prompts={self.prompts} without a reward; name a function of your own that says how good an answer "
+                "is, for example --reward rewards:brief for the function brief of rewards.py."
+            )
+
+    @property
+    def rewards(self) -> list[str]:
+        """The names of the reward functions; YAML may give one of them alone."""
+        return [self.reward] if isinstance(self.reward, str) else self.reward
+
+    def inputs(self) -> dict[str, str | list[str] | None]:
+        """Return the settings that name something to read."""
+        return {"model": self.model, "prompts": self.prompts, "reward": self.rewards}

@@ -6,7 +6,7 @@
 
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def run_stage(name: str, config: Any, kinds: Sequence[Kind], make_trainer: MakeT
         say(data.train.summary())
         say(show(tokenizer, data.train, whole=True))
         return
-    stage = open_align_stage(name, config)
+    stage = open_align_stage(name, config, config.inputs())
     if stage.done:
         return
     model, tokenizer = load_model(
@@ -102,12 +102,14 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 
-def open_align_stage(name: str, config: AlignConfig | GrpoConfig) -> Stage:
+def open_align_stage(
+    name: str, config: AlignConfig | GrpoConfig, inputs: Mapping[str, str | Sequence[str] | None]
+) -> Stage:
     """Open the stage's folder, one process after the other, and settle the precision."""
     if not config.output_dir:
         raise ValueError(f"--output_dir is missing: say where the stage shall write, for example runs/mine/{name}.")
     with PartialState().main_process_first():
-        stage = open_stage(name, config, config.inputs(), config.output_dir)
+        stage = open_stage(name, config, inputs, config.output_dir)
         if not stage.done:
             require_tracker(config.tracker)
             config.precision = settle_precision(stage, config.precision)
