@@ -46,7 +46,8 @@ class AlignConfig:
     tune: Literal["full", "lora", "qlora"] = field(
         default="full",
         metadata={
-            "help": "full: all weights; lora: adapters on all linear layers; qlora: these on a model in 4 bits."
+            "help": "full: all weights; lora: adapters on all linear layers of a model in the precision of the run; "
+            "qlora: these on a model in 4 bits."
         },
     )
     lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
