@@ -34,6 +34,22 @@ def test_the_data_are_called_stories_only_if_every_stage_learnt_from_stories() -
     assert "5 answers, each with a thumb up or down" in liked and "pairs" not in liked
 
 
+def test_reinforcement_by_the_publisher_s_own_is_not_said_to_be_by_stories() -> None:
+    run = {"data": DATA, "pretrain": {"config": {}}, "sft": trained()}
+    told, own = trained(), trained()
+    del told["inputs"]["data"]
+    own["inputs"] = told["inputs"] | {"prompts": {"path": "prompts.jsonl"}, "reward": {"path": ["rewards:brief"]}}
+    about = functools.partial(release.describe_data, "", base=None)
+    assert release.STORIES in about(run | {"grpo": told}) and "- grpo: prompts of stories" in about(
+        run | {"grpo": told}
+    )
+    assert "Text of the publisher's choice" in about(run | {"grpo": own})
+    assert "- grpo: prompts of the publisher's choice" in about(run | {"grpo": own})
+    assert "by the story checkers (GRPO)" in card_of({"grpo": told}, Base("b", True, "mit")).text
+    card = card_of({"grpo": own}, Base("b", True, "mit")).text
+    assert "by a reward function of the publisher's own (GRPO)" in card and "story checkers" not in card
+
+
 def card_of(records: dict[str, dict[str, Any]], base: Base | None, **config: Any) -> ModelCard:
     last = {"versions": {}, "commit": None, "seconds": 1.0}
     last["machine"] = {"system": "Linux", "machine": "x86_64", "cpus": 2}

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 from test_pretrain import arguments, corpus, one_thread
+from transformers import AutoTokenizer, Qwen3ForCausalLM
 
 from hf_scratch import ScratchConfig, ScratchForCausalLM
+from hf_scratch.export.transformers import stock_config
 from training.engine import device as hardware
 from training.engine.cost import (
     Memory,
@@ -20,9 +22,11 @@ from training.engine.cost import (
     largest_micro_batch,
     utilisation,
 )
-from training.engine.estimate import read_recipe
+from training.engine.estimate import memory_of, read_recipe
 from training.engine.gpus import peak_flops
+from training.engine.save import save_model
 from training.plan import main as plan
+from training.pretrain import main as pretrain
 
 __all__ = ["corpus"]  # a fixture that is used here too
 
@@ -88,25 +92,94 @@ def test_the_largest_micro_batch_fits_and_its_double_does_not() -> None:
     assert largest_micro_batch(memory_of, most=64, limit=45) == 0
 
 
+def save_sizes(corpus: Path, folder: Path, **sizes: Any) -> str:
+    """Write a model of these sizes, with the tokenizer of the corpus, to train on from, and return its folder."""
+    tokenizer = AutoTokenizer.from_pretrained(corpus / "tokenizer")
+    save_model(ScratchForCausalLM(ScratchConfig(vocab_size=len(tokenizer), **sizes)), tokenizer, folder)
+    return str(folder)
+
+
+def without_sizes(words: list[str], changes: dict[str, Any]) -> list[str]:
+    """Leave out the sizes that every test's run has, where it has those of another model."""
+    if "init_from" not in changes:
+        return words
+    pairs = zip(words[::2], words[1::2], strict=True)
+    left = ("--hidden_size", "--num_hidden_layers", "--num_attention_heads")
+    return [word for pair in pairs if pair[0] not in left for word in pair]
+
+
+def vocabulary(changes: dict[str, Any]) -> list[str]:
+    return [] if "init_from" in changes else ["--vocab_size", "400"]
+
+
+def test_recomputed_activations_take_less_memory_in_the_plan(tmp_path: Path) -> None:
+    """What is kept of a layer is its input alone, and the activations of one layer at a time."""
+    planned = {}
+    for recomputed in ("true", "false"):
+        sizes = "hidden_size: 64\nnum_attention_heads: 2\nnum_hidden_layers: 12\ncontext_length: 64\n"
+        (tmp_path / "pretrain.yaml").write_text(f"{sizes}activation_checkpointing: {recomputed}\n")
+        planned[recomputed] = memory_of(read_recipe(tmp_path, 400), rows=8, bf16=True)
+    one, other = planned["true"], planned["false"]
+    inputs = 12 * (8 * 64 * 64 * 4)
+    assert inputs < one.activations < other.activations / 4 and one.activations - inputs < other.activations / 8
+    assert (one.weights, one.gradients, one.optimizer) == (other.weights, other.gradients, other.optimizer)
+
+
+@pytest.mark.parametrize("stock", [False, True], ids=["ours", "qwen3"])
+def test_a_run_from_a_model_is_planned_with_that_model_s_sizes(
+    corpus: Path, tmp_path: Path, stock: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = save_sizes(corpus, tmp_path / "model", **sizes, max_position_embeddings=256)
+    if stock:
+        config = stock_config(ScratchConfig.from_pretrained(model))
+        Qwen3ForCausalLM(config).save_pretrained(tmp_path / "stock")
+        AutoTokenizer.from_pretrained(model).save_pretrained(tmp_path / "stock")
+        model = str(tmp_path / "stock")
+    changes = {"init_from": model, "max_steps": 1, "context_length": 128, "batch_rows": 4, "precision": "fp32"}
+    (tmp_path / "pretrain.yaml").write_text("".join(f"{key}: {value}\n" for key, value in changes.items()))
+    gpu = ["--config", str(tmp_path), "--hardware", "l4-24gb"]
+    plan(gpu)
+    planned = re.search(r"parameters +([\d,]+), ([\d,]+) without embedding", capsys.readouterr().out)
+    pretrain(without_sizes(arguments(corpus, tmp_path / "run", **changes), changes))
+    trained = re.search(r"([\d,]+) parameters \(([\d,]+) without embedding\)", capsys.readouterr().out)
+    assert planned and trained and planned.groups() == trained.groups()
+    plan([*gpu, "--vocab_size", "400"])
+    with pytest.raises(SystemExit, match="--vocab_size 500, but init_from=.* has 400 tokens; leave it out"):
+        plan([*gpu, "--vocab_size", "500"])
+    (tmp_path / "pretrain.yaml").write_text(f"init_from: {model}\nhidden_size: 64\n")
+    with pytest.raises(SystemExit, match="hidden_size is set, but init_from=.* has its own"):
+        plan(gpu)
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"optimizer": "muon"}, {"init_from": "model"}],
+    ids=["adamw", "muon", "init_from"],
+)
 def test_the_memory_of_a_run_is_within_15_percent_of_the_plan(
-    corpus: Path, tmp_path: Path, optimizer: str, capfd: pytest.CaptureFixture[str]
+    corpus: Path, tmp_path: Path, more: dict[str, Any]
 ) -> None:
     """Peak resident memory of real processes: the plan's, and the run's with the same recipe."""
+    sizes: dict[str, Any] = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4}
     changes: dict[str, Any] = {
-        "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "batch_rows": 48, "micro_batch_size": 48,
-        "max_steps": 2, "log_steps": 2, "eval_steps": 2, "save_steps": 2, "optimizer": optimizer,
+        "batch_rows": 48, "micro_batch_size": 48, "max_steps": 2, "log_steps": 2, "eval_steps": 2, "save_steps": 2,
         "precision": "fp32",
-    }  # fmt: skip
-    command = [sys.executable, "-m", "training.pretrain", *arguments(corpus, tmp_path / "run", **changes)]
+    } | more  # fmt: skip
+    if "init_from" in more:
+        changes["init_from"] = save_sizes(corpus, tmp_path / "model", **sizes)
+    else:
+        changes |= sizes
+    words = arguments(corpus, tmp_path / "run", **changes)
+    command = [sys.executable, "-m", "training.pretrain", *without_sizes(words, changes)]
     process = subprocess.Popen(command, env=one_thread())
     _, status, usage = os.wait4(process.pid, 0)
     assert status == 0
     recipe = "".join(f"{key}: {value}\n" for key, value in ({"context_length": 128} | changes).items())
     (tmp_path / "pretrain.yaml").write_text(recipe)
     shown = subprocess.run(
-        [sys.executable, "-m", "training.plan", "--config", str(tmp_path), "--vocab_size", "400"],
+        [sys.executable, "-m", "training.plan", "--config", str(tmp_path), *vocabulary(changes)],
         env=one_thread(),
         check=True,
         capture_output=True,

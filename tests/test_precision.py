@@ -5,10 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from test_pretrain import arguments, corpus, metrics, one_thread, stop_at, weights_hash
 from tiny_align import CHATS, run_stage, write_jsonl
 
-from training import sft
+from training import eval_model, sft
 from training.engine import device as hardware
 from training.engine.device import resolve_precision
 from training.pretrain import main as pretrain
@@ -62,6 +63,35 @@ def test_the_two_precisions_are_two_and_learn_alike(corpus: Path, tmp_path: Path
     assert all(one["train_loss"] == pytest.approx(two["train_loss"], rel=0.01) for one, two in pairs)
     assert all(one["train_loss"] != two["train_loss"] for one, two in pairs)
     assert weights_hash(tmp_path / "fp32") != weights_hash(tmp_path / "bf16")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gpu", [True, False])
+def test_a_gpu_multiplies_float32_in_tf32_where_bfloat16_is_good_enough(
+    corpus: Path, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool
+) -> None:
+    """What is set is read here; a machine that has TF32 is made believe, and this one's setting is put back."""
+    monkeypatch.setattr(hardware, "_has_tf32", lambda: gpu)
+    text = tmp_path / "text.txt"
+    text.write_text("Once upon a time.")
+    chats = write_jsonl(tmp_path / "chats.jsonl", CHATS)
+    try:
+        for precision in ("bf16", "fp32"):
+            pretrain(arguments(corpus, tmp_path / f"pretrain-{precision}", precision=precision, max_steps=1))
+            expected = "high" if gpu and precision == "bf16" else "highest"
+            assert torch.get_float32_matmul_precision() == expected
+            run_stage(sft.main, base, chats, tmp_path / f"sft-{precision}", max_steps=1, precision=precision)
+            assert torch.get_float32_matmul_precision() == expected
+        model = f"base={tmp_path}/pretrain-fp32/model"
+        eval_model.main(
+            ["--models", model, "--text", str(text), "--num_prompts", "0", "--output_dir", f"{tmp_path}/eval"]
+        )
+        assert torch.get_float32_matmul_precision() == ("high" if gpu else "highest")
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert read_json(tmp_path / "eval" / "results.json")["products"] == ("tf32" if gpu else "fp32")
+    said = "rounds what it multiplies to TF32" if gpu else "and so is every evaluation here"
+    assert said in (tmp_path / "eval" / "report.md").read_text()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

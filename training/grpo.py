@@ -3,10 +3,11 @@
     python -m training.run training/recipes/grpo --output_dir runs/quickstart
     python -m training.grpo --config training/recipes/grpo/grpo.yaml \\
         --model runs/quickstart/sft/model --output_dir runs/quickstart/grpo
+    python -m training.grpo --prompts prompts.jsonl --reward rewards:brief --model my/model --output_dir runs/mine/grpo
 
 Each step asks a few prompts several times, and moves the model towards the answers that are better than the others to
-the same prompt (arXiv:2402.03300). Prompts are those of the stories' training split; the chain is base, SFT, then DPO
-or this.
+the same prompt (arXiv:2402.03300). Prompts are those of the stories' training split, or your own with a function of
+your own that says how good an answer is; the chain is base, SFT, then DPO or this.
 """
 
 from training.alignment.config import GrpoConfig

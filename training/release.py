@@ -305,7 +305,9 @@ def describe_data(about: str, records: dict[str, dict[str, Any]], base: Base | N
             kind = "answers, each with a thumb up or down" if from_thumbs(records[name]) else rows
             lines.append("- {0}: {rows:,} {1}, {tokens:,} tokens".format(name, kind, **records[name]["metrics"]))
     if "grpo" in records:
-        lines.append("- grpo: prompts of stories told by a program of our own, and the model's own answers to them")
+        own = "prompts" in records["grpo"]["inputs"]
+        asked = "prompts of the publisher's choice" if own else "prompts of stories told by a program of our own"
+        lines.append(f"- grpo: {asked}, and the model's own answers to them")
     return "\n".join(lines)
 
 
@@ -313,7 +315,8 @@ def only_stories(records: dict[str, dict[str, Any]]) -> bool:
     """Whether no stage, from random weights on, learnt from anything but the embedded stories."""
     aligned = (records[name]["inputs"]["data"]["path"] for name in ("sft", "dpo") if name in records)
     pretrained = "pretrain" in records and learns_stories(records.get("data", {}))
-    return pretrained and all(data == "stories" for data in aligned)
+    asked = "prompts" not in records.get("grpo", {}).get("inputs", {})
+    return pretrained and asked and all(data == "stories" for data in aligned)
 
 
 def describe_results(results: dict[str, Any]) -> str:

@@ -88,13 +88,22 @@ def as_scratch(stock: Any) -> ScratchForCausalLM:
     Raises:
         ValueError: It has a setting that Scratch does not have.
     """
-    given = stock.config.to_dict()
-    names = [*(field.name for field in fields(ScratchConfig)), *OFF_IN_QWEN3]
-    kept = {name: given[name] for name in names if name in given and name not in ("architectures", "dtype")}
-    scratch: ScratchForCausalLM = ScratchForCausalLM(ScratchConfig(**kept)).to(stock.dtype)
+    scratch: ScratchForCausalLM = ScratchForCausalLM(as_scratch_config(stock.config)).to(stock.dtype)
     scratch.load_state_dict(stock.state_dict(), strict=True)
     scratch.generation_config = stock.generation_config
     return scratch
+
+
+def as_scratch_config(config: Any) -> ScratchConfig:
+    """Return the sizes of a stock Qwen3 model as those of a Scratch model.
+
+    Raises:
+        ValueError: It has a setting that Scratch does not have.
+    """
+    given = config.to_dict()
+    names = [*(field.name for field in fields(ScratchConfig)), *OFF_IN_QWEN3]
+    kept = {name: given[name] for name in names if name in given and name not in ("architectures", "dtype")}
+    return ScratchConfig(**kept)
 
 
 def write_origin(hub_id: str | None, source: Path, folder: Path) -> None:

@@ -20,6 +20,7 @@ TRAINING = {
     "dpo": "direct preference optimization",
     "grpo": "reinforcement by the story checkers (GRPO)",
 }
+OWN_REWARD = "reinforcement by a reward function of the publisher's own (GRPO)"
 KTO = "optimization by answers that were liked or not (KTO)"  # what the stage `dpo` makes of thumbs
 # The settings that say most, in this order, of those that a stage has; the rest is in the training record.
 SETTINGS = (
@@ -156,6 +157,7 @@ def _introduction(facts: CardFacts) -> str:
 def _stages(records: dict[str, dict[str, Any]]) -> dict[str, str]:
     """Return the name of each stage of training that the run had."""
     names = TRAINING | ({"dpo": KTO} if from_thumbs(records.get("dpo", {})) else {})
+    names |= {"grpo": OWN_REWARD} if "reward" in records.get("grpo", {}).get("inputs", {}) else {}
     return {stage: name for stage, name in names.items() if stage in records}
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from training.engine.config import PRECISION_HELP, Precision
+from training.engine.config import PRECISION_HELP, TRACKER_HELP, Precision, Tracker
 from training.stage.config import SameRun
 
 
@@ -46,7 +46,8 @@ class AlignConfig:
     tune: Literal["full", "lora", "qlora"] = field(
         default="full",
         metadata={
-            "help": "full: all weights; lora: adapters on all linear layers; qlora: these on a model in 4 bits."
+            "help": "full: all weights; lora: adapters on all linear layers of a model in the precision of the run; "
+            "qlora: these on a model in 4 bits."
         },
     )
     lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
@@ -63,6 +64,7 @@ class AlignConfig:
     precision: Precision = field(default="auto", metadata={"help": PRECISION_HELP})
     seed: int = field(default=0, metadata={"help": "Seed of the order of rows, of LoRA's weights and of stories."})
 
+    tracker: Annotated[Tracker, SameRun()] = field(default="none", metadata={"help": TRACKER_HELP})
     log_steps: Annotated[int, SameRun()] = field(
         default=10, metadata={"help": "Steps between lines of metrics.jsonl."}
     )
@@ -73,7 +75,7 @@ class AlignConfig:
         default=500, metadata={"help": "Steps between checkpoints, of which the last is kept."}
     )
 
-    def inputs(self) -> dict[str, str | None]:
+    def inputs(self) -> dict[str, str | list[str] | None]:
         """Return the settings that name a file, a folder or a Hub id to read."""
         return {"model": self.model, "data": self.data}
 
@@ -96,7 +98,7 @@ class SftConfig(AlignConfig):
         },
     )
 
-    def inputs(self) -> dict[str, str | None]:
+    def inputs(self) -> dict[str, str | list[str] | None]:
         """Return the settings that name something to read."""
         return super().inputs() | {"replay": self.replay}
 
@@ -129,6 +131,20 @@ class GrpoConfig:
 
     output_dir: str = field(metadata={"help": "Folder of the stage."})
     model: str = field(metadata={"help": "Folder or Hub id of the causal language model to start from, after SFT."})
+    prompts: str | None = field(
+        default=None,
+        metadata={
+            "help": "A .jsonl, .json, .csv or .parquet file, or a Hub data set's id, with a column prompt: text or "
+            "messages. Without it the stories' prompts."
+        },
+    )
+    reward: list[str] | str = field(
+        default_factory=list,
+        metadata={
+            "help": "Your reward functions as module:function, looked for in the working directory, whose rewards "
+            "add up. Without it the stories' checkers."
+        },
+    )
     max_steps: int = field(default=100, metadata={"help": "Optimizer steps."})
     prompts_per_step: int = field(default=8, metadata={"help": "Prompts asked a step, over all processes."})
     num_generations: int = field(default=8, metadata={"help": "Answers to each prompt, which are compared."})
@@ -145,11 +161,25 @@ class GrpoConfig:
     max_grad_norm: float = field(default=1.0, metadata={"help": "Clip the gradient to this length."})
     precision: Precision = field(default="auto", metadata={"help": PRECISION_HELP})
     seed: int = field(default=0, metadata={"help": "Seed of prompts and answers."})
+    tracker: Annotated[Tracker, SameRun()] = field(default="none", metadata={"help": TRACKER_HELP})
     log_steps: Annotated[int, SameRun()] = field(default=1, metadata={"help": "Steps between lines of metrics.jsonl."})
     save_steps: Annotated[int, SameRun()] = field(
         default=50, metadata={"help": "Steps between checkpoints, of which the last is kept."}
     )
 
-    def inputs(self) -> dict[str, str | None]:
-        """Return the setting that names something to read."""
-        return {"model": self.model}
+    def __post_init__(self) -> None:
+        """Raise ValueError if prompts have no reward: the stories' checkers know what a story was asked for only."""
+        if self.prompts and not self.reward:
+            raise ValueError(
+                f"prompts={self.prompts} without a reward; name a function of your own that says how good an answer "
+                "is, for example --reward rewards:brief for the function brief of rewards.py."
+            )
+
+    @property
+    def rewards(self) -> list[str]:
+        """The names of the reward functions; YAML may give one of them alone."""
+        return [self.reward] if isinstance(self.reward, str) else self.reward
+
+    def inputs(self) -> dict[str, str | list[str] | None]:
+        """Return the settings that name something to read."""
+        return {"model": self.model, "prompts": self.prompts, "reward": self.rewards}

@@ -1,4 +1,4 @@
-"""How GRPO trains: prompts of the embedded stories, and rewards by their checker."""
+"""How GRPO trains: prompts of the embedded stories, and rewards by their checker, or the user's own of either."""
 
 import itertools
 import json
@@ -8,43 +8,71 @@ from typing import Any
 import trl
 from accelerate import PartialState
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
+from hf_scratch.tokenizer import encode_prompt
 from training.alignment.config import GrpoConfig
+from training.alignment.rewards import Reward, as_reward, load_rewards, read_prompts, source_files
 from training.alignment.stage import finish, gather_weights, load_model, open_align_stage, quiet
-from training.alignment.trainer import MetricsLog, common_arguments, run_trainer
+from training.alignment.trainer import common_arguments, run_trainer
 from training.engine.device import join_processes
 from training.engine.save import save_model
-from training.stage.record import METRICS
 from training.stories import talk
 from training.stories.checker import PARTS, Verdict, check
 from training.stories.tell import Request
 
-MEASURES = (
-    "reward", "reward_std", "rewards/instruction/mean", "rewards/happy_ending/mean", "kl", "entropy",
-    "completions/mean_length", "completions/clipped_ratio",
-)  # fmt: skip
+MEASURES = ("kl", "entropy", "completions/mean_length", "completions/clipped_ratio")
+
+
+class GrpoTrainer(trl.GRPOTrainer):
+    """TRL's trainer, for which control tokens that a prompt spells are text."""
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        return [encode_prompt(self.processing_class, messages) for messages in prompts], None, {}
 
 
 def run(config: GrpoConfig) -> None:
     """Run the stage."""
     quiet()
     join_processes()
-    stage = open_align_stage("grpo", config)
+    own = load_rewards(config.rewards)  # a mistake in it is told before anything else
+    inputs = config.inputs() | {"reward": [*config.rewards, *source_files(config.rewards)]}
+    stage = open_align_stage("grpo", config, inputs)
     if stage.done:
         return
     model, tokenizer = load_model(config.model)
-    trainer = trl.GRPOTrainer(
+    dataset, rewards = what_to_ask(config, own, tokenizer, getattr(model.config, "max_position_embeddings", None))
+    trainer = GrpoTrainer(
         model=model,
         args=trl.GRPOConfig(**grpo_arguments(config)),
-        reward_funcs=[instruction, happy_ending],
-        train_dataset=asked(config),
+        reward_funcs=rewards,
+        train_dataset=dataset,
         processing_class=tokenizer,
     )
-    metrics = run_trainer(trainer, stage, MetricsLog(stage.folder / METRICS, MEASURES, 1 / config.max_steps))
+    measures = ["reward", "reward_std", *(f"rewards/{name}/mean" for name in trainer.reward_func_names), *MEASURES]
+    metrics = run_trainer(trainer, config, stage, measures, 1 / config.max_steps)
     weights = gather_weights(trainer)
     if trainer.accelerator.is_main_process:
         save_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, stage.folder / "model", weights)
     finish(stage, metrics | {"precision": config.precision}, "Next: `python -m training.eval_model`, or talk to it.")
+
+
+def what_to_ask(
+    config: GrpoConfig, own: dict[str, Reward], tokenizer: PreTrainedTokenizerBase, context: int | None
+) -> tuple[Dataset, list[Reward]]:
+    """Return a prompt for each place of the run, and what rewards the answers.
+
+    Args:
+        own: The user's own rewards by name; the stories' if there are none.
+        context: Tokens that the model takes, prompt and answer together.
+    """
+    if not own:
+        return asked(config), [instruction, happy_ending]
+    if config.prompts is None:
+        return asked(config), [as_reward(name, reward, None, ["request"]) for name, reward in own.items()]
+    prompts = read_prompts(config.prompts, tokenizer, context and context - config.max_new_tokens)
+    rewards = [as_reward(name, reward, prompts, [*prompts.columns]) for name, reward in own.items()]
+    return prompts.dataset(config.max_steps * config.prompts_per_step, config.seed), rewards
 
 
 def asked(config: GrpoConfig) -> Dataset:

@@ -6,7 +6,7 @@
 
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,10 @@ from training.chat.check import Finding, check_data, refuse_errors, table
 from training.chat.formats import Kind
 from training.chat.rows import load_rows
 from training.chat.tokenize import Tokenized, row_lengths, show, tokenize
-from training.engine.device import DTYPES, join_processes, say, settle_precision
+from training.engine.device import DTYPES, join_processes, say, settle_precision, settle_tf32
 from training.engine.parallel import whole
 from training.engine.save import end_tokens, save_model, save_tokenizer
+from training.engine.tracker import require_tracker
 from training.stage.files import atomic_folder, write_json
 from training.stage.record import Stage, open_stage
 
@@ -74,12 +75,12 @@ def run_stage(name: str, config: Any, kinds: Sequence[Kind], make_trainer: MakeT
         say(data.train.summary())
         say(show(tokenizer, data.train, whole=True))
         return
-    stage = open_align_stage(name, config)
+    stage = open_align_stage(name, config, config.inputs())
     if stage.done:
         return
-    model, tokenizer = load_model(
-        config.model, config.max_length, quantized=config.tune == "qlora", compute_dtype=DTYPES[config.precision]
-    )
+    # What is trained is float32. What lies under adapters stays as it is, and is rounded as products would round it.
+    dtype = torch.float32 if config.tune == "full" else DTYPES[config.precision]
+    model, tokenizer = load_model(config.model, config.max_length, quantized=config.tune == "qlora", dtype=dtype)
     data = read_data(tokenizer, config, kinds)
     if PartialState().is_main_process:
         stage.record["data"] = [asdict(finding) for finding in data.findings]
@@ -101,14 +102,18 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 
-def open_align_stage(name: str, config: AlignConfig | GrpoConfig) -> Stage:
+def open_align_stage(
+    name: str, config: AlignConfig | GrpoConfig, inputs: Mapping[str, str | Sequence[str] | None]
+) -> Stage:
     """Open the stage's folder, one process after the other, and settle the precision."""
     if not config.output_dir:
         raise ValueError(f"--output_dir is missing: say where the stage shall write, for example runs/mine/{name}.")
     with PartialState().main_process_first():
-        stage = open_stage(name, config, config.inputs(), config.output_dir)
+        stage = open_stage(name, config, inputs, config.output_dir)
         if not stage.done:
+            require_tracker(config.tracker)
             config.precision = settle_precision(stage, config.precision)
+            settle_tf32(config.precision == "bf16")
         return stage
 
 
@@ -154,16 +159,16 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 
 def load_model(
-    path: str, max_length: int = 0, *, quantized: bool = False, compute_dtype: torch.dtype = torch.float32
+    path: str, max_length: int = 0, *, quantized: bool = False, dtype: torch.dtype = torch.float32
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load the model in float32, or in 4 bits with products in `compute_dtype`, and its tokenizer.
+    """Load the model in `dtype`, or in 4 bits with products in it, and its tokenizer.
 
     Raises:
         ValueError: There is no such model, its tokenizer has more tokens than it, `max_length` is longer than its
             context, or no bitsandbytes for 4 bits.
     """
     tokenizer = load_tokenizer(path)
-    model = load_weights(path, quantized=quantized, compute_dtype=compute_dtype)
+    model = load_weights(path, quantized=quantized, dtype=dtype)
     require_fit(tokenizer, model)
     # The Trainer would do this as well, and warn of it. The model keeps the other tokens at which it stops.
     model.generation_config.eos_token_id = end_tokens(model, tokenizer)
@@ -193,15 +198,15 @@ def context_of(path: str) -> int:
     return context
 
 
-def load_weights(path: str, *, quantized: bool = False, compute_dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Load a causal language model in float32, or in 4-bit NormalFloat (arXiv:2305.14314)."""
-    how: dict[str, Any] = {"dtype": torch.float32}
+def load_weights(path: str, *, quantized: bool = False, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Load a causal language model in `dtype`, or in 4-bit NormalFloat with products in it (arXiv:2305.14314)."""
+    how: dict[str, Any] = {"dtype": torch.float32 if quantized else dtype}
     if quantized:
         bits = transformers.BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=compute_dtype,
+            bnb_4bit_compute_dtype=dtype,
         )
         how |= {"quantization_config": bits, "device_map": {"": PartialState().device}}
     try:
@@ -240,9 +245,9 @@ def save(trainer: Trainer, config: AlignConfig, stage: Stage) -> None:
         with atomic_folder(stage.folder / "adapter") as beside:
             model.save_pretrained(beside, state_dict=weights)
             save_tokenizer(tokenizer, model, beside)
-        # Merged into 4 bits the adapters would be rounded away, and of shards this process has only its own.
-        if config.tune == "qlora" or weights is not None:
-            model = PeftModel.from_pretrained(load_weights(config.model), stage.folder / "adapter")
+        # Merged into 4 or 16 bits the adapters would be rounded away, and of shards this process has only its own.
+        if config.tune == "qlora" or config.precision == "bf16" or weights is not None:
+            model = PeftModel.from_pretrained(load_model(config.model)[0], stage.folder / "adapter")
             weights = None
         model = model.merge_and_unload()
     if config.answer_temperature:

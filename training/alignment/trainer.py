@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import ProgressCallback, Trainer
@@ -23,10 +23,12 @@ from training.alignment.config import AlignConfig, GrpoConfig
 from training.engine.device import DTYPES, on_cpu, resolve_precision, say
 from training.engine.micro_batch import until_it_fits
 from training.engine.optimizer import AsOne, build_optimizers
+from training.engine.tracker import finish_tracker, start_tracker
 from training.stage.files import append_metrics, cut_metrics, read_json
 from training.stage.record import METRICS, Stage
 
 CHECKPOINTS = "checkpoints"
+IN_TRACKER = {"loss": "train_loss", "eval_loss": "val_loss"}
 POOL = 50  # batches whose rows are sorted by length together: little padding, and still a random mixture
 
 
@@ -229,39 +231,52 @@ def train(
     trainer.micro_batch_size = config.micro_batch_size or config.batch_size // PartialState().num_processes
     order = row_order(np.array(lengths), num_rows, config.batch_size, config.seed)
     trainer.train_dataset = trainer.train_dataset.select(order)
-    return run_trainer(trainer, stage, MetricsLog(stage.folder / METRICS, measures, config.batch_size / len(lengths)))
+    return run_trainer(trainer, config, stage, measures, config.batch_size / len(lengths))
 
 
-def run_trainer(trainer: Trainer, stage: Stage, log: "MetricsLog") -> dict[str, Any]:
+def run_trainer(
+    trainer: Trainer, config: AlignConfig | GrpoConfig, stage: Stage, measures: Sequence[str], epochs_per_step: float
+) -> dict[str, Any]:
     """Train from the last checkpoint, if there is one, evaluate at the end, and return the last figures."""
+    log = MetricsLog(stage.folder / METRICS, measures, epochs_per_step, trainer.accelerator)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(log)
     checkpoint = last_checkpoint(stage.folder / CHECKPOINTS)
+    start_tracker(trainer.accelerator, config, step_of(checkpoint) if checkpoint else 0)
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.eval_dataset is not None:
         trainer.evaluate()
+    finish_tracker(trainer.accelerator)
     return {"steps": trainer.state.global_step, **log.last}
 
 
 def last_checkpoint(folder: Path) -> str | None:
     """Return the newest complete checkpoint of a Trainer and remove what was cut off while being written."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    found = sorted(folder.glob("checkpoint-*"), key=step_of)
     # The state is the last file that the Trainer writes; killed meanwhile, it leaves half of it.
     complete = [path for path in found if read_json(path / "trainer_state.json")]
     for path in set(found) - set(complete):
         shutil.rmtree(path, ignore_errors=True)  # each process of a run tries
     if not complete:
         return None
-    say(f"goes on from step {complete[-1].name.rpartition('-')[2]}")
+    say(f"goes on from step {step_of(complete[-1])}")
     return str(complete[-1])
 
 
-class MetricsLog(ProgressCallback):
-    """Writes metrics.jsonl and draws the progress bar; the Trainer's own bar prints every figure of every line."""
+def step_of(checkpoint: Path | str) -> int:
+    """Return the step that a Trainer's checkpoint was written after."""
+    return int(str(checkpoint).rpartition("-")[2])
 
-    def __init__(self, path: Path, measures: Sequence[str], epochs_per_step: float) -> None:
+
+class MetricsLog(ProgressCallback):
+    """Writes metrics.jsonl, tells the tracker and draws the progress bar; the Trainer's prints every figure of a line.
+
+    The accelerator's tracker gets the names of pretraining for what is the same there.
+    """
+
+    def __init__(self, path: Path, measures: Sequence[str], epochs_per_step: float, accelerator: Accelerator) -> None:
         super().__init__()
-        self.path, self.epochs_per_step = path, epochs_per_step
+        self.path, self.epochs_per_step, self.accelerator = path, epochs_per_step, accelerator
         names = ["loss", "eval_loss", "learning_rate", "grad_norm", *measures]
         self.names = {name: "lr" if name == "learning_rate" else name for name in names}
         self.last: dict[str, Any] = {}  # newest value of each figure
@@ -294,7 +309,9 @@ class MetricsLog(ProgressCallback):
         line = {"step": state.global_step, "epoch": round(state.global_step * self.epochs_per_step, 4)}
         line |= {name: logs.get(key) for key, name in self.names.items()}
         append_metrics(self.path, line)
-        self.last |= {key: value for key, value in line.items() if value is not None}
+        measured = {key: value for key, value in line.items() if value is not None}
+        self.accelerator.log({IN_TRACKER.get(key, key): value for key, value in measured.items()}, step=line["step"])
+        self.last |= measured
         loss = logs.get("loss", logs.get("eval_loss"))
         if not math.isfinite(loss):
             raise ValueError(

@@ -205,6 +205,22 @@ def read_row(form: Format, row: Any, where: str) -> Row:
         raise ValueError(f"{where}: {error}; expected {form.example}.") from None
 
 
+def read_prompt(row: Any, where: str) -> list[Message]:
+    """Return the messages of a row that has a prompt, text or messages, and no answer.
+
+    Raises:
+        ValueError: It has none, or one that cannot be asked.
+    """
+    try:
+        if not isinstance(row, dict) or "prompt" not in row:
+            columns = ", ".join(row) if isinstance(row, dict) else ""
+            raise ValueError(f"it has no prompt, its columns are {columns or '(none)'}")
+        return _prompt(row, ("prompt",))
+    except ValueError as error:
+        example = '{"prompt": "..."} or {"prompt": [{"role": "user", "content": "..."}]}'
+        raise ValueError(f"{where}: {error}; expected {example}.") from None
+
+
 # ---- messages ----
 
 

@@ -67,7 +67,7 @@ def _tell(kind: Kind, num_train: int, num_eval: int, seed: int) -> Loaded:
 
 def _load(kinds: Sequence[Kind], data: str) -> Loaded:
     """Return all rows of a file or data set that can be trained on, and what cannot."""
-    found = _read(data)
+    found = read_rows(data)
     first = next(found, None)
     if first is None:
         shapes = " or ".join(form.example for form in FORMATS if form.kind in kinds)
@@ -86,7 +86,7 @@ def _load(kinds: Sequence[Kind], data: str) -> Loaded:
     return Loaded(form.kind, form.name, rows, [], left_out, unused)
 
 
-def _read(data: str) -> Iterator[tuple[str, Any]]:
+def read_rows(data: str) -> Iterator[tuple[str, Any]]:
     """Yield each row of a file or Hub data set, with a name for it that a user can find."""
     kind, _ = type_of(data)
     if kind in TABLES:

@@ -10,6 +10,8 @@ PRECISION_HELP = (
     "Precision of matrix products. auto: bf16 (autocast) where the hardware multiplies it, else fp32. A run that "
     "goes on on another machine keeps the precision that it began with."
 )
+Tracker = Literal["none", "tensorboard", "trackio", "wandb"]
+TRACKER_HELP = "Where the metrics are shown, besides metrics.jsonl."
 
 
 @dataclass(kw_only=True)
@@ -104,9 +106,7 @@ class PretrainConfig:
     max_grad_norm: float = field(default=1.0, metadata={"help": "Clip the gradient to this length."})
     seed: int = field(default=0, metadata={"help": "Seed of the weights and of the order of rows."})
 
-    tracker: Annotated[Literal["none", "tensorboard", "trackio", "wandb"], SameRun()] = field(
-        default="none", metadata={"help": "Where the metrics are shown, besides metrics.jsonl."}
-    )
+    tracker: Annotated[Tracker, SameRun()] = field(default="none", metadata={"help": TRACKER_HELP})
     profile_steps: Annotated[int, SameRun()] = field(
         default=0,
         metadata={

@@ -62,6 +62,7 @@ def training_memory(
     shards: int = 1,
     program: int = 0,
     on_cpu: bool = False,
+    checkpointing: bool = False,
 ) -> Memory:
     """Return what one process needs with this many rows at once.
 
@@ -73,9 +74,10 @@ def training_memory(
         shards: FSDP2 processes over which weights, gradients and optimizer states are divided.
         program: Bytes that are there before the model is.
         on_cpu: Whether memory comes from glibc's heap, which fragments.
+        checkpointing: Whether a layer's activations are computed a second time instead of kept.
     """
     device = "cpu" if on_cpu else "cuda"
-    activations, loss = step_bytes(config, rows, context, bf16, packed, device)
+    activations, loss = step_bytes(config, rows, context, bf16, packed, device, checkpointing)
     evaluation, update = evaluation_bytes(config, context, device), update_bytes(config, optimizer, bf16)
     layer, rest = parameters_by_place(config)
     total = layer * config.num_hidden_layers + rest
@@ -89,11 +91,12 @@ def training_memory(
 
 
 def step_bytes(
-    config: ScratchConfig, rows: int, context: int, bf16: bool, packed: bool, device: str
+    config: ScratchConfig, rows: int, context: int, bf16: bool, packed: bool, device: str, checkpointing: bool
 ) -> tuple[int, int]:
     """Return the bytes of all layers' activations, and those that LM head and loss add."""
     # Layers are all alike, so two sizes give the slope.
-    peak = functools.partial(peak_of_step, config.to_json_string(), rows, context, bf16, packed, device)
+    how = (config.to_json_string(), rows, context, bf16, packed, device, checkpointing)
+    peak = functools.partial(peak_of_step, *how)
     one, two, without_loss = peak(1, True), peak(2, True), peak(1, False)
     loss = max(0, one - without_loss)
     return one + (config.num_hidden_layers - 1) * (two - one) - loss, loss
@@ -109,7 +112,15 @@ def parameters_by_place(config: ScratchConfig) -> tuple[int, int]:
 
 @functools.cache
 def peak_of_step(
-    config_json: str, rows: int, context: int, bf16: bool, packed: bool, device: str, num_layers: int, with_loss: bool
+    config_json: str,
+    rows: int,
+    context: int,
+    bf16: bool,
+    packed: bool,
+    device: str,
+    checkpointing: bool,
+    num_layers: int,
+    with_loss: bool,
 ) -> int:
     """Return the highest number of bytes in a forward and backward pass beyond weights and gradients.
 
@@ -118,6 +129,8 @@ def peak_of_step(
     config = ScratchConfig.from_dict(json.loads(config_json) | {"num_hidden_layers": num_layers})
     with FakeTensorMode(), _Peak() as peak:
         model = ScratchForCausalLM(config)
+        if checkpointing:
+            model.gradient_checkpointing_enable()
         for param in model.parameters():
             param.grad = torch.zeros_like(param)
         ids = torch.zeros(rows, context, dtype=torch.long)

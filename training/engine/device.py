@@ -57,6 +57,23 @@ def _has_native_bf16() -> bool:
     return torch.ops.mkldnn._is_mkldnn_bf16_supported() and limit.upper() not in ("AVX512_CORE", "AVX512_CORE_VNNI")
 
 
+def settle_tf32(allowed: bool) -> Literal["fp32", "tf32"]:
+    """Settle, and return, how a GPU multiplies what is float32 and not under autocast.
+
+    TF32 rounds the factors to 10 bits behind the point, where bfloat16 has 7, and is several times as fast. Training
+    allows it where it multiplies in bfloat16 as well, evaluation always. On other devices nothing changes: a CPU would
+    take the setting for a leave to use bfloat16.
+    """
+    if not _has_tf32():
+        return "fp32"
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    return "tf32" if allowed else "fp32"
+
+
+def _has_tf32() -> bool:
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+
+
 def settle_compile(setting: bool | None, operations: float, device: torch.device) -> tuple[bool, str]:
     """Return whether a run of so many floating-point operations is compiled, and why, for the log.
 

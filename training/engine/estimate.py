@@ -27,6 +27,7 @@ from training.engine.cost import (
 )
 from training.engine.device import resolve_precision
 from training.engine.gpus import HARDWARE
+from training.engine.init_from import initial_config
 from training.engine.initial_weights import model_config
 from training.engine.loop import PretrainingRun
 from training.engine.parallel import make_accelerator
@@ -54,12 +55,22 @@ class Recipe:
 def read_recipe(path: Path, vocab_size: int | None = None) -> Recipe:
     """Return the pretraining stage of a recipe, with the vocabulary of the tokenizer.yaml beside it.
 
+    With `init_from` sizes and vocabulary are those of that model.
+
     Raises:
-        ValueError: There is no such recipe, or it has no vocabulary and none is given.
+        ValueError: There is no such recipe, or it has no vocabulary and none is given, or another one is.
     """
     file = path / "pretrain.yaml" if path.is_dir() else path
     inputs = [word for name in ("data", "tokenizer", "output_dir") for word in (f"--{name}", "-")]
     config = parse_config(PretrainConfig, ["--config", str(file), *inputs])
+    if config.init_from:
+        model = initial_config(config)
+        if vocab_size not in (None, model.vocab_size):
+            raise ValueError(
+                f"--vocab_size {vocab_size}, but init_from={config.init_from} has {model.vocab_size} tokens; leave it "
+                "out."
+            )
+        return Recipe(config, model)
     beside = file.with_name("tokenizer.yaml")
     if vocab_size is None and beside.exists():
         vocab_size = (yaml.safe_load(beside.read_text(encoding="utf-8")) or {}).get("vocab_size")
@@ -86,8 +97,8 @@ def memory_of(recipe: Recipe, rows: int, bf16: bool, shards: int = 1, program: i
     """Return what one process of the recipe needs with this many rows at once."""
     config = recipe.config
     sizes = (recipe.model, rows, config.row_tokens, config.optimizer)
-    on_cpu = program > 0
-    return training_memory(*sizes, bf16, config.pack_documents, shards=shards, program=program, on_cpu=on_cpu)
+    where = {"shards": shards, "program": program, "on_cpu": program > 0}
+    return training_memory(*sizes, bf16, config.pack_documents, **where, checkpointing=config.activation_checkpointing)
 
 
 def plan_for_gpus(recipe: Recipe, hardware: str, gpus: int, mfu: float, price: float | None) -> str:

@@ -8,9 +8,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from hf_scratch import ScratchForCausalLM
+from hf_scratch import ScratchConfig, ScratchForCausalLM
 from hf_scratch.bits_per_byte import BitsPerByte
 from hf_scratch.load import load_from, load_tokenizer
 from hf_scratch.token_ids import hash_tokenizer
@@ -34,7 +34,7 @@ def load_initial(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> 
             it.
     """
     path = str(config.init_from)
-    refuse_settings(config)
+    initial_config(config)  # what does not fit is told before the weights are read
     if hash_tokenizer(load_tokenizer(path)) != hash_tokenizer(tokenizer):
         raise ValueError(
             f"the tokenizer {config.tokenizer} is not that of init_from={path}, to which its ids would be other text; "
@@ -45,17 +45,34 @@ def load_initial(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> 
         from hf_scratch.export.transformers import as_scratch
 
         model = as_scratch(model)
-    if model.config.model_type != "scratch":
-        raise ValueError(f"init_from={path} is of type {model.config.model_type!r}; only scratch and dense qwen3 fit.")
     require_fit(tokenizer, model)
-    longest = model.config.max_position_embeddings
+    started: ScratchForCausalLM = model
+    return started.train()
+
+
+def initial_config(config: PretrainConfig) -> ScratchConfig:
+    """Return the sizes of the model of `init_from`, without its weights.
+
+    Raises:
+        ValueError: There is no such model, it is of another kind, or a setting contradicts it.
+    """
+    path = str(config.init_from)
+    refuse_settings(config)
+    found = load_from(AutoConfig, path, "model")
+    if found.model_type == "qwen3":
+        from hf_scratch.export.transformers import as_scratch_config
+
+        found = as_scratch_config(found)
+    if found.model_type != "scratch":
+        raise ValueError(f"init_from={path} is of type {found.model_type!r}; only scratch and dense qwen3 fit.")
+    longest = found.max_position_embeddings
     if config.row_tokens > longest:
         raise ValueError(
             f"rows of {config.row_tokens} tokens are longer than the {longest} that init_from={path} reads; set "
             f"row_length={longest} or less."
         )
-    started: ScratchForCausalLM = model
-    return started.train()
+    sizes: ScratchConfig = found
+    return sizes
 
 
 def refuse_settings(config: PretrainConfig) -> None:

@@ -40,7 +40,7 @@ from training.engine.ending import Ending, ending_of, goes_on, leave_decay, why_
 from training.engine.held_out import affordable_tokens, sample_held_out
 from training.engine.init_from import compare_with_before, write_before
 from training.engine.initial_weights import build_model
-from training.engine.log import Interval, finish_tracker, in_short, start_tracker, tracker_options
+from training.engine.log import Interval, in_short
 from training.engine.micro_batch import random_state, set_random_state
 from training.engine.mixture import data_inputs, held_out_by_folder, open_data
 from training.engine.optimizer import learning_rate
@@ -49,6 +49,7 @@ from training.engine.profiler import Profiler
 from training.engine.save import save_model, write_files
 from training.engine.stop_signal import StopSignal
 from training.engine.token_shards import Shards
+from training.engine.tracker import finish_tracker, require_tracker, start_tracker
 from training.engine.train_step import TrainStep
 from training.stage.files import append_metrics, cut_metrics
 from training.stage.record import METRICS, TASK, open_stage
@@ -70,8 +71,8 @@ def run(config: PretrainConfig, score: Score | None = None) -> None:
     done, precision = broadcast_object_list([stage is not None and stage.done, precision])
     if done:
         return
-    accelerator = make_accelerator(precision, **tracker_options(config.tracker, config.output_dir))
-    start_tracker(accelerator, config, stage.record["fingerprint"] if stage else "")
+    require_tracker(config.tracker)
+    accelerator = make_accelerator(precision)
     metrics = train(config, accelerator, Path(config.output_dir), score)
     finish_tracker(accelerator)
     if stage is not None:
@@ -87,6 +88,7 @@ def train(config: PretrainConfig, accelerator: Accelerator, folder: Path, score:
     trainer = PretrainingRun(config, accelerator, folder, model, held_out)
     trainer.score = functools.partial(score, model, tokenizer) if score else None
     trainer.resume()
+    start_tracker(accelerator, config, trainer.progress.step)
     trainer.progress.val_tokens = trainer.progress.val_tokens or affordable_tokens(config)
     sizes = (trainer.progress.val_tokens, config.row_tokens)
     trainer.held_out = sample_held_out(held_out, *sizes, tokenizer, accelerator.print)

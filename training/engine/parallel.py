@@ -26,20 +26,21 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from hf_scratch import ScratchForCausalLM
-from training.engine.device import on_cpu
+from training.engine.device import on_cpu, settle_tf32
 
 # What `accelerate launch` sets for a launch file with FSDP; Accelerator() must not act on it, see above.
 USE_FSDP, USE_SIZES = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_PARALLELISM_CONFIG"
 
 
-def make_accelerator(precision: Literal["fp32", "bf16"], **options: Any) -> Accelerator:
+def make_accelerator(precision: Literal["fp32", "bf16"]) -> Accelerator:
     """Return the accelerator of this process: its device, its rank and the process group, but no sharding."""
+    settle_tf32(precision == "bf16")
     AcceleratorState._reset_state()  # it keeps the precision of a run before in this process
     asked = {name: os.environ.pop(name) for name in (USE_FSDP, USE_SIZES) if name in os.environ}
     # The gradients live in DDP's communication buffers instead of beside them.
     in_buckets = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     mixed = "bf16" if precision == "bf16" else "no"
-    accelerator = Accelerator(cpu=on_cpu(), mixed_precision=mixed, kwargs_handlers=[in_buckets], **options)
+    accelerator = Accelerator(cpu=on_cpu(), mixed_precision=mixed, kwargs_handlers=[in_buckets])
     os.environ.update(asked)
     return accelerator
 

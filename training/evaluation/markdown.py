@@ -318,7 +318,10 @@ def procedure(results: dict[str, Any]) -> str:
         ]
     if precision := results.get("precision"):
         trained = ", ".join(f"{name} in {PRECISIONS[how]}" for name, how in precision.items())
-        lines.append(f"- Precision: {trained}; the weights are float32, and so is every evaluation here.")
+        exact = "and so is every evaluation here"
+        rounded = "every evaluation here rounds what it multiplies to TF32"
+        here = rounded if results.get("products") == "tf32" else exact
+        lines.append(f"- Precision: {trained}; the weights are float32, {here}.")
     if any("tasks" in m for m in results["models"].values()):
         lines += task_procedure(first.get("tasks", {}))
     lines.append(

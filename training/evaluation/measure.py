@@ -16,6 +16,7 @@ from hf_scratch.bits_per_byte import Text, encode
 from hf_scratch.load import load_from, load_tokenizer
 from hf_scratch.tokenizer import Message, require_fit
 from training.corpus.recipe import learns_stories
+from training.engine.device import settle_tf32
 from training.evaluation.answers import Answer, Asking, answer, preference, score, score_turns, variety
 from training.evaluation.config import EvalConfig
 from training.evaluation.markdown import card_results, plot_curves, write_report
@@ -63,9 +64,11 @@ def run(config: EvalConfig) -> None:
     if stage.done:
         return
     disable_progress_bar()
+    products = settle_tf32(allowed=True)
     asked = story_prompts(config)
     later = turns(config.split, config.seed, config.num_turns) if asked and config.num_turns else []
     results, outcomes = evaluate(config, models, asked, later)
+    results["products"] = products
     results["curves"] = plot_curves(models, stage.folder / "loss.png")
     records = {name: read_json(Path(folder).parent / "stage.json") for name, folder in models.items()}
     results["precision"] = {name: record["precision"] for name, record in records.items() if "precision" in record}
