@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from training.engine.checkpoint import find_damage, list_checkpoints, load_latest, save_checkpoint
 from training.stage.config import SameRun, parse_config
@@ -243,7 +244,12 @@ def test_a_folder_that_could_not_be_written_leaves_the_old_one(tmp_path: Path) -
 
 
 def save(folder: Path, step: int, keep: int = 2, val_loss: float | None = None) -> Path:
-    return save_checkpoint(folder, step, {"w": torch.full((4,), float(step))}, {"step": step}, keep, val_loss)
+    def write_shard(beside: Path) -> None:
+        (beside / "optimizer").mkdir()
+        save_file({"momentum": torch.ones(4)}, beside / "optimizer" / "shard-1.safetensors")
+
+    weights = {"w": torch.full((4,), float(step))}
+    return save_checkpoint(folder, step, weights, {"step": step}, keep, val_loss, write_files=write_shard)
 
 
 def test_only_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
@@ -262,13 +268,14 @@ def test_the_checkpoint_of_the_lowest_held_out_loss_is_kept_too(tmp_path: Path) 
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000005", "step-00000006"]
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "state.pt", "manifest.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "state.pt", "manifest.json", "optimizer/shard-1.safetensors"])
 @pytest.mark.parametrize("damage", ["cut", "flip", "remove"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, damage: str
 ) -> None:
     save(tmp_path, 1)
-    file = save(tmp_path, 2) / name
+    checkpoint = save(tmp_path, 2)
+    file = checkpoint / name
     content = file.read_bytes()
     if damage == "remove":
         file.unlink()
@@ -277,7 +284,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     else:
         file.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
     if name == "manifest.json" and damage == "flip":
-        assert find_damage(file.parent) or json.loads(content) == json.loads(file.read_bytes())
+        assert find_damage(checkpoint) or json.loads(content) == json.loads(file.read_bytes())
         return
     found = load_latest(tmp_path)
     assert found is not None and found[1] == {"step": 1}

@@ -36,8 +36,8 @@ from training.chat.formats import Kind
 from training.chat.rows import load_rows
 from training.chat.tokenize import Tokenized, row_lengths, show, tokenize
 from training.engine.device import DTYPES, join_processes, say, settle_precision
-from training.engine.parallel import whole
 from training.engine.save import end_tokens, save_model, save_tokenizer
+from training.engine.sharded import whole
 from training.stage.files import atomic_folder, write_json
 from training.stage.record import Stage, open_stage
 

@@ -99,6 +99,13 @@ def on_cpu() -> bool:
     return device is None or (device.type == "mps" and "LOCAL_RANK" in os.environ)
 
 
+def memory_of_device(device: torch.device) -> int:
+    """Return the bytes of memory that a device has in all."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def join_processes() -> PartialState:
     """Settle, before a trainer asks, which device this process has and which others there are.
 

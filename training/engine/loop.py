@@ -25,6 +25,7 @@ from hf_scratch.token_ids import refuse_other_tokenizer
 from training.engine.batches import Rows
 from training.engine.checkpoint import (
     MANIFEST,
+    SHARDS,
     STATE,
     Progress,
     find_damage,
@@ -47,6 +48,7 @@ from training.engine.optimizer import learning_rate
 from training.engine.parallel import make_accelerator, whole_weights
 from training.engine.profiler import Profiler
 from training.engine.save import save_model, write_files
+from training.engine.sharded import load_optimizers, save_shards, take_shards
 from training.engine.stop_signal import StopSignal
 from training.engine.token_shards import Shards
 from training.engine.train_step import TrainStep
@@ -96,7 +98,7 @@ def train(config: PretrainConfig, accelerator: Accelerator, folder: Path, score:
     if parts and not trainer.progress.step:
         trainer.note_before(parts)
     if config.push_to and accelerator.is_main_process:
-        trainer.pusher = CheckpointPusher(config.push_to, folder / "to_push", leave_out=(STATE, MANIFEST))
+        trainer.pusher = CheckpointPusher(config.push_to, folder / "to_push", leave_out=(STATE, SHARDS, MANIFEST))
     try:
         trainer.loop(rows)
     finally:
@@ -254,14 +256,23 @@ class PretrainingRun(TrainStep):
     def weights(self) -> dict[str, torch.Tensor]:
         """Return the whole weights by name, the tied LM head once; empty on all but the main process."""
         named = {name: param.detach() for name, param in self.unwrapped.named_parameters()}
-        return self.parallel.gather(named) or {}
+        return self.parallel.gather(named)
 
     def save(self) -> None:
         """Write a checkpoint of everything that the run depends on."""
         weights = self.weights()
-        optimizers = self.parallel.gather([optimizer.state_dict() for optimizer in self.optimizers])
+        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
+        shards = take_shards(optimizers)
         if not self.accelerator.is_main_process:
+            if shards:
+                save_shards(shards, None)
             return
+
+        def write_files(folder: Path) -> None:
+            self.write_files(folder)
+            if shards:
+                save_shards(shards, folder / SHARDS)
+
         state = {
             "progress": asdict(self.progress),
             "ending": asdict(self.ending) | {"last_step": self.ending.last_step(self.config)},
@@ -279,7 +290,7 @@ class PretrainingRun(TrainStep):
             self.config.keep_checkpoints,
             val_loss=self.last.get("val_loss") if evaluated_now else None,
             pinned=self.ending.pinned(self.config),
-            write_files=self.write_files,
+            write_files=write_files,
         )
         if self.pusher:
             self.pusher.push(self.progress.step, saved)
@@ -290,8 +301,8 @@ class PretrainingRun(TrainStep):
         if found is not None:
             weights, state = found
             self.parallel.load_weights(self.unwrapped, weights)
-            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                self.parallel.load_optimizer(optimizer, saved)
+            shards = path_of(self.folder / "checkpoints", state["progress"]["step"]) / SHARDS
+            load_optimizers(self.optimizers, state["optimizers"], shards)
             # Checkpoints of earlier versions hold the random state of the CPU only.
             set_random_state(state["random"] if "random" in state else {"cpu": state["torch_rng"]})
             self.progress, self.interval = Progress.read(state["progress"]), Interval(**state["interval"])
