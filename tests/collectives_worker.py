@@ -32,7 +32,8 @@ class Sent(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         namespace, _, name = func._schema.name.partition("::")
-        if namespace in ("c10d", "_c10d_functional") and name != "wait_tensor":
+        sends = any(word in name for word in ("reduce", "gather", "broadcast", "alltoall"))
+        if namespace in ("c10d", "_c10d_functional") and sends:
             tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
             largest = max(tensors, key=lambda tensor: tensor.nbytes)
             self.count[f"{name.strip('_')} {largest.dtype}"] += 1

@@ -80,6 +80,25 @@ def test_muons_matrices_are_shared_out_and_sent_by_shape(found: Found, name: str
     assert more == (6 if name == "fsdp-muon" else 3)
 
 
+PATIENT = """
+import time
+from datetime import timedelta
+from accelerate import PartialState
+from torch.distributed.distributed_c10d import _set_pg_timeout
+from training.engine.device import on_main
+
+PartialState(cpu=True)
+_set_pg_timeout(timedelta(seconds=2))
+assert on_main(lambda: time.sleep(5) or "done") == "done"
+"""
+
+
+@pytest.mark.slow
+def test_processes_wait_for_the_main_one_longer_than_for_anything_else(tmp_path: Path) -> None:
+    (tmp_path / "patient.py").write_text(PATIENT)
+    run_on(2, tmp_path / "patient.py", [])
+
+
 @pytest.mark.long
 def test_four_processes_share_out_too_and_train_as_one(corpus: Path, tmp_path: Path) -> None:
     """Shards in two copies, which send gradients to each other once a step, and shards of split matrices."""

@@ -17,7 +17,9 @@ from training.engine.cost import (
     Memory,
     count_parameters,
     flops_per_token,
+    keeps_whole_gradient,
     largest_micro_batch,
+    training_memory,
     utilisation,
 )
 from training.engine.estimate import read_recipe
@@ -86,6 +88,15 @@ def test_the_largest_micro_batch_fits_and_its_double_does_not() -> None:
     assert largest_micro_batch(memory_of, most=64, limit=120) == 8
     assert largest_micro_batch(memory_of, most=6, limit=120) == 6
     assert largest_micro_batch(memory_of, most=64, limit=45) == 0
+
+
+def test_a_sharded_gradient_is_whole_only_where_that_takes_little_of_the_memory(tiny_config: ScratchConfig) -> None:
+    assert keeps_whole_gradient(parameters=2_000_000_000, memory=80e9)
+    assert not keeps_whole_gradient(parameters=2_100_000_000, memory=80e9)
+    sizes = (tiny_config, 1, 32, "adamw", True)
+    whole, part = (training_memory(*sizes, shards=4, whole_gradient=kept) for kept in (True, False))
+    assert whole.gradients - part.gradients == 4 * count_parameters(tiny_config)[0] == 4 * part.gradients
+    assert whole.weights == part.weights
 
 
 @pytest.mark.long

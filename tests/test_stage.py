@@ -13,9 +13,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from hf_scratch.hub.files import hash_file
 from training.engine.checkpoint import find_damage, list_checkpoints, load_latest, save_checkpoint
+from training.stage import files
 from training.stage.config import SameRun, parse_config
-from training.stage.files import atomic_folder, hash_input, read_json
+from training.stage.files import atomic_folder, hash_input, hash_large_files, read_json, write_json
 from training.stage.record import command, open_stage
 
 
@@ -230,6 +232,23 @@ def test_the_hash_of_an_input_follows_names_and_bytes(tmp_path: Path) -> None:
     (tmp_path / "a").rename(tmp_path / "b")
     assert hash_input(str(tmp_path)) != before
     assert hash_input("user/name") == hash_input("user/name") != hash_input("user/other")
+
+
+def test_a_large_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "LARGE", 100)
+    shard = tmp_path / "train.bin"
+    shard.write_bytes(bytes(100))
+    (tmp_path / "meta.json").write_text("{}")
+    before, read = hash_input(str(tmp_path)), []
+    write_json(tmp_path / "stage.json", {"large_files": hash_large_files(tmp_path)})
+    monkeypatch.setattr(files, "hash_file", lambda path: read.append(path.name) or hash_file(path))
+    assert hash_input(str(tmp_path)) == before and read == ["meta.json"]
+    state = shard.stat()
+    os.utime(shard, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
+    assert hash_input(str(tmp_path)) == before and "train.bin" in read
+    shard.write_bytes(bytes(101))
+    os.utime(shard, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert hash_input(str(tmp_path)) != before
 
 
 def test_a_folder_that_could_not_be_written_leaves_the_old_one(tmp_path: Path) -> None:

@@ -5,16 +5,23 @@ rounded to bfloat16 first, which is several times as fast where the hardware doe
 it is emulated.
 """
 
+import itertools
 import os
-from typing import Literal
+import pickle
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Literal, TypeVar
 
 import torch
 from accelerate import PartialState
+from torch.distributed.distributed_c10d import _get_default_store
 
 from training.engine.config import Precision
 from training.stage.files import write_json
 from training.stage.record import Stage
 
+T = TypeVar("T")
+_works = itertools.count()  # of `on_main`, the same number on all processes
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Operations of a run on CPUs from which compiling pays: some ten minutes of two cores. It takes half a minute and
 # saves a tenth of the time in float32, a third in bfloat16.
@@ -115,6 +122,23 @@ def join_processes() -> PartialState:
     if "LOCAL_RANK" not in os.environ and torch.cuda.device_count() > 1:
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     return PartialState(cpu=on_cpu())
+
+
+def on_main(work: Callable[[], T]) -> T:
+    """Do some work on the main process alone and return what it returned on all, which wait as long as it takes.
+
+    In anything else that they do together GPUs give up after ten minutes, in which not every data set is hashed.
+    """
+    state = join_processes()
+    if state.num_processes == 1:
+        return work()
+    store, key = _get_default_store(), f"on_main/{next(_works)}"
+    if state.is_main_process:
+        result = work()
+        store.set(key, pickle.dumps(result))
+        return result
+    store.wait([key], timedelta(days=7))
+    return pickle.loads(store.get(key))
 
 
 def say(text: str) -> None:

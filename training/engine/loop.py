@@ -9,11 +9,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -36,7 +35,7 @@ from training.engine.checkpoint import (
 )
 from training.engine.config import PretrainConfig
 from training.engine.cost import utilisation_of
-from training.engine.device import join_processes, resolve_precision, settle_precision
+from training.engine.device import on_main, resolve_precision, settle_precision
 from training.engine.ending import Ending, ending_of, goes_on, leave_decay, why_another
 from training.engine.held_out import affordable_tokens, sample_held_out
 from training.engine.init_from import compare_with_before, write_before
@@ -53,7 +52,7 @@ from training.engine.stop_signal import StopSignal
 from training.engine.token_shards import Shards
 from training.engine.train_step import TrainStep
 from training.stage.files import append_metrics, cut_metrics
-from training.stage.record import METRICS, TASK, open_stage
+from training.stage.record import METRICS, TASK, Stage, open_stage
 
 Score = Callable[[PreTrainedModel, PreTrainedTokenizerBase], dict[str, float]]
 
@@ -64,19 +63,20 @@ def run(config: PretrainConfig, score: Score | None = None) -> None:
     Args:
         score: Returns the figure of each of `eval_tasks`.
     """
-    stage, precision = None, resolve_precision(config.precision)
-    if join_processes().is_main_process:
-        inputs = {"tokenizer": config.tokenizer, "init_from": config.init_from} | data_inputs(config.data)
+    inputs = {"tokenizer": config.tokenizer, "init_from": config.init_from} | data_inputs(config.data)
+
+    def open_run() -> tuple[Stage, Literal["fp32", "bf16"]]:
         stage = open_stage("pretrain", config, inputs, config.output_dir, {"max_steps": lambda: why_another(config)})
-        precision = precision if stage.done else settle_precision(stage, config.precision)
-    done, precision = broadcast_object_list([stage is not None and stage.done, precision])
-    if done:
+        return stage, resolve_precision(config.precision) if stage.done else settle_precision(stage, config.precision)
+
+    stage, precision = on_main(open_run)
+    if stage.done:
         return
     accelerator = make_accelerator(precision, **tracker_options(config.tracker, config.output_dir))
-    start_tracker(accelerator, config, stage.record["fingerprint"] if stage else "")
+    start_tracker(accelerator, config, stage.record["fingerprint"])
     metrics = train(config, accelerator, Path(config.output_dir), score)
     finish_tracker(accelerator)
-    if stage is not None:
+    if accelerator.is_main_process:
         stage.finish(metrics)
 
 
