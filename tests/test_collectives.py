@@ -88,8 +88,8 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 from training.engine.device import on_main
 
 PartialState(cpu=True)
-_set_pg_timeout(timedelta(seconds=2))
-assert on_main(lambda: time.sleep(5) or "done") == "done"
+_set_pg_timeout(timedelta(seconds=5))
+assert on_main(lambda: time.sleep(8) or "done") == "done"
 """
 
 

@@ -134,11 +134,11 @@ def on_main(work: Callable[[], T]) -> T:
         return work()
     store, key = _get_default_store(), f"on_main/{next(_works)}"
     if state.is_main_process:
-        result = work()
-        store.set(key, pickle.dumps(result))
-        return result
+        store.set(key, pickle.dumps(work()).hex())
     store.wait([key], timedelta(days=7))
-    return pickle.loads(store.get(key))
+    result: T = pickle.loads(bytes.fromhex(store.get(key).decode()))
+    state.wait_for_everyone()  # the store may end with the main process
+    return result
 
 
 def say(text: str) -> None:
