@@ -10,12 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
+from hf_scratch.hub.files import hash_file
 from training.corpus.readers.plain import read_documents
 from training.corpus.recipe import DocumentSource
 from training.engine.batches import IGNORE, PackedDocuments, Windows
 from training.engine.token_shards import Shards, load_shards
 from training.prepare_data import DataConfig, describe_tokenizer, write_split
 from training.prepare_data import main as prepare_data
+from training.stage import files as stage_files
+from training.stage.files import read_json
 from training.train_tokenizer import main as train_tokenizer
 
 TEXTS = ["a hen and a cat", "two words", "x" * 90, "the end <|endoftext|> no", "hello there", "é🦊"]
@@ -135,13 +138,16 @@ def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
         train_tokenizer(["--output_dir", str(tmp_path / "t"), "--files", str(tmp_path / "none.txt")])
 
 
-def test_shards_hold_every_document_behind_its_separator(tmp_path: Path) -> None:
+def test_shards_hold_every_document_behind_its_separator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jsonl = tmp_path / "all.jsonl"
     texts = [f"{text} {i}" for i in range(20) for text in TEXTS]
     jsonl.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     arguments = ["--files", str(jsonl)]
     train_tokenizer(["--output_dir", str(tmp_path / "t"), "--vocab_size", "280", *arguments])
+    monkeypatch.setattr(stage_files, "LARGE", 100)
     prepare_data(["--output_dir", str(tmp_path / "d"), "--tokenizer", str(tmp_path / "t"), *arguments])
+    noted = read_json(tmp_path / "d" / "stage.json")["large_files"]
+    assert noted["train.bin"]["sha256"] == hash_file(tmp_path / "d" / "train.bin")
 
     from transformers import AutoTokenizer
 

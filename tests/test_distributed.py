@@ -5,7 +5,6 @@ The sharding runs on CPUs and gloo; it is the same code that runs on GPUs, see t
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import free_port
 from safetensors.torch import load_file
 from test_pretrain import arguments, corpus, metrics, one_thread, weights_hash
 from transformers import AutoModelForCausalLM
@@ -26,6 +26,7 @@ __all__ = ["corpus"]  # a fixture that is used here too
 
 ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "training" / "launch"
+WORKER = ROOT / "tests" / "distributed_worker.py"
 # 3 rows for each of 2 processes in pieces of 2: accumulation whose last piece is smaller.
 CHANGES: dict[str, Any] = {
     "num_attention_heads": 4,
@@ -53,28 +54,17 @@ def environment(copies: int = 1, shards: int = 1, splits: int = 1) -> dict[str, 
     }
 
 
-def run_on(num_processes: int, runs: list[tuple[dict[str, str], list[str]]]) -> None:
+def pretrain_on(num_processes: int, runs: list[tuple[dict[str, str], list[str]]]) -> None:
     """Run pretraining on this number of processes, once for each environment and arguments."""
     words = json.dumps([{"environment": variables, "arguments": options} for variables, options in runs])
-    group = {"WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "distributed_worker.py"), words],
-            env=one_thread() | group | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(num_processes)
-    ]
-    outputs = [process.communicate()[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * num_processes, "\n".join(outputs)
+    run_on(num_processes, WORKER, [words])
 
 
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
+def run_on(num_processes: int, script: Path, words: list[str]) -> None:
+    """Run a script on this number of processes, which find each other."""
+    command = [sys.executable, str(ROOT / "tests" / "forked.py"), str(num_processes), str(script), *words]
+    done = subprocess.run(command, env=one_thread(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def assert_same_run(folder: Path, other: Path) -> None:
@@ -104,7 +94,7 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pretrain(arguments(corpus, folder / "adamw-one", **CHANGES))
     pretrain(arguments(corpus, folder / "muon-one", **MUON))
     pretrain(arguments(corpus, folder / "bf16-one", **MUON, **BF16))
-    run_on(
+    pretrain_on(
         2,
         [
             (environment(copies=2), arguments(corpus, folder / "adamw-ddp", **CHANGES)),
@@ -150,10 +140,56 @@ def test_a_checkpoint_of_two_processes_goes_on_on_one_and_on_four(corpus: Path, 
         continue_from(runs / name, tmp_path / name)
     continue_from(runs / "muon-fsdp", tmp_path / "muon-fsdp-to-one")
     changes = {name: MUON if name.startswith("muon") else CHANGES for name in ways}
-    run_on(4, [(way, arguments(corpus, tmp_path / name, **changes[name])) for name, way in ways.items()])
+    pretrain_on(4, [(way, arguments(corpus, tmp_path / name, **changes[name])) for name, way in ways.items()])
     pretrain(arguments(corpus, tmp_path / "muon-fsdp-to-one", **MUON))
     for folder in tmp_path.iterdir():
         assert_same_run(folder, runs / (folder.name.split("-")[0] + "-one"))
+
+
+@pytest.mark.slow
+def test_each_process_writes_its_part_of_a_sharded_optimizer(runs: Path) -> None:
+    """The main process never holds all of it; what else a checkpoint has is a model's folder."""
+    checkpoint = runs / "muon-fsdp" / "checkpoints" / "step-00000006"
+    parts = sorted((checkpoint / "optimizer").iterdir())
+    assert len(parts) == 2 and parts[0].stat().st_size == pytest.approx(parts[1].stat().st_size, rel=0.1)
+    weights = (checkpoint / "model.safetensors").stat().st_size
+    assert (checkpoint / "state.pt").stat().st_size < weights / 4 < parts[0].stat().st_size
+    assert set(read_json(checkpoint / "manifest.json")["files"]) >= {f"optimizer/{part.name}" for part in parts}
+    AutoModelForCausalLM.from_pretrained(checkpoint)
+    assert not (runs / "adamw-ddp" / "checkpoints" / "step-00000006" / "optimizer").exists()
+
+
+KILLED = """
+import os, runpy, signal, sys
+from torch.distributed.checkpoint import HuggingFaceStorageWriter
+
+write, times = HuggingFaceStorageWriter.write_data, []
+
+def killed(self, plan, planner):
+    times.append(1)
+    written = write(self, plan, planner)
+    if os.environ["RANK"] == "1" and len(times) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return written
+
+HuggingFaceStorageWriter.write_data = killed
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+"""
+
+
+@pytest.mark.long
+def test_killed_while_shards_are_written_the_run_ends_bit_for_bit_as_an_undisturbed_one(
+    corpus: Path, runs: Path, tmp_path: Path
+) -> None:
+    """One of two processes, at the second checkpoint: that one does not count, and the first one does."""
+    (tmp_path / "killed.py").write_text(KILLED)
+    options = arguments(corpus, tmp_path / "run", **MUON)
+    words = json.dumps([{"environment": environment(shards=2), "arguments": options}])
+    with pytest.raises(AssertionError, match=r"ended with \[\d+, -9\]"):
+        run_on(2, tmp_path / "killed.py", [str(WORKER), words])
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*[0-9]")] == ["step-00000003"]
+    pretrain_on(2, [(environment(shards=2), options)])
+    assert weights_hash(tmp_path / "run") == weights_hash(runs / "muon-fsdp")
 
 
 LITTLE_MEMORY = """
@@ -196,7 +232,7 @@ def test_where_memory_runs_out_on_one_process_all_start_again_with_fewer_rows(
 @pytest.mark.slow
 def test_rows_that_cannot_be_shared_out_are_refused(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="batch_rows=7 cannot be shared out evenly over 2 parts"):
-        run_on(2, [(environment(copies=2), arguments(corpus, tmp_path, **CHANGES | {"batch_rows": 7}))])
+        pretrain_on(2, [(environment(copies=2), arguments(corpus, tmp_path, **CHANGES | {"batch_rows": 7}))])
 
 
 SIGNALLED = """

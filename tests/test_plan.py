@@ -19,7 +19,9 @@ from training.engine.cost import (
     Memory,
     count_parameters,
     flops_per_token,
+    keeps_whole_gradient,
     largest_micro_batch,
+    training_memory,
     utilisation,
 )
 from training.engine.estimate import memory_of, read_recipe
@@ -150,6 +152,15 @@ def test_a_run_from_a_model_is_planned_with_that_model_s_sizes(
     (tmp_path / "pretrain.yaml").write_text(f"init_from: {model}\nhidden_size: 64\n")
     with pytest.raises(SystemExit, match="hidden_size is set, but init_from=.* has its own"):
         plan(gpu)
+
+
+def test_a_sharded_gradient_is_whole_only_where_that_takes_little_of_the_memory(tiny_config: ScratchConfig) -> None:
+    assert keeps_whole_gradient(parameters=2_000_000_000, memory=80e9)
+    assert not keeps_whole_gradient(parameters=2_100_000_000, memory=80e9)
+    sizes = (tiny_config, 1, 32, "adamw", True)
+    whole, part = (training_memory(*sizes, shards=4, whole_gradient=kept) for kept in (True, False))
+    assert whole.gradients - part.gradients == 4 * count_parameters(tiny_config)[0] == 4 * part.gradients
+    assert whole.weights == part.weights
 
 
 @pytest.mark.long

@@ -11,10 +11,13 @@ from typing import Annotated, Any, Literal
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from hf_scratch.hub.files import hash_file
 from training.engine.checkpoint import find_damage, list_checkpoints, load_latest, save_checkpoint
+from training.stage import files
 from training.stage.config import SameRun, parse_config
-from training.stage.files import atomic_folder, hash_input, read_json
+from training.stage.files import atomic_folder, hash_input, hash_large_files, read_json, write_json
 from training.stage.record import command, open_stage
 
 
@@ -231,6 +234,23 @@ def test_the_hash_of_an_input_follows_names_and_bytes(tmp_path: Path) -> None:
     assert hash_input("user/name") == hash_input("user/name") != hash_input("user/other")
 
 
+def test_a_large_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "LARGE", 100)
+    shard = tmp_path / "train.bin"
+    shard.write_bytes(bytes(100))
+    (tmp_path / "meta.json").write_text("{}")
+    before, read = hash_input(str(tmp_path)), []
+    write_json(tmp_path / "stage.json", {"large_files": hash_large_files(tmp_path)})
+    monkeypatch.setattr(files, "hash_file", lambda path: read.append(path.name) or hash_file(path))
+    assert hash_input(str(tmp_path)) == before and read == ["meta.json"]
+    state = shard.stat()
+    os.utime(shard, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
+    assert hash_input(str(tmp_path)) == before and "train.bin" in read
+    shard.write_bytes(bytes(101))
+    os.utime(shard, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert hash_input(str(tmp_path)) != before
+
+
 def test_a_folder_that_could_not_be_written_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "model"
     with atomic_folder(path) as folder:
@@ -243,7 +263,12 @@ def test_a_folder_that_could_not_be_written_leaves_the_old_one(tmp_path: Path) -
 
 
 def save(folder: Path, step: int, keep: int = 2, val_loss: float | None = None) -> Path:
-    return save_checkpoint(folder, step, {"w": torch.full((4,), float(step))}, {"step": step}, keep, val_loss)
+    def write_shard(beside: Path) -> None:
+        (beside / "optimizer").mkdir()
+        save_file({"momentum": torch.ones(4)}, beside / "optimizer" / "shard-1.safetensors")
+
+    weights = {"w": torch.full((4,), float(step))}
+    return save_checkpoint(folder, step, weights, {"step": step}, keep, val_loss, write_files=write_shard)
 
 
 def test_only_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
@@ -262,13 +287,14 @@ def test_the_checkpoint_of_the_lowest_held_out_loss_is_kept_too(tmp_path: Path) 
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000005", "step-00000006"]
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "state.pt", "manifest.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "state.pt", "manifest.json", "optimizer/shard-1.safetensors"])
 @pytest.mark.parametrize("damage", ["cut", "flip", "remove"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, damage: str
 ) -> None:
     save(tmp_path, 1)
-    file = save(tmp_path, 2) / name
+    checkpoint = save(tmp_path, 2)
+    file = checkpoint / name
     content = file.read_bytes()
     if damage == "remove":
         file.unlink()
@@ -277,7 +303,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     else:
         file.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
     if name == "manifest.json" and damage == "flip":
-        assert find_damage(file.parent) or json.loads(content) == json.loads(file.read_bytes())
+        assert find_damage(checkpoint) or json.loads(content) == json.loads(file.read_bytes())
         return
     found = load_latest(tmp_path)
     assert found is not None and found[1] == {"step": 1}

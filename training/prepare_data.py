@@ -32,7 +32,7 @@ from training.corpus.recipe import (
 )
 from training.corpus.split import DataSplit, check_val_fraction, cut_batches
 from training.stage.config import SameRun, parse_config
-from training.stage.files import write_json
+from training.stage.files import hash_large_files, write_json
 from training.stage.record import Stage, command, open_stage
 
 # Worker processes import this file as well: what takes long to import is imported where it is used.
@@ -119,7 +119,7 @@ def write_stream(config: DataConfig, stage: Stage) -> None:
         meta[split] = write_split(stage.folder, split, tokenizer, read_documents(config, split), meta["dtype"])
         print("{0}: {documents:,} documents, {tokens:,} tokens, {bytes:,} bytes".format(split, **meta[split]))
     write_json(stage.folder / "meta.json", meta)
-    stage.finish(meta)
+    finish(stage, meta)
 
 
 def write_split(
@@ -183,9 +183,15 @@ def prepare_sources(config: DataConfig) -> None:
     if not run_passes(passes, folder, workers, config.executor, config.executor_options, say):
         say("the tasks are submitted; the same command, when they are done, writes the report.")
         return
-    stage.finish(finish_sources(folder, stage.folder, meta, sources, steps))
+    finish(stage, finish_sources(folder, stage.folder, meta, sources, steps))
     if not config.work_dir:
         shutil.rmtree(stage.folder / "work")
+
+
+def finish(stage: Stage, figures: dict[str, Any]) -> None:
+    """Write the record, and in it the hashes of the shards, so that training need not read them all at every start."""
+    stage.record["large_files"] = hash_large_files(stage.folder)
+    stage.finish(figures)
 
 
 def work_place(config: DataConfig, stage: Stage) -> str:

@@ -35,9 +35,9 @@ from training.chat.check import Finding, check_data, refuse_errors, table
 from training.chat.formats import Kind
 from training.chat.rows import load_rows
 from training.chat.tokenize import Tokenized, row_lengths, show, tokenize
-from training.engine.device import DTYPES, join_processes, say, settle_precision, settle_tf32
-from training.engine.parallel import whole
+from training.engine.device import DTYPES, join_processes, on_main, say, settle_precision, settle_tf32
 from training.engine.save import end_tokens, save_model, save_tokenizer
+from training.engine.sharded import whole
 from training.engine.tracker import require_tracker
 from training.stage.files import atomic_folder, write_json
 from training.stage.record import Stage, open_stage
@@ -105,16 +105,22 @@ def quiet() -> None:
 def open_align_stage(
     name: str, config: AlignConfig | GrpoConfig, inputs: Mapping[str, str | Sequence[str] | None]
 ) -> Stage:
-    """Open the stage's folder, one process after the other, and settle the precision."""
+    """Open the stage's folder and settle the precision."""
     if not config.output_dir:
         raise ValueError(f"--output_dir is missing: say where the stage shall write, for example runs/mine/{name}.")
-    with PartialState().main_process_first():
-        stage = open_stage(name, config, inputs, config.output_dir)
+    output_dir = config.output_dir
+
+    def open_settled() -> Stage:
+        stage = open_stage(name, config, inputs, output_dir)
         if not stage.done:
             require_tracker(config.tracker)
-            config.precision = settle_precision(stage, config.precision)
-            settle_tf32(config.precision == "bf16")
+            settle_precision(stage, config.precision)
         return stage
+
+    stage = on_main(open_settled)
+    config.precision = stage.record.get("precision", config.precision)
+    settle_tf32(config.precision == "bf16")
+    return stage
 
 
 def read_data(tokenizer: PreTrainedTokenizerBase, config: AlignConfig, kinds: Sequence[Kind]) -> Data:

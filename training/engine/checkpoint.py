@@ -1,7 +1,8 @@
 """Checkpoints that a run can be resumed from whatever happened: written beside, synced, renamed, hashed, pruned.
 
 A checkpoint is a folder `step-00000500`: a model that `from_pretrained` takes, the optimizer's tensors and counters
-(loadable with `weights_only=True`), and a manifest of SHA-256 sums that is checked before anything is used.
+(loadable with `weights_only=True`), and a manifest of SHA-256 sums that is checked before anything is used. Where the
+optimizer is sharded, each process writes its part into the folder `optimizer`, in safetensors.
 """
 
 import json
@@ -18,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from hf_scratch.hub.files import hash_file
 from training.stage.files import atomic_folder, write_json
 
-MANIFEST, STATE = "manifest.json", "state.pt"  # what a checkpoint has that a model's folder has not
+# What a checkpoint has that a model's folder has not; the second where the optimizer is sharded.
+MANIFEST, SHARDS, STATE = "manifest.json", "optimizer", "state.pt"
 
 
 def save_checkpoint(
@@ -36,7 +38,8 @@ def save_checkpoint(
     Args:
         val_loss: Held-out loss at this very step; None where it was not measured.
         pinned: Steps whose checkpoints are kept besides.
-        write_files: Writes what a model's folder has besides its weights, so that the checkpoint loads as a model.
+        write_files: Writes what a model's folder has besides its weights, so that the checkpoint loads as a model, and
+            what processes write together.
 
     Raises:
         OSError: It could not be written; older checkpoints are untouched.
@@ -47,7 +50,8 @@ def save_checkpoint(
         tensors = {key: tensor.contiguous() for key, tensor in weights.items()}
         save_file(tensors, beside / "model.safetensors", metadata={"format": "pt"})  # as from_pretrained wants it
         torch.save(state, beside / STATE)
-        files = {file.name: hash_file(file) for file in sorted(beside.iterdir())}
+        written = sorted(file for file in beside.rglob("*") if file.is_file())
+        files = {file.relative_to(beside).as_posix(): hash_file(file) for file in written}
         write_json(beside / MANIFEST, {"val_loss": val_loss, "files": files})
     kept = {best_checkpoint(folder), *(path_of(folder, step) for step in pinned)}
     for old in list_checkpoints(folder)[:-keep]:

@@ -29,6 +29,9 @@ from training.engine.loss import PretrainingLoss, chunk_rows
 FRAGMENTS = 0.2
 HEAP_LIMIT = 32 * 2**20
 FLOAT = 4  # bytes of a float32: weights, gradients and optimizer states are never rounded
+# Share of a device's memory that may hold the whole gradient of a sharded model: sent once a step, not once for each
+# micro-batch.
+WHOLE_GRADIENT = 0.1
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ def training_memory(
     bf16: bool,
     packed: bool = False,
     shards: int = 1,
+    whole_gradient: bool = False,
     program: int = 0,
     on_cpu: bool = False,
     checkpointing: bool = False,
@@ -72,22 +76,32 @@ def training_memory(
         bf16: Whether matrix products and Muon's iterations run in bfloat16.
         packed: Whether rows hold several documents, which takes a mask.
         shards: FSDP2 processes over which weights, gradients and optimizer states are divided.
+        whole_gradient: Whether each of them keeps the whole gradient meanwhile.
         program: Bytes that are there before the model is.
         on_cpu: Whether memory comes from glibc's heap, which fragments.
         checkpointing: Whether a layer's activations are computed a second time instead of kept.
     """
     device = "cpu" if on_cpu else "cuda"
     activations, loss = step_bytes(config, rows, context, bf16, packed, device, checkpointing)
-    evaluation, update = evaluation_bytes(config, context, device), update_bytes(config, optimizer, bf16)
+    evaluation = evaluation_bytes(config, context, device)
+    update = update_bytes(config, optimizer, bf16) // shards  # each process has its share of the matrices
     layer, rest = parameters_by_place(config)
     total = layer * config.num_hidden_layers + rest
     states = 2 * total if optimizer == "adamw" else total + rest
-    # Gathered for the step: the part outside the layers with its gradient, and two layers, one of them in advance.
-    gathered = (2 * rest + 3 * layer) * FLOAT if shards > 1 else 0
+    # Gathered for the step: the part outside the layers with its gradient, and two layers, one of them in advance, as
+    # they are multiplied, with the gradient of one.
+    in_layers = 2 * layer * (FLOAT // 2 if bf16 else FLOAT)
+    gathered = (2 * rest + layer) * FLOAT + in_layers if shards > 1 else 0
     in_heap = on_cpu and rows * context * config.hidden_size * FLOAT < HEAP_LIMIT
     fragments = round(FRAGMENTS * activations) if in_heap else 0
     weights, gradients, moments = (numbers * FLOAT // shards for numbers in (total, total, states))
+    gradients += total * FLOAT if whole_gradient else 0
     return Memory(weights + gathered, gradients, moments, activations, loss, evaluation, update, fragments, program)
+
+
+def keeps_whole_gradient(parameters: int, memory: float) -> bool:
+    """Whether a process with so many bytes of memory keeps the whole gradient of a sharded model in a step."""
+    return parameters * FLOAT <= WHOLE_GRADIENT * memory
 
 
 def step_bytes(

@@ -5,16 +5,23 @@ rounded to bfloat16 first, which is several times as fast where the hardware doe
 it is emulated.
 """
 
+import itertools
 import os
-from typing import Literal
+import pickle
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Literal, TypeVar
 
 import torch
 from accelerate import PartialState
+from torch.distributed.distributed_c10d import _get_default_store
 
 from training.engine.config import Precision
 from training.stage.files import write_json
 from training.stage.record import Stage
 
+T = TypeVar("T")
+_works = itertools.count()  # of `on_main`, the same number on all processes
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Operations of a run on CPUs from which compiling pays: some ten minutes of two cores. It takes half a minute and
 # saves a tenth of the time in float32, a third in bfloat16.
@@ -116,6 +123,13 @@ def on_cpu() -> bool:
     return device is None or (device.type == "mps" and "LOCAL_RANK" in os.environ)
 
 
+def memory_of_device(device: torch.device) -> int:
+    """Return the bytes of memory that a device has in all."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def join_processes() -> PartialState:
     """Settle, before a trainer asks, which device this process has and which others there are.
 
@@ -125,6 +139,23 @@ def join_processes() -> PartialState:
     if "LOCAL_RANK" not in os.environ and torch.cuda.device_count() > 1:
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     return PartialState(cpu=on_cpu())
+
+
+def on_main(work: Callable[[], T]) -> T:
+    """Do some work on the main process alone and return what it returned on all, which wait as long as it takes.
+
+    In anything else that they do together GPUs give up after ten minutes, in which not every data set is hashed.
+    """
+    state = join_processes()
+    if state.num_processes == 1:
+        return work()
+    store, key = _get_default_store(), f"on_main/{next(_works)}"
+    if state.is_main_process:
+        store.set(key, pickle.dumps(work()).hex())
+    store.wait([key], timedelta(days=7))
+    result: T = pickle.loads(bytes.fromhex(store.get(key).decode()))
+    state.wait_for_everyone()  # the store may end with the main process
+    return result
 
 
 def say(text: str) -> None:

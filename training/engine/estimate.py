@@ -1,6 +1,5 @@
 """What a pretraining run will need: memory by calculation, and time by the peak of a GPU or by a few steps here."""
 
-import os
 import resource
 import statistics
 import sys
@@ -8,7 +7,7 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,11 +20,12 @@ from training.engine.cost import (
     Memory,
     count_parameters,
     flops_per_token,
+    keeps_whole_gradient,
     largest_micro_batch,
     training_memory,
     utilisation_of,
 )
-from training.engine.device import resolve_precision
+from training.engine.device import memory_of_device, resolve_precision
 from training.engine.gpus import HARDWARE
 from training.engine.init_from import initial_config
 from training.engine.initial_weights import model_config
@@ -93,12 +93,15 @@ def describe(recipe: Recipe) -> str:
     )
 
 
-def memory_of(recipe: Recipe, rows: int, bf16: bool, shards: int = 1, program: int = 0) -> Memory:
+def memory_of(
+    recipe: Recipe, rows: int, bf16: bool, shards: int = 1, whole_gradient: bool = False, program: int = 0
+) -> Memory:
     """Return what one process of the recipe needs with this many rows at once."""
     config = recipe.config
     sizes = (recipe.model, rows, config.row_tokens, config.optimizer)
-    where = {"shards": shards, "program": program, "on_cpu": program > 0}
-    return training_memory(*sizes, bf16, config.pack_documents, **where, checkpointing=config.activation_checkpointing)
+    where: dict[str, Any] = {"shards": shards, "whole_gradient": whole_gradient}
+    where |= {"program": program, "on_cpu": program > 0, "checkpointing": config.activation_checkpointing}
+    return training_memory(*sizes, bf16, config.pack_documents, **where)
 
 
 def plan_for_gpus(recipe: Recipe, hardware: str, gpus: int, mfu: float, price: float | None) -> str:
@@ -107,9 +110,14 @@ def plan_for_gpus(recipe: Recipe, hardware: str, gpus: int, mfu: float, price: f
     rows = max(1, recipe.config.batch_rows // gpus)
     ways = [("one GPU" if gpus == 1 else "DDP", 1)] + ([("FSDP2", gpus)] if gpus > 1 else [])
     lines, bf16 = [], recipe.config.precision != "fp32"
+    small = keeps_whole_gradient(count_parameters(recipe.model)[0], size)
     for name, shards in ways:
-        fits = largest_micro_batch(lambda n, s=shards: memory_of(recipe, n, bf16, s), rows, USABLE * size)  # type: ignore[misc]
-        lines.append(f"{name:12} " + describe_memory(memory_of(recipe, fits or 1, bf16, shards), fits, size))
+
+        def needed(at_once: int, shards: int = shards) -> Memory:
+            return memory_of(recipe, at_once, bf16, shards, whole_gradient=shards > 1 and at_once < rows and small)
+
+        fits = largest_micro_batch(needed, rows, USABLE * size)
+        lines.append(f"{name:12} " + describe_memory(needed(fits or 1), fits, size))
     speed = gpus * peak * mfu / flops_per_token(recipe.model, recipe.config.row_tokens)
     lines.append(describe_time(recipe.tokens, speed, gpus, price, f"reckoned at {mfu:.0%} of the peak"))
     return "\n".join(lines)
@@ -119,10 +127,9 @@ def plan_for_this_machine(recipe: Recipe, price: float | None) -> str:
     """Return memory, and the time as measured with the micro-batch that fits, in each precision that is native."""
     precision, program = resolve_precision(recipe.config.precision), 0
     bf16 = precision == "bf16"
-    if torch.cuda.is_available():
-        size = float(torch.cuda.get_device_properties(0).total_memory)
-    else:
-        size, program = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")), peak_resident_bytes()
+    size = float(memory_of_device(torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")))
+    if not torch.cuda.is_available():
+        program = peak_resident_bytes()
     rows = recipe.config.micro_batch_size or recipe.config.batch_rows
     fits = largest_micro_batch(lambda n: memory_of(recipe, n, bf16, program=program), rows, USABLE * size)
     memory = describe_memory(memory_of(recipe, fits or 1, bf16, program=program), fits, size)

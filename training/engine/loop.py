@@ -9,11 +9,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -25,6 +24,7 @@ from hf_scratch.token_ids import refuse_other_tokenizer
 from training.engine.batches import Rows
 from training.engine.checkpoint import (
     MANIFEST,
+    SHARDS,
     STATE,
     Progress,
     find_damage,
@@ -35,7 +35,7 @@ from training.engine.checkpoint import (
 )
 from training.engine.config import PretrainConfig
 from training.engine.cost import utilisation_of
-from training.engine.device import join_processes, resolve_precision, settle_precision
+from training.engine.device import on_main, resolve_precision, settle_precision
 from training.engine.ending import Ending, ending_of, goes_on, leave_decay, why_another
 from training.engine.held_out import affordable_tokens, sample_held_out
 from training.engine.init_from import compare_with_before, write_before
@@ -47,12 +47,13 @@ from training.engine.optimizer import learning_rate
 from training.engine.parallel import make_accelerator, whole_weights
 from training.engine.profiler import Profiler
 from training.engine.save import save_model, write_files
+from training.engine.sharded import load_optimizers, save_shards, take_shards
 from training.engine.stop_signal import StopSignal
 from training.engine.token_shards import Shards
 from training.engine.tracker import finish_tracker, require_tracker, start_tracker
 from training.engine.train_step import TrainStep
 from training.stage.files import append_metrics, cut_metrics
-from training.stage.record import METRICS, TASK, open_stage
+from training.stage.record import METRICS, TASK, Stage, open_stage
 
 Score = Callable[[PreTrainedModel, PreTrainedTokenizerBase], dict[str, float]]
 
@@ -63,19 +64,20 @@ def run(config: PretrainConfig, score: Score | None = None) -> None:
     Args:
         score: Returns the figure of each of `eval_tasks`.
     """
-    stage, precision = None, resolve_precision(config.precision)
-    if join_processes().is_main_process:
-        inputs = {"tokenizer": config.tokenizer, "init_from": config.init_from} | data_inputs(config.data)
+    inputs = {"tokenizer": config.tokenizer, "init_from": config.init_from} | data_inputs(config.data)
+
+    def open_run() -> tuple[Stage, Literal["fp32", "bf16"]]:
         stage = open_stage("pretrain", config, inputs, config.output_dir, {"max_steps": lambda: why_another(config)})
-        precision = precision if stage.done else settle_precision(stage, config.precision)
-    done, precision = broadcast_object_list([stage is not None and stage.done, precision])
-    if done:
+        return stage, resolve_precision(config.precision) if stage.done else settle_precision(stage, config.precision)
+
+    stage, precision = on_main(open_run)
+    if stage.done:
         return
     require_tracker(config.tracker)
     accelerator = make_accelerator(precision)
     metrics = train(config, accelerator, Path(config.output_dir), score)
     finish_tracker(accelerator)
-    if stage is not None:
+    if accelerator.is_main_process:
         stage.finish(metrics)
 
 
@@ -98,7 +100,7 @@ def train(config: PretrainConfig, accelerator: Accelerator, folder: Path, score:
     if parts and not trainer.progress.step:
         trainer.note_before(parts)
     if config.push_to and accelerator.is_main_process:
-        trainer.pusher = CheckpointPusher(config.push_to, folder / "to_push", leave_out=(STATE, MANIFEST))
+        trainer.pusher = CheckpointPusher(config.push_to, folder / "to_push", leave_out=(STATE, SHARDS, MANIFEST))
     try:
         trainer.loop(rows)
     finally:
@@ -256,14 +258,23 @@ class PretrainingRun(TrainStep):
     def weights(self) -> dict[str, torch.Tensor]:
         """Return the whole weights by name, the tied LM head once; empty on all but the main process."""
         named = {name: param.detach() for name, param in self.unwrapped.named_parameters()}
-        return self.parallel.gather(named) or {}
+        return self.parallel.gather(named)
 
     def save(self) -> None:
         """Write a checkpoint of everything that the run depends on."""
         weights = self.weights()
-        optimizers = self.parallel.gather([optimizer.state_dict() for optimizer in self.optimizers])
+        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
+        shards = take_shards(optimizers)
         if not self.accelerator.is_main_process:
+            if shards:
+                save_shards(shards, None)
             return
+
+        def write_files(folder: Path) -> None:
+            self.write_files(folder)
+            if shards:
+                save_shards(shards, folder / SHARDS)
+
         state = {
             "progress": asdict(self.progress),
             "ending": asdict(self.ending) | {"last_step": self.ending.last_step(self.config)},
@@ -281,7 +292,7 @@ class PretrainingRun(TrainStep):
             self.config.keep_checkpoints,
             val_loss=self.last.get("val_loss") if evaluated_now else None,
             pinned=self.ending.pinned(self.config),
-            write_files=self.write_files,
+            write_files=write_files,
         )
         if self.pusher:
             self.pusher.push(self.progress.step, saved)
@@ -292,8 +303,8 @@ class PretrainingRun(TrainStep):
         if found is not None:
             weights, state = found
             self.parallel.load_weights(self.unwrapped, weights)
-            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                self.parallel.load_optimizer(optimizer, saved)
+            shards = path_of(self.folder / "checkpoints", state["progress"]["step"]) / SHARDS
+            load_optimizers(self.optimizers, state["optimizers"], shards)
             # Checkpoints of earlier versions hold the random state of the CPU only.
             set_random_state(state["random"] if "random" in state else {"cpu": state["torch_rng"]})
             self.progress, self.interval = Progress.read(state["progress"]), Interval(**state["interval"])

@@ -3,14 +3,16 @@
 The step size of Muon is scaled to AdamW's, so one learning rate and one weight decay serve both.
 """
 
+import functools
 import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
-from training.engine.parallel import gather, local, part_of
+from training.engine.sharded import in_shares, local
 
 Schedule = Literal["cosine", "wsd"]
 
@@ -40,8 +42,8 @@ class Muon(torch.optim.Optimizer):
 
     torch.optim.Muon iterates in bfloat16 and one matrix at a time. This one iterates in the precision of training,
     and on all matrices of a shape at once, because small models have many small matrices. The update is
-    scaled by 0.2 sqrt(max(rows, columns)), which gives it AdamW's root mean square (arXiv:2502.16982). A matrix that
-    is sharded is gathered for the iterations, which all processes do; each keeps its part.
+    scaled by 0.2 sqrt(max(rows, columns)), which gives it AdamW's root mean square (arXiv:2502.16982). Several
+    processes share the matrices out among them, whether they hold them in parts or each all of them.
     """
 
     COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -54,19 +56,21 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float,
         momentum: float = 0.95,
         dtype: torch.dtype = torch.float32,
+        copies: DeviceMesh | None = None,
     ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         self.dtype = dtype  # of the iterations
+        self.copies = copies  # processes that hold the same whole matrices
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every matrix that has a gradient."""
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[torch.Tensor]] = {}
+            alike: dict[tuple[torch.Size, Any], list[torch.Tensor]] = {}  # of a shape, and cut in the same way
             for param in group["params"]:
                 if param.grad is not None:
-                    by_shape.setdefault(param.shape, []).append(param)
-            for shape, params in by_shape.items():
+                    alike.setdefault((param.shape, getattr(param, "placements", None)), []).append(param)
+            for (shape, _), params in alike.items():
                 self._step_matrices(params, group, scale=0.2 * max(shape) ** 0.5)
 
     def _step_matrices(self, params: list[torch.Tensor], group: dict[str, Any], scale: float) -> None:
@@ -75,12 +79,12 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         # Nesterov: look one step ahead.
         ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
-        whole = [gather(update, param) for update, param in zip(ahead, params, strict=True)]
-        updates = orthogonalize(torch.stack(whole), self.dtype).to(params[0].dtype)
-        own_parts = [part_of(update, param) for update, param in zip(updates.unbind(), params, strict=True)]
+        rounded = torch.stack(ahead).to(self.dtype)  # before it is sent
+        iterate = functools.partial(orthogonalize, dtype=self.dtype)
+        updates = in_shares(iterate, rounded, params[0], self.copies).to(params[0].dtype)
         weights = [local(param) for param in params]
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(weights, own_parts, alpha=-group["lr"] * scale)
+        torch._foreach_add_(weights, updates.unbind(), alpha=-group["lr"] * scale)
 
 
 def orthogonalize(matrices: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -127,11 +131,12 @@ def build_optimizers(
     weight_decay: float,
     betas: tuple[float, float],
     dtype: torch.dtype = torch.float32,
+    copies: DeviceMesh | None = None,
 ) -> list[torch.optim.Optimizer]:
     """Return AdamW, or Muon for the layers' matrices and AdamW for the rest.
 
     Weight decay falls on matrices, embedding included, and not on norms and biases. `dtype` is that of Muon's
-    iterations; weights and states keep their own.
+    iterations; weights and states keep their own. `copies` are processes with the same weights, which share these out.
     """
     named = [(key, param) for key, param in model.named_parameters() if param.requires_grad]
     vectors = [param for _, param in named if param.ndim < 2]
@@ -145,5 +150,5 @@ def build_optimizers(
     fused = all(param.device.type in ("cuda", "cpu") for _, param in named)
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)]
     if name == "muon":
-        optimizers.append(Muon(in_layers, lr=lr, weight_decay=weight_decay, dtype=dtype))
+        optimizers.append(Muon(in_layers, lr=lr, weight_decay=weight_decay, dtype=dtype, copies=copies))
     return optimizers

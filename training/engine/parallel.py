@@ -9,7 +9,7 @@ parallelism there and shards for one optimizer only. So one path serves gloo and
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,13 +20,14 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from hf_scratch import ScratchForCausalLM
-from training.engine.device import on_cpu, settle_tf32
+from training.engine.cost import keeps_whole_gradient
+from training.engine.device import memory_of_device, on_cpu, settle_tf32
+from training.engine.sharded import local, part_of, whole
 
 # What `accelerate launch` sets for a launch file with FSDP; Accelerator() must not act on it, see above.
 USE_FSDP, USE_SIZES = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_PARALLELISM_CONFIG"
@@ -104,6 +105,11 @@ class Parallel:
         if layout.shards * layout.splits > 1:
             shape = (layout.copies, layout.shards, layout.splits)
             self.mesh = init_device_mesh(accelerator.device.type, shape, mesh_dim_names=("copies", "shards", "splits"))
+        # Of DDP: the processes that hold the same whole weights.
+        self.copies: DeviceMesh | None = None
+        if self.mesh is None and layout.copies > 1:
+            self.copies = init_device_mesh(accelerator.device.type, (layout.copies,), mesh_dim_names=("copies",))
+        self.whole_gradient = False  # whether a sharded model's gradient is kept whole between micro-batches
 
     # Processes that split matrices see the same rows; each of the others takes its part of a step.
     @property
@@ -146,12 +152,29 @@ class Parallel:
             split_layers(model, self.mesh["splits"])
         if self.data_count > 1:
             mesh = self.mesh["shards"] if self.layout.copies == 1 else self.mesh["copies", "shards"]
-            shard(module, model, mesh)
+            parameters = sum(local(param).numel() for param in model.parameters())
+            self.whole_gradient = not self.any(not keeps_whole_gradient(parameters, memory_of_device(device)))
+            bf16 = self.accelerator.mixed_precision == "bf16"
+            shard(module, model, mesh, torch.bfloat16 if bf16 else torch.float32)
         return module.to(device)
 
-    def no_sync(self, model: nn.Module) -> AbstractContextManager[Any]:
-        """Leave out DDP's averaging of gradients; FSDP2 keeps only its shard of them, so it averages every time."""
-        return self.accelerator.no_sync(model) if self.mesh is None else nullcontext()
+    @contextmanager
+    def no_sync(self, model: nn.Module) -> Iterator[None]:
+        """Send no gradients to other processes: those of the step's last micro-batch are sent with these added.
+
+        Where the whole gradient of a sharded model takes too much memory, each process keeps its shard alone, which
+        is sent at once; then it is the copies of the model that wait.
+        """
+        if not isinstance(model, FSDPModule):
+            with self.accelerator.no_sync(model):
+                yield
+            return
+        wait = model.set_requires_gradient_sync if self.whole_gradient else model.set_requires_all_reduce
+        wait(False)
+        try:
+            yield
+        finally:
+            wait(True)
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
         """Return the sum over the parts of a step."""
@@ -180,23 +203,14 @@ class Parallel:
             nn.utils.clip_grads_with_norm_(group, max_norm, norm)
         return norm
 
-    def gather(self, state: Any) -> Any:
-        """Return nested dicts and lists with sharded tensors made whole, on the main process alone.
-
-        What is returned has the form that one process saves. All processes must call this; the others get None.
-        """
-        gathered = self._gather(state)
-        return gathered if self.accelerator.is_main_process else None
-
-    def _gather(self, state: Any) -> Any:
-        if isinstance(state, dict):
-            return {key: self._gather(value) for key, value in state.items()}
-        if isinstance(state, list):
-            return [self._gather(value) for value in state]
-        if isinstance(state, DTensor):
-            full = state.full_tensor()
-            return full.cpu() if self.accelerator.is_main_process else None
-        return state
+    def gather(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return weights whole; empty on all but the main process, and all must call this."""
+        gathered = {}
+        for name, weight in weights.items():
+            full = whole(weight)
+            if self.accelerator.is_main_process:
+                gathered[name] = full.cpu() if isinstance(weight, DTensor) else full
+        return gathered
 
     def load_weights(self, model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
         """Load whole weights into a model that may be sharded; the tied LM head is not among them."""
@@ -206,18 +220,6 @@ class Parallel:
         with torch.no_grad():
             for name, param in model.named_parameters():
                 local(param).copy_(part_of(weights[name], param))
-
-    def load_optimizer(self, optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-        """Load a state that `gather` made into an optimizer whose parameters may be sharded."""
-        params = [param for group in optimizer.param_groups for param in group["params"]]
-        state = {
-            index: {
-                key: shard_like(value, params[index]) if value.shape == params[index].shape else value
-                for key, value in tensors.items()
-            }
-            for index, tensors in saved["state"].items()
-        }
-        optimizer.load_state_dict(saved | {"state": state})
 
 
 def split_layers(model: ScratchForCausalLM, mesh: DeviceMesh) -> None:
@@ -251,14 +253,16 @@ def sum_over_heads(model: nn.Module, mesh: DeviceMesh) -> None:
         part.copy_(summed.view_as(part))
 
 
-def shard(module: nn.Module, model: ScratchForCausalLM, mesh: DeviceMesh) -> None:
+def shard(module: nn.Module, model: ScratchForCausalLM, mesh: DeviceMesh, dtype: torch.dtype) -> None:
     """Shard each decoder layer, and the rest as one group, which stays whole from forward to backward.
 
-    Parameters are gathered in float32 and autocast rounds them, so that numbers equal DDP's.
+    Layers are gathered in `dtype`, to which autocast would round their matrices, so that numbers equal DDP's but for
+    the rounding of norms. What enters and leaves a layer stays float32, as do the embedding and sums of gradients.
     """
     reshard = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "true"
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for layer in model.model.layers:
-        fully_shard(layer, mesh=mesh, reshard_after_forward=reshard)
+        fully_shard(layer, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy)
     fully_shard(module, mesh=mesh, reshard_after_forward=False)
 
 
@@ -281,38 +285,3 @@ def _by_placement(params: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
             key = (param.device_mesh, param.placements) if isinstance(param, DTensor) else None
             groups.setdefault(key, []).append(param)
     return list(groups.values())
-
-
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the part that this process holds, sharing its memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """Return all of a tensor; every process that holds a part must call this."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def gather(part: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Return the whole of which each process gives its part, cut like another tensor."""
-    return whole(_as_sharded(part, like)) if isinstance(like, DTensor) else part
-
-
-def part_of(full: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Return what this process holds of a whole tensor that is cut like another."""
-    if not isinstance(like, DTensor):
-        return full
-    shape, offset = compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)
-    return full[tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))]
-
-
-def shard_like(full: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Return a whole tensor cut like another, of which this process keeps its part."""
-    if not isinstance(like, DTensor):
-        return full
-    return _as_sharded(part_of(full, like).to(like.device).contiguous(), like)
-
-
-def _as_sharded(part: torch.Tensor, like: DTensor) -> DTensor:
-    mesh, placements = like.device_mesh, like.placements
-    return DTensor.from_local(part, mesh, placements, run_check=False, shape=like.shape, stride=like.stride())

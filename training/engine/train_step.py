@@ -51,7 +51,7 @@ class TrainStep:
         self.precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
         dtype, betas = DTYPES[self.precision], (config.adam_beta1, config.adam_beta2)
         rates = (config.learning_rate, config.weight_decay, betas)
-        self.optimizers = build_optimizers(model, config.optimizer, *rates, dtype)
+        self.optimizers = build_optimizers(model, config.optimizer, *rates, dtype, self.parallel.copies)
         self.read_ahead = ReadAhead() if accelerator.device.type == "cuda" else None
         self.progress = Progress(micro_batch_size=config.micro_batch_size)
         self.bad_steps = 0

@@ -11,6 +11,8 @@ from typing import Any
 
 from hf_scratch.hub.files import hash_file
 
+LARGE = 2**26  # bytes of a file that is not hashed again where a record says its hash
+
 
 def hash_text(text: str) -> str:
     """Return the hex SHA-256 of a string."""
@@ -18,7 +20,10 @@ def hash_text(text: str) -> str:
 
 
 def hash_input(value: str | Sequence[str]) -> str:
-    """Hash what a path contains: a file's bytes, or a folder's files by name. A Hub id hashes as its own text."""
+    """Hash what a path contains: a file's bytes, or a folder's files by name. A Hub id hashes as its own text.
+
+    A large file is not read if the folder's stage noted its hash, and its size and its time are as they were then.
+    """
     if not isinstance(value, str):
         return hash_text(json.dumps([hash_input(item) for item in value]))
     path = Path(value)
@@ -27,7 +32,25 @@ def hash_input(value: str | Sequence[str]) -> str:
     if not path.is_dir():
         return hash_text(value)
     files = sorted(p for p in path.rglob("*") if p.is_file() and p.name != "stage.json")
-    return hash_text(json.dumps([(str(p.relative_to(path)), hash_file(p)) for p in files]))
+    noted = read_json(path / "stage.json").get("large_files", {})
+    hashes = []
+    for file in files:
+        name = str(file.relative_to(path))
+        known = noted.get(name, {})
+        unchanged = known and known == _look(file) | {"sha256": known["sha256"]}
+        hashes.append((name, known["sha256"] if unchanged else hash_file(file)))
+    return hash_text(json.dumps(hashes))
+
+
+def hash_large_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return hash, size and time of each large file in a folder by its name there, for a record."""
+    files = sorted(file for file in folder.iterdir() if file.is_file() and file.stat().st_size >= LARGE)
+    return {file.name: _look(file) | {"sha256": hash_file(file)} for file in files}
+
+
+def _look(file: Path) -> dict[str, int]:
+    state = file.stat()
+    return {"size": state.st_size, "mtime_ns": state.st_mtime_ns}
 
 
 def read_json(path: Path) -> dict[str, Any]:
