@@ -42,9 +42,12 @@ def sample_text(
         The `samples`, each with its prompt, its temperature, and what it and held-out passages as long have in common
         with the training text, of which `training_text` says how much was read; and the settings.
     """
+    context = getattr(model.config, "max_position_embeddings", 2048)
     documents = read_documents(load_shards(data, "val"), tokenizer)
-    prompts = ["", *begin(documents, tokenizer, model.config.max_position_embeddings // 2)[:beginnings]]
-    drawn = {temperature: write(model, tokenizer, prompts, temperature, seed) for temperature in TEMPERATURES}
+    prompts = ["", *begin(documents, tokenizer, context // 2)[:beginnings]]
+    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        drawn = {temperature: write(model, tokenizer, prompts, context, temperature) for temperature in TEMPERATURES}
     samples = [
         {"prompt": prompt, "temperature": temperature, **asdict(answers[i])}
         for i, prompt in enumerate(prompts)
@@ -80,16 +83,17 @@ def begin(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, lon
 
 
 def write(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], temperature: float, seed: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    context: int,
+    temperature: float,
 ) -> list[Answer]:
     """Return what the model writes after each prompt, drawn from all tokens."""
     encoded = [[separator_of(tokenizer), *ids] for ids in encode_texts(tokenizer, prompts)]
-    room = model.config.max_position_embeddings - max(map(len, encoded))
     options = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-    options["max_new_tokens"] = min(TOKENS, room)
-    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        return continue_all(model, tokenizer, encoded, len(encoded), options)
+    options["max_new_tokens"] = min(TOKENS, context - max(map(len, encoded)))
+    return continue_all(model, tokenizer, encoded, len(encoded), options)
 
 
 def cut(documents: Sequence[Document], words: int, rng: np.random.Generator) -> list[str]:
