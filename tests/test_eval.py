@@ -206,6 +206,10 @@ def test_evaluation_writes_numbers_report_and_picture(
     assert results["samples"][1]["prompt"] in report
     trained = json.loads((run / "base/stage.json").read_text())["precision"]
     assert f"- Precision: base in {'bf16 autocast' if trained == 'bf16' else 'fp32'}, other in " in report
+    written = results["text_samples"]
+    assert written["model"] == "base" and len(written["samples"]) == 3 * (1 + 2)
+    assert results["models"]["base"]["seen"]["words"] == written["training_text"]["words"]
+    assert "## What base writes by itself" in report and "| Runs of 8 words that stand in it | " in report
     assert (tmp_path / "eval/loss.png").read_bytes().startswith(b"\x89PNG")
     (pair,) = results["paired"]
     assert (pair["from"], pair["to"], pair["followed"]["p"]) == ("base", "other", 1)

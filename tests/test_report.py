@@ -2,6 +2,7 @@
 
 import html.parser
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training import report
+from training.evaluation.anchors import find_anchors
 from training.evaluation.charts import line_chart, ticks
-from training.evaluation.markdown import quoted
+from training.evaluation.markdown import write_report
 from training.evaluation.page import write_page
+from training.evaluation.samples import quoted
 from training.evaluation.statistics import mcnemar, mean, rate
 from training.stage.files import read_json
 from training.stage.page import templates
@@ -127,6 +130,35 @@ def test_a_page_shows_all_of_a_run(tmp_path: Path) -> None:
     # Four stages of 100 s on two cores: 6 min 40 s at 20 W.
     assert "6 min 40 s" in page.text and "2.22 Wh" in page.text and "estimated, not measured" in page.text
     assert "secret" not in source
+
+
+def test_what_a_model_wrote_is_text_in_both_reports(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a")
+    results = read_json(run / "eval/results.json")
+    common = {"words": 9, "grams": 0.25, "passage": EVIL}
+    sample = {"prompt": EVIL, "temperature": 0.5, "text": f"{EVIL}\n# no title\n&lt;b&gt;", "ended": True}
+    sample |= {"in_training": common, "held_out": {"words": 6.5, "grams": None}}
+    text = {"words": 12_345_678, "tokens": 20_000_000, "share": 0.5, "seconds": 9.5}
+    written = {"model": "sft", "seed": 0, "tokens": 128, "passages": 4, "training_text": text, "samples": [sample]}
+    results["models"]["sft"]["tasks"] = {"blimp": {"rows": 9, "acc": {"value": 0.61, "low": 0.605, "high": 0.615}}}
+    results |= {"text_samples": written, "anchors": find_anchors(results["models"])}
+    (run / "eval/results.json").write_text(json.dumps(results))
+
+    source = write_page([run], tmp_path / "page.html").read_text()
+    page = Page(source)
+    assert page.text.count(EVIL) == 3 + 3 and "script" not in page.tags and "img" not in page.tags
+    assert "&lt;b&gt;" in page.text  # what the model spelled, not what it would mean
+    for shown in ("9 words in a row and 25.0 %", "6.5 and none", "temperature 0.5", "50 %, in evenly spaced pieces"):
+        assert shown in page.text
+    assert "61.0 %" in page.text and "64.4 %" in page.text and "10M words" in page.text
+    assert "https://github.com/babylm-org/babylm-eval" in page.attributes["href"]
+    assert not {"src", "srcset", "action"} & page.attributes.keys()
+
+    write_report(results, tmp_path / "report.md")
+    report = (tmp_path / "report.md").read_text()
+    assert not re.search(r"(?<!\\)<(?!https://)", report) and "> \\# no title" in report
+    assert "> \\&lt;b\\&gt;" in report
+    assert "| GPT-2, BabyLM 2026 small | 10M words |  | 64.4 % |" in report
 
 
 def test_a_page_needs_no_network(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ from hf_scratch.hub.card import Base, CardFacts, from_thumbs, license_metadata, 
 from hf_scratch.hub.check import Check, require
 from hf_scratch.hub.files import check_files, read_config
 from training.corpus.recipe import learns_stories
-from training.evaluation.markdown import eval_results, procedure, results_table
+from training.evaluation.markdown import agreement_table, anchor_tables, eval_results, procedure, results_table
+from training.evaluation.samples import ABOUT_TEXT_SAMPLES
 from training.stage.config import parse_config
 from training.stage.files import atomic_folder, hash_input, hash_text, read_json, write_json
 from training.stage.record import MODELS, command, open_stage
@@ -325,6 +326,8 @@ def describe_results(results: dict[str, Any]) -> str:
         "A column is the model after that stage, on text and prompts that no stage has seen.",
         results_table(results["models"]),
         procedure(results),
+        *(["What others publish:", published] if (published := anchor_tables(results)) else []),
+        *([ABOUT_TEXT_SAMPLES, learnt] if (learnt := agreement_table(results)) else []),
         "Samples of every stage and the meaning of each number are in "
         "[the report](training_record/eval/report.md), the numbers in `training_record/eval/results.json`.",
     ]

@@ -69,13 +69,24 @@ def answer(
         else {"do_sample": False}
     )
     torch.manual_seed(how.seed)
+    return continue_all(
+        model, tokenizer, encoded, how.batch_size, draw | {"max_new_tokens": min(how.max_new_tokens, room)}
+    )
+
+
+def continue_all(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Sequence[list[int]],
+    batch_size: int,
+    options: dict[str, Any],
+) -> list[Answer]:
+    """Continue token ids up to an end token, by these options of `generate`."""
     answers: list[Answer] = []
-    for i in range(0, len(encoded), how.batch_size):
-        inputs = tokenizer.pad(
-            {"input_ids": encoded[i : i + how.batch_size]}, padding_side="left", return_tensors="pt"
-        )
+    for i in range(0, len(encoded), batch_size):
+        inputs = tokenizer.pad({"input_ids": encoded[i : i + batch_size]}, padding_side="left", return_tensors="pt")
         length = inputs["input_ids"].shape[1]
-        output = model.generate(**inputs.to(model.device), **draw, max_new_tokens=min(how.max_new_tokens, room))
+        output = model.generate(**inputs.to(model.device), **options)
         answers += [read_answer(tokenizer, ids, model) for ids in output[:, length:].tolist()]
     return answers
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from training.evaluation.figures import number
 from training.stage.page import colour
 
 Series = tuple[str, list[tuple[float, float]]]  # label, points
@@ -73,10 +74,3 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     step = next(power * unit for unit in (1, 2, 2.5, 5, 10) if power * unit >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [i * step for i in range(first, last + 1)]
-
-
-def number(value: float) -> str:
-    """Write a number in as few digits as say it."""
-    if abs(value) >= 10000:
-        return f"{value / 1000:,.0f}k" if abs(value) < 1e6 else f"{value / 1e6:,.1f}M"
-    return f"{value:,.4g}"

@@ -46,4 +46,9 @@ class EvalConfig:
     top_k: int = field(default=50, metadata={"help": "Likeliest tokens that a sampled answer draws from; 0 is all."})
     max_new_tokens: int = field(default=256, metadata={"help": "Longest answer in tokens, within the context."})
     batch_size: int = field(default=32, metadata={"help": "Prompts answered at once."})
-    num_samples: int = field(default=3, metadata={"help": "Prompts whose answers the report shows."})
+    num_samples: int = field(
+        default=3,
+        metadata={
+            "help": "Prompts whose answers the report shows, and held-out texts that the first model goes on from."
+        },
+    )

@@ -5,7 +5,6 @@
 
 import json
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,9 @@ import yaml
 from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
+from training.evaluation.anchors import ABOUT, anchor_rows, sources
+from training.evaluation.figures import figure
+from training.evaluation.samples import ABOUT_TEXT_SAMPLES, agreement_rows, how_written, samples, text_samples
 from training.evaluation.task_scores import metrics_of, paradigm_rows, task_curves, task_procedure, task_score
 
 ROWS = (
@@ -97,6 +99,8 @@ def write_report(results: dict[str, Any], path: Path) -> None:
     sections = ["# Evaluation", results_table(results["models"])]
     if lacking := [*missed_targets(results.get("targets", {})), *missing(results["models"])]:
         sections += ["## What is missing", "\n".join(f"- {line}" for line in lacking), MISSING]
+    if published := anchor_tables(results):
+        sections += ["## Beside what others publish", published]
     if paired := paired_table(results):
         sections += ["## What each stage changed", paired]
     if paradigms := paradigm_rows(results["models"]):
@@ -109,6 +113,9 @@ def write_report(results: dict[str, Any], path: Path) -> None:
     sections += ["## How they were measured", procedure(results)]
     if results["samples"]:
         sections += ["## Samples", samples(results["samples"])]
+    if written := results.get("text_samples"):
+        sections += [f"## What {written['model']} writes by itself", agreement_table(results)]
+        sections += [ABOUT_TEXT_SAMPLES, how_written(written), text_samples(written)]
     path.write_text("\n\n".join(section.rstrip() for section in sections) + "\n", encoding="utf-8")
 
 
@@ -150,7 +157,7 @@ def result_rows(models: dict[str, Any]) -> dict[str, list[str]]:
         rows["Bits per byte, held-out text"] = [bits(m.get("text")) for m in every]
         rows[f"Bits per byte, change from {next(iter(models))}"] = cost(every)
         rows["Perplexity a token, held-out text"] = [
-            f"{m['text']['perplexity']:.2f}" if "text" in m else "" for m in every
+            figure(m["text"]["perplexity"], 2) if "text" in m else "" for m in every
         ]
     for name in dict.fromkeys(name for m in every for name in m.get("texts", {})):
         rows[f"Bits per byte, {name}"] = [bits(m.get("texts", {}).get(name)) for m in every]
@@ -167,6 +174,20 @@ def result_rows(models: dict[str, Any]) -> dict[str, list[str]]:
         for metric in dict.fromkeys(name for one in every_metric for name in one):
             rows[f"{task}, {metric}"] = [task_score(one.get(metric)) for one in every_metric]
     return rows
+
+
+def anchor_tables(results: dict[str, Any]) -> str:
+    """Return our scores beside those that others publish, with where they were read; nothing if there are none."""
+    anchors = results.get("anchors", [])
+    if not anchors:
+        return ""
+    read = [f"- {names}: {', '.join(f'<{one}>' for one in where)}" for names, where in sources(anchors).items()]
+    return "\n\n".join([table(*anchor_rows(results["models"], anchors)), ABOUT, "\n".join(read)])
+
+
+def agreement_table(results: dict[str, Any]) -> str:
+    """Return how much of the base's samples, and of held-out text, stands in the training text."""
+    return table(*agreement_rows(results["text_samples"])) if results.get("text_samples") else ""
 
 
 def bits(found: dict[str, Any] | None) -> str:
@@ -335,23 +356,6 @@ def procedure(results: dict[str, Any]) -> str:
 def likeliest(asked: dict[str, Any]) -> str:
     """Return from how many tokens a sampled answer was drawn."""
     return f" from the {asked['top_k']} likeliest tokens" if asked.get("top_k") else ""
-
-
-def samples(shown: list[dict[str, Any]]) -> str:
-    """Return prompts with the answer of each model."""
-    blocks = []
-    for sample in shown:
-        blocks.append(f"**{sample['prompt']}**")
-        for name, said in sample["answers"].items():
-            marks = [word for word in ("followed", "happy", "ended") if said[word]] or ["nothing of what was asked"]
-            blocks += [f"{name} ({', '.join(marks)}):", quoted(said["text"])]
-    return "\n\n".join(blocks)
-
-
-def quoted(text: str) -> str:
-    """Quote a model's words; nothing in them is Markdown or HTML."""
-    escaped = re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", text.strip())
-    return "\n".join(f"> {line}" for line in escaped.splitlines() or [""])
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -17,14 +17,17 @@ from hf_scratch.load import load_from, load_tokenizer
 from hf_scratch.tokenizer import Message, require_fit
 from training.corpus.recipe import learns_stories
 from training.engine.device import settle_tf32
+from training.evaluation.anchors import find_anchors, text_seen
 from training.evaluation.answers import Answer, Asking, answer, preference, score, score_turns, variety
 from training.evaluation.config import EvalConfig
+from training.evaluation.figures import figure
 from training.evaluation.markdown import card_results, plot_curves, write_report
 from training.evaluation.page import write_page
 from training.evaluation.statistics import mcnemar, paired_difference
 from training.evaluation.task_scores import metrics_of
 from training.evaluation.tasks import find_tasks, run_tasks, task_files
 from training.evaluation.text_bits import measure_text, read_shards, read_texts
+from training.evaluation.text_samples import sample_text
 from training.stage.files import hash_input, read_json, write_json
 from training.stage.record import open_stage
 from training.stories.checker import Verdict, check
@@ -44,6 +47,7 @@ class Outcomes:
     greedy: list[tuple[Answer, Verdict]] = field(default_factory=list)
     sampled: list[tuple[Answer, Verdict]] = field(default_factory=list)
     turns: dict[str, list[tuple[Answer, bool]]] = field(default_factory=dict)  # greedy and sampled, answer and right
+    written: dict[str, Any] = field(default_factory=dict)  # by itself, of the first model
 
 
 def run(config: EvalConfig) -> None:
@@ -72,6 +76,8 @@ def run(config: EvalConfig) -> None:
     results["curves"] = plot_curves(models, stage.folder / "loss.png")
     records = {name: read_json(Path(folder).parent / "stage.json") for name, folder in models.items()}
     results["precision"] = {name: record["precision"] for name, record in records.items() if "precision" in record}
+    if written := results["text_samples"]:
+        add_text_seen(results["models"], records, stage.record["inputs"]["data"]["sha256"], written["training_text"])
     metrics = {name: record.get("metrics", {}) for name, record in records.items()}
     results["targets"] = {name: one["until_val_bpb"] for name, one in metrics.items() if "until_val_bpb" in one}
     write_json(stage.folder / "results.json", results)
@@ -82,6 +88,15 @@ def run(config: EvalConfig) -> None:
     whole_run = stage.folder.parent if stage.folder.name == "eval" else stage.folder
     page = write_page([whole_run], stage.folder / "report.html")
     print(f"report: {stage.folder / 'report.md'} and {page}")
+
+
+def add_text_seen(
+    models: dict[str, Any], records: dict[str, dict[str, Any]], data_sha256: str, training_text: dict[str, Any]
+) -> None:
+    """Add to each model that was pretrained on this text how much of it the model saw."""
+    for name, measured in models.items():
+        if seen := text_seen(records[name], data_sha256, training_text):
+            measured["seen"] = seen
 
 
 def parse_models(options: list[str]) -> dict[str, str]:
@@ -139,9 +154,12 @@ def evaluate(
         results["prompts"] = {"count": len(asked)} | {name: getattr(config, name) for name in settings}
     outcomes: dict[str, Outcomes] = {}
     for name, path in models.items():
-        results["models"][name], outcomes[name] = evaluate_model(config, path, asked, later)
+        results["models"][name], outcomes[name] = evaluate_model(config, path, asked, later, first=not outcomes)
         print(one_line(name, results["models"][name]), flush=True)
+    results["anchors"] = find_anchors(results["models"])
     results["samples"] = side_by_side(asked[: config.num_samples], outcomes)
+    first, outcome = next(iter(outcomes.items()))
+    results["text_samples"] = {"model": first} | outcome.written if outcome.written else None
     results["paired"] = [
         {"from": old, "to": new} | compare(outcomes[old], outcomes[new])
         for old, new in itertools.combinations(models, 2)
@@ -149,8 +167,10 @@ def evaluate(
     return results, outcomes
 
 
-def evaluate_model(config: EvalConfig, path: str, asked: Asked, later: list[Turn]) -> tuple[dict[str, Any], Outcomes]:
-    """Return the measures of one model, and what it did prompt by prompt."""
+def evaluate_model(
+    config: EvalConfig, path: str, asked: Asked, later: list[Turn], *, first: bool
+) -> tuple[dict[str, Any], Outcomes]:
+    """Return the measures of one model, and what it did prompt by prompt; of the first also what it writes."""
     model, tokenizer = load(path)
     measured: dict[str, Any] = {"sha256": hash_input(path), "parameters": model.num_parameters()}
     outcomes = Outcomes()
@@ -161,6 +181,8 @@ def evaluate_model(config: EvalConfig, path: str, asked: Asked, later: list[Turn
         text = read_shards(model, config.data, tokenizer)
         measured["text"], outcomes.nats = measure(config, model, text)
         outcomes.num_bytes = text.num_bytes
+        if first and config.num_samples:
+            outcomes.written = sample_text(model, tokenizer, Path(config.data), config.num_samples, config.seed)
     measured["texts"] = {
         name: measure(config, model, encode(tokenizer, read_texts(file)))[0]
         for name, file in name_files(config.text).items()
@@ -280,5 +302,5 @@ def one_line(name: str, measured: dict[str, Any]) -> str:
         if measured["turns"]["greedy"]:
             parts.append("questions {questions[rate]:.1%}".format(**measured["turns"]["greedy"]))
     for task, scores in measured.get("tasks", {}).items():
-        parts += [f"{task} {key} {value['value']:.4f}" for key, value in metrics_of(scores).items()]
+        parts += [f"{task} {key} {figure(value['value'])}" for key, value in metrics_of(scores).items()]
     return f"{name}: {', '.join(parts)}"

@@ -4,11 +4,13 @@ It opens from the disk: no network, no script, light and dark by the reader's sy
 `stage.json`, `metrics.jsonl` and `results.json` of the stages; text of models and data is escaped.
 """
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from training.evaluation.anchors import ABOUT, anchor_rows, sources
 from training.evaluation.charts import Series, line_chart
 from training.evaluation.markdown import (
     LOSSES,
@@ -21,6 +23,14 @@ from training.evaluation.markdown import (
     procedure,
     read_metrics,
     result_rows,
+)
+from training.evaluation.samples import (
+    ABOUT_TEXT_SAMPLES,
+    START,
+    agreement,
+    agreement_rows,
+    by_prompt,
+    how_written,
 )
 from training.evaluation.task_scores import paradigm_rows, task_curves
 from training.stage.files import read_json
@@ -70,6 +80,7 @@ def one_run(run: Path, name: str, label: str) -> dict[str, Any]:
         "label": label,
         "facts": facts(run),
         "samples": evaluation(run).get("samples", []),
+        "written": written(evaluation(run).get("text_samples")),
         "text": text_rows(found.get("data", {})),
         "checks": {
             stage: [[line["what"], line["found"], line["level"], line["note"]] for line in record["data"]]
@@ -78,6 +89,19 @@ def one_run(run: Path, name: str, label: str) -> dict[str, Any]:
         },
         "settings": settings(found),
     }
+
+
+def written(found: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what the base wrote by itself, with what of it stands in the training text."""
+    if not found:
+        return {}
+    header, rows = agreement_rows(found)
+    prompts = [
+        (prompt or START, [(one["temperature"], one["text"], agreement(one)) for one in some])
+        for prompt, some in by_prompt(found).items()
+    ]
+    about = [ABOUT_TEXT_SAMPLES, how_written(found)]
+    return {"model": found["model"], "header": header, "rows": rows, "about": about, "prompts": prompts}
 
 
 def run_names(runs: Sequence[Path]) -> list[str]:
@@ -129,6 +153,7 @@ def results(runs: Sequence[Path], names: Sequence[str]) -> dict[str, Any]:
         "rows": [[title, *row] for title, row in result_rows(models).items()],
         "parts": part_rows(models) if told else [],
         "paradigms": paradigm_rows(models),
+        "published": published(models, [found.get("anchors", []) for found in every.values()]),
         "runs": [
             {
                 "label": f"{name}: " if len(runs) > 1 else "",
@@ -141,6 +166,16 @@ def results(runs: Sequence[Path], names: Sequence[str]) -> dict[str, Any]:
         "changed_header": PAIRED_HEADER,
         "measured": [line.removeprefix("- ") for line in lines],
     }
+
+
+def published(models: dict[str, Any], found: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    """Return the scores of these models beside those that others publish, empty if there are none."""
+    anchors: dict[str, dict[str, Any]] = {}
+    for anchor in itertools.chain.from_iterable(found):
+        known = anchors.setdefault(anchor["model"], anchor)
+        known["accuracy"] |= anchor["accuracy"]
+    header, rows = anchor_rows(models, list(anchors.values()))
+    return {"header": header, "rows": rows, "about": ABOUT, "sources": sources(list(anchors.values()))} if rows else {}
 
 
 def curves(runs: Sequence[Path], names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from training.evaluation.figures import figure
 from training.evaluation.statistics import Z_95, bootstrap_ratio, rate, wilson
 from training.stage.record import TASK
 
@@ -98,9 +99,9 @@ def task_score(found: dict[str, Any] | None) -> str:
     value: float = found["value"]
     low, high, chance = (found.get(key) for key in ("low", "high", "chance"))  # earlier results have none
     if low is None or high is None:
-        return f"{value:.4f}"
+        return figure(value)
     if chance is None:
-        return f"{value:.4f} ({low:.4f} to {high:.4f})"
+        return f"{figure(value)} ({figure(low)} to {figure(high)})"
     named = "" if low > chance else f"; chance {100 * chance:.1f}"
     return f"{100 * value:.1f} % ({100 * low:.1f} to {100 * high:.1f}{named})"
 
