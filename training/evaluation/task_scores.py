@@ -105,6 +105,17 @@ def task_score(found: dict[str, Any] | None) -> str:
     return f"{100 * value:.1f} % ({100 * low:.1f} to {100 * high:.1f}{named})"
 
 
+def question_rows(models: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """Return the cells of a report for each kind of question, greedy and sampled."""
+    rows = {}
+    asked = [m.get("questions", {"greedy": {}, "sampled": {}}) for m in models]
+    for kind in dict.fromkeys(kind for one in asked for kind in one["greedy"]):
+        for how, ending in (("greedy", ""), ("sampled", ", sampled")):
+            found = [one[how].get(kind) for one in asked]
+            rows[f"Questions: {kind}{ending}"] = [task_score(one and one | {"value": one["rate"]}) for one in found]
+    return rows
+
+
 def paradigm_rows(models: dict[str, Any]) -> list[list[str]]:
     """Return a row for each of BLiMP's paradigms, none if it was not measured."""
     found = [m.get("tasks", {}).get("blimp", {}).get("paradigms", {}) for m in models.values()]
