@@ -191,10 +191,11 @@ def read_steps(entries: list[Any], sources: list[Source]) -> list[Step]:
     steps = [_read_step(entry, sources) for entry in entries]
     names = [step.name for step in steps]
     for earlier, later in zip(steps, steps[1:], strict=False):
-        if earlier.name in DUPLICATE_STEPS and (later.name in DOCUMENT_STEPS or later.name == "exact_duplicates"):
+        exact_behind_near = (earlier.name, later.name) == ("near_duplicates", "exact_duplicates")
+        if exact_behind_near or (earlier.name in DUPLICATE_STEPS and later.name in DOCUMENT_STEPS):
             raise ValueError(
                 f"step {later.name} stands behind {earlier.name}; put exact_duplicates and near_duplicates last, "
-                "in this order, and works beside them: they compare documents as all other steps leave them."
+                "in this order, with works before or after them: they compare documents as all other steps leave them."
             )
     for name in (*DUPLICATE_STEPS, "decontaminate"):
         if names.count(name) > 1:

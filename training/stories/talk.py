@@ -150,8 +150,8 @@ def preferences(split: Split, seed: int) -> Iterator[dict[str, list[StoryMessage
     or (one in three) ends happily and has one of the facts wrong.
 
     Two pairs in five are about what comes besides such a story. Of a question the true answer is chosen and an untrue
-    one rejected; of small talk the honest sentence and a story, of a request the other way round. Of another ending
-    both say first that they have it, but the rejected one ends as before.
+    one rejected; of small talk the honest sentence and a story, of some requests the other way round. Of another
+    ending both say first that they have it, but the rejected one ends as before.
     """
     rng = random.Random(f"preferences/{split}/{seed}")
     while True:
@@ -188,12 +188,14 @@ def _near_miss(rng: random.Random, split: Split, facts: Request, asked: Request)
 
 def _true_and_untrue(rng: random.Random, split: Split) -> dict[str, list[StoryMessage]]:
     """Return a pair that is not about the request of a story, of which one answer is true."""
-    if rng.random() < 0.2:
+    kind = rng.random()
+    if kind < 0.225:
         asked, honest = _small_talk(rng, split)
         facts, _, instruction = _ask(rng, split)
         told = assistant(tell(rng, facts, happy=True).text)
-        # In half of them the honest sentence is the wrong answer: a story was asked for.
-        wanted = rng.random() < 0.5
+        # In one of nine the honest sentence is the wrong answer: a story was asked for. Without these some models
+        # gave it to requests of stories; with half of them some told a story to whoever said hello.
+        wanted = kind >= 0.2
         prompt = [*_system(rng), user(instruction) if wanted else asked]
         chosen, rejected = (told, honest) if wanted else (honest, told)
         return {"prompt": prompt, "chosen": [chosen], "rejected": [rejected]}
