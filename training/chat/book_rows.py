@@ -159,7 +159,7 @@ class Asker:
     def wrong_continuation(self, place: Place, answer: str) -> str:
         """Return what goes on with something else, says the same again and again, stops in the middle, or refuses."""
         words = answer.split()
-        kind = self.rng.choices(("elsewhere", "loop", "cut", "refusal"), (3, 3, 3, 1))[0]
+        kind = self.rng.choices(("elsewhere", "loop", "cut", "refusal"), (6, 6, 6, 1))[0]
         if kind == "elsewhere" and (text := self.elsewhere(place, len(words))):
             return text
         if kind == "cut":
