@@ -54,6 +54,8 @@ FAR = 30  # sentences between the end of a passage and one that does not come ne
 ALIKE = 1.5  # how many times as long the longer of two sentences may be
 TRIES = 20  # at most, to find a sentence elsewhere in the book
 LOOP = (3, 8)  # words of a phrase that comes again and again
+WRONG = (6, 6, 6, 1)  # continuations from elsewhere, that repeat, that stop, and that refuse: few, or none is refused
+NICKNAME = 2  # letters that the names of two people do not have in common, as Steve and Stephen
 
 
 @dataclass(frozen=True)
@@ -158,18 +160,18 @@ class Asker:
 
     def wrong_continuation(self, place: Place, answer: str) -> str:
         """Return what goes on with something else, says the same again and again, stops in the middle, or refuses."""
-        words = answer.split()
-        kind = self.rng.choices(("elsewhere", "loop", "cut", "refusal"), (6, 6, 6, 1))[0]
+        kind = self.rng.choices(("elsewhere", "loop", "cut", "refusal"), WRONG)[0]
+        words = re.findall(r"\S+\s*", answer)
         if kind == "elsewhere" and (text := self.elsewhere(place, len(words))):
             return text
         if kind == "cut":
-            short = " ".join(words[: self.rng.randint(len(words) // 3, len(words) * 4 // 5)])
-            return short.rstrip(".!?,;:\"”’')-—")
+            short = "".join(words[: self.rng.randint(len(words) // 3, len(words) * 4 // 5)])
+            return short.rstrip(" \n.!?,;:\"”’')-—")
         if kind == "refusal":
             return CAN_DO
         begin = self.rng.randint(0, len(words) // 2)
         phrase = words[begin : begin + self.rng.randint(*LOOP)]
-        return " ".join([*words[:begin], *itertools.islice(itertools.cycle(phrase), len(words) - begin)])
+        return "".join([*words[:begin], *itertools.islice(itertools.cycle(phrase), len(words) - begin)]).strip()
 
     def elsewhere(self, place: Place, words: int) -> str | None:
         """Return sentences of about so many words that stand in another place of the same book."""
@@ -299,7 +301,7 @@ def other_names(name: str, passage: str, names: Set[str]) -> list[str]:
         return []
     found: list[str] = []
     for other in sorted(names, key=lambda other: (-len(other), other)):
-        words = {word for known in (name, *found) for word in own_words(known)}
-        if is_titled(other) == is_titled(name) and not words & set(own_words(other)):
+        known = {word[:NICKNAME] for one in (name, *found) for word in own_words(one)}
+        if is_titled(other) == is_titled(name) and not known & {word[:NICKNAME] for word in own_words(other)}:
             found += [other] if re.search(rf"\b{re.escape(other)}\b", passage) else []
     return found

@@ -354,7 +354,8 @@ def samples(shown: list[dict[str, Any]]) -> str:
     """Return prompts with the answer of each model."""
     blocks = []
     for sample in shown:
-        blocks.append(f"**{sample['prompt']}**")
+        prompt = sample["prompt"]
+        blocks.append(quoted(prompt) if "\n" in prompt else f"**{prompt}**")
         for name, said in sample["answers"].items():
             marks = [word for word in ("followed", "happy", "right", "ended") if said.get(word)]
             marks = marks or ["nothing of what was asked"]

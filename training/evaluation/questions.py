@@ -4,22 +4,24 @@
     {"kind": "capitals", "prompt": "What is the capital of Peru?", "answers": ["Lima.", "Lima"]}
 
 A prompt is text or messages. An answer is right if it is one of `answers` word for word. Where there is none it is to
-be a whole text: one that ends by itself, with a sentence, and repeats neither itself nor what it was given.
+be a whole text: one of ten words or more that ends by itself, with a sentence, and repeats neither itself nor its
+prompt. What answers another question of the file, such as the sentence of a model that refuses, is none.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_scratch.tokenizer import Message
+from hf_scratch.tokenizer import Message, encode_texts
 from training.chat.formats import check_messages
 from training.corpus.readers.tables import read_table
 from training.evaluation.answers import Answer, Asking, answer
 from training.evaluation.statistics import rate
 
+FEWEST = 10  # words of a whole text
 SAME = 6  # words of a run that a whole text does not say twice, nor after its prompt
 ENDS = re.compile(r"[.!?][\"”’')]*$")
 MARGIN = 8  # tokens: the words of a true answer may be cut into a few more than the tokenizer does
@@ -35,11 +37,12 @@ class Question:
     answers: tuple[str, ...]
     chance: float | None
 
-    def is_right(self, said: Answer) -> bool:
-        """Whether this is one of the answers, or where there are none a whole text."""
+    def is_right(self, said: Answer, other_answers: Set[str]) -> bool:
+        """Whether this is one of the answers, or where there are none a whole text and no answer to something else."""
+        text = said.text.strip()
         if self.answers:
-            return said.text.strip() in self.answers
-        return said.ended and is_whole(said.text, self.messages[-1]["content"])
+            return text in self.answers
+        return said.ended and text not in other_answers and is_whole(text, self.messages[-1]["content"])
 
 
 Answered = list[tuple[Answer, bool]]
@@ -48,9 +51,11 @@ Answered = list[tuple[Answer, bool]]
 def is_whole(text: str, prompt: str) -> bool:
     """Whether a text comes to the end of a sentence and says nothing twice, nor what the prompt has said."""
     words = text.split()
+    if len(words) < FEWEST or not ENDS.search(text):
+        return False
     runs = [" ".join(words[i : i + SAME]) for i in range(len(words) - SAME + 1)]
     given = " ".join(prompt.split())
-    return bool(ENDS.search(text.strip())) and len(set(runs)) == len(runs) and not any(run in given for run in runs)
+    return len(set(runs)) == len(runs) and not any(run in given for run in runs)
 
 
 def read_questions(path: str) -> list[Question]:
@@ -95,11 +100,12 @@ def ask(
         true = [text for i in places for text in questions[i].answers]
         limit = how.max_new_tokens
         if all(questions[i].answers for i in places):
-            limit = min(limit, MARGIN + max(len(ids) for ids in tokenizer(true)["input_ids"]))
+            limit = min(limit, MARGIN + max(map(len, encode_texts(tokenizer, true))))
         asking = replace(how, max_new_tokens=limit)
         found = answer(model, tokenizer, [questions[i].messages for i in places], asking, sampled=sampled)
         said |= dict(zip(places, found, strict=True))
-    return [(said[i], one.is_right(said[i])) for i, one in enumerate(questions)]
+    every = {text for one in questions for text in one.answers}
+    return [(said[i], one.is_right(said[i], every)) for i, one in enumerate(questions)]
 
 
 def score_questions(questions: Sequence[Question], answered: Answered) -> dict[str, Any]:
