@@ -14,15 +14,19 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_scratch import train_tokenizer
 from hf_scratch.tokenizer import encode_chat
-from training.chat.book_rows import CAN_DO, HONEST, KINDS, Asker, Task, other_names
+from training.chat.book_rows import CAN_DO, HONEST, KINDS, TITLES, Asker, Task, other_names
 from training.chat.books import Book, cut_sentences, read_prose, read_speech
 from training.chat.rows import load_rows
 from training.corpus.split import fraction_of
+from training.dpo import main as dpo
+from training.eval_model import main as eval_model
 from training.evaluation.answers import Answer
 from training.evaluation.questions import is_whole, read_questions
 from training.prepare_chat import main as prepare_chat
 from training.prepare_data import main as prepare_data
+from training.pretrain import main as pretrain
 from training.run import steps
+from training.sft import main as sft
 from training.stories import small_talk
 
 NAMES = ("Tom", "Anna", "Mr. Brown", "Peter", "Lucy", "Miss Grey", "Oswald", "Martha")
@@ -49,7 +53,7 @@ def tell(rng: random.Random, parts: int = 60) -> str:
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerBase:
     """One that knows the words of the made-up books."""
-    return train_tokenizer([tell(random.Random(i)) for i in range(4)], 1200, show_progress=False)
+    return train_tokenizer([tell(random.Random(i)) for i in range(4)], 900, show_progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +104,10 @@ def test_a_speaker_is_named_beyond_doubt_or_nobody_is(paragraph: str, speaker: s
 @pytest.mark.parametrize(
     ("block", "prose"),
     [
-        ("The boy went home\nand slept.", "The boy went home and slept."),
+        (
+            "The boy went home over the hill and through the long dark wood,\nand slept.",
+            "The boy went home over the hill and through the long dark wood, and slept.",
+        ),
         ("   The boy went _home_.", "The boy went home."),
         ("CHAPTER IV.", None),
         ("Chapter Four. The Boy Goes Home.", None),
@@ -111,7 +118,7 @@ def test_a_speaker_is_named_beyond_doubt_or_nobody_is(paragraph: str, speaker: s
         ("The boy went home", None),
         ('"The speech goes on in the next paragraph.', None),
         ("“The speech goes on in the next paragraph.", None),
-        ("The boy went home\n    and slept\n    all night.", None),
+        ("The boy went home over the hill and through the long dark wood\n    and slept\n    all night.", None),
     ],
 )
 def test_only_whole_paragraphs_of_prose_are_read(block: str, prose: str | None) -> None:
@@ -312,6 +319,8 @@ def test_what_cannot_be_asked_about_is_said(made: Path, tmp_path: Path, tokenize
     words = ["--tokenizer", str(made / "tokenizer"), "--output_dir", str(tmp_path / "data")]
     prepare_data([*words, "--files", str(tmp_path / "list.txt")])
     tokenizer.save_pretrained(tmp_path / "tokenizer")
+    with pytest.raises(SystemExit, match="max_length=64 leaves no room .*; give at least 128"):
+        make_chat(tmp_path, "--max_length", "64")
     with pytest.raises(SystemExit, match="nothing can be asked about .*, so sft.jsonl would be empty"):
         make_chat(tmp_path)
 
@@ -326,3 +335,28 @@ def test_the_recipe_goes_on_from_the_books_of_a_run(tmp_path: Path) -> None:
     assert str(chat / "questions.jsonl") in plan["eval"]
     human = {step.name: step.inputs for step in steps(RECIPES / "human-chat", tmp_path, [])}
     assert list(human) == ["sft", "dpo", "eval"] and not any("--data" in human[name] for name in ("sft", "dpo"))
+
+
+@pytest.mark.slow
+def test_from_books_to_a_chat_that_is_measured_on_other_books(made: Path, tmp_path: Path) -> None:
+    chat, tokens = made / "chat", ["--data", str(made / "data")]
+    sizes = "--hidden_size 32 --num_hidden_layers 1 --num_attention_heads 2 --context_length 256 --batch_rows 2"
+    words = [*sizes.split(), *"--max_steps 2 --eval_steps 2 --warmup_steps 0 --precision fp32".split()]
+    pretrain([*tokens, "--tokenizer", str(made / "tokenizer"), "--output_dir", str(tmp_path / "pretrain"), *words])
+    few = "--batch_size 4 --max_steps 1 --warmup_ratio 0 --log_steps 1 --max_length 256 --eval_examples 4".split()
+    replay = ["--replay", str(made / "data"), "--replay_rows", "4"]
+    for stage, before, rows, more in ((sft, "pretrain", "sft.jsonl", replay), (dpo, "sft", "dpo.jsonl", [])):
+        name = rows.removesuffix(".jsonl")
+        words = ["--model", str(tmp_path / before / "model"), "--data", str(chat / rows), *few, *more]
+        stage(["--output_dir", str(tmp_path / name), *words])
+        table = {
+            line["what"]: line["level"] for line in json.loads((tmp_path / name / "stage.json").read_text())["data"]
+        }
+        assert "error" not in table.values() and not table["duplicate rows"]
+        assert not table["rows too long"], table
+    models = [f"{name}={tmp_path / name / 'model'}" for name in ("sft", "dpo")]
+    words = ["--questions", str(chat / "questions.jsonl"), "--num_prompts", "0", "--max_new_tokens", "4"]
+    eval_model(["--output_dir", str(tmp_path / "eval"), *tokens, "--models", *models, *words])
+    report = (tmp_path / "eval/report.md").read_text()
+    for title in TITLES.values():
+        assert f"| Questions: {title} | 0.0 %" in report

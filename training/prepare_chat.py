@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     Rows = Iterator[tuple[str, Row]]  # of each its kind
 
+SHORTEST = 128  # tokens of a row
 ENOUGH = 100_000_000  # characters of books to make rows from; more are not read
 
 
@@ -54,6 +55,10 @@ class ChatConfig:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage."""
     config = parse_config(ChatConfig, argv, __doc__)
+    if config.max_length < SHORTEST:
+        raise ValueError(
+            f"max_length={config.max_length} leaves no room for a passage and its answer; give at least {SHORTEST}."
+        )
     stage = open_stage("chat", config, {"data": config.data, "tokenizer": config.tokenizer}, config.output_dir)
     if stage.done:
         return
@@ -114,6 +119,7 @@ def read_books(config: ChatConfig, tokenizer: "PreTrainedTokenizerBase", split: 
         size += len(text)
         if size > ENOUGH:
             break
+    print(f"{split}: {len(texts):,} documents, {size:,} characters", flush=True)
     return [Book(text) for text in texts]
 
 

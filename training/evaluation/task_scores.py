@@ -101,7 +101,11 @@ def task_score(found: dict[str, Any] | None) -> str:
         return f"{value:.4f}"
     if chance is None:
         return f"{value:.4f} ({low:.4f} to {high:.4f})"
-    named = "" if low > chance else f"; chance {100 * chance:.1f}"
+    return _share(value, low, high, chance)
+
+
+def _share(value: float, low: float, high: float, chance: float | None) -> str:
+    named = "" if chance is None or low > chance else f"; chance {100 * chance:.1f}"
     return f"{100 * value:.1f} % ({100 * low:.1f} to {100 * high:.1f}{named})"
 
 
@@ -112,7 +116,9 @@ def question_rows(models: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
     for kind in dict.fromkeys(kind for one in asked for kind in one["greedy"]):
         for how, ending in (("greedy", ""), ("sampled", ", sampled")):
             found = [one[how].get(kind) for one in asked]
-            rows[f"Questions: {kind}{ending}"] = [task_score(one and one | {"value": one["rate"]}) for one in found]
+            rows[f"Questions: {kind}{ending}"] = [
+                _share(one["rate"], one["low"], one["high"], one["chance"]) if one else "" for one in found
+            ]
     return rows
 
 
