@@ -98,7 +98,7 @@ class Asker:
     def __init__(
         self, books: Sequence[Book], split: Split, seed: int, count: Callable[[list[Message]], int], max_length: int
     ) -> None:
-        self.books, self.split, self.count, self.max_length = books, split, count, max_length
+        self.split, self.count, self.max_length = split, count, max_length
         self.rng = random.Random(f"books/{split}/{seed}")
         self.runs = [(book, run) for book in books for run in book.runs]
         self.ends = list(itertools.accumulate(len(run) for _, run in self.runs))
@@ -115,15 +115,13 @@ class Asker:
                 del streams[kind]
 
     def stream(self, kind: str) -> Iterator[Task]:
-        """Return requests of one kind, each about another place of the books; small talk has no end."""
+        """Return requests of one kind, each from another place of the books."""
         makers = {"continue": self.continued, "speaker": self.spoken, "next": self.followed, "small talk": self.talk}
         order = self.rng.sample(range(self.ends[-1]), self.ends[-1]) if self.ends else []
-        for number in itertools.cycle(order) if kind == "small talk" else order:
-            place = self.place(number)
-            task = makers[kind](place)
-            if (
-                task
-                and max(self.count(task.messages(one)) for one in (task.answers[0], task.wrong)) <= self.max_length
+        for number in order:
+            task = makers[kind](self.place(number))
+            if task and all(
+                self.count(task.messages(one)) <= self.max_length for one in (task.answers[0], task.wrong)
             ):
                 yield task
 
@@ -253,7 +251,7 @@ class Asker:
         """Say something that is no request for any of this; a wrong answer goes on as the book does at the place."""
         kind = small_talk.kind_of(self.rng)
         end = self.take(place.run, place.number, 10, self.max_length // 6)
-        wrong = join(place.run[place.number : max(end, place.number + 1)])
+        wrong = join(place.run[place.number : max(end, place.number + 1)])  # dropped if it is too long
         right = (HONEST[kind], *(answer for answer in HONEST.values() if answer != HONEST[kind]))
         return Task("small talk", small_talk.draw(self.rng, self.split, kind), right, wrong)
 
