@@ -258,14 +258,16 @@ def strings(value: Any) -> Iterator[str]:
             yield from strings(entry)
 
 
-def runs_of(path: Path, number: int = 13) -> set[tuple[str, ...]]:
-    """The runs of words in the rows of a file."""
-    found = set()
-    for line in path.read_text().splitlines():
-        for text in strings(json.loads(line)):
-            words = re.findall(r"\w+", text.lower())
-            found |= {tuple(words[i : i + number]) for i in range(len(words) - number + 1)}
-    return {run for run in found if "only" not in run}  # which only the honest sentence has
+def runs_of(texts: Iterator[str], number: int = 13) -> set[tuple[str, ...]]:
+    """The runs of words of texts."""
+    words = (re.findall(r"\w+", text.lower()) for text in texts)
+    return {tuple(one[i : i + number]) for one in words for i in range(len(one) - number + 1)}
+
+
+def runs_in(path: Path) -> set[tuple[str, ...]]:
+    """The runs of words in the rows of a file, but for those of the honest sentence, which all files have."""
+    rows = map(json.loads, path.read_text().splitlines())
+    return runs_of(text for row in rows for text in strings(row)) - runs_of(iter(HONEST.values()))
 
 
 FEW = ("--num_conversations", "120", "--num_pairs", "60", "--num_questions", "20")
@@ -278,8 +280,8 @@ def test_no_edition_of_a_book_that_is_asked_about_is_trained_on(
 ) -> None:
     make_data(tmp_path, tokenizer, data_steps)
     make_chat(tmp_path, "--num_conversations", "1500", *FEW[2:])
-    asked = runs_of(tmp_path / "chat/questions.jsonl")
-    learnt = runs_of(tmp_path / "chat/sft.jsonl") | runs_of(tmp_path / "chat/dpo.jsonl")
+    asked = runs_in(tmp_path / "chat/questions.jsonl")
+    learnt = runs_in(tmp_path / "chat/sft.jsonl") | runs_in(tmp_path / "chat/dpo.jsonl")
     assert len(asked) > 1000
     if data_steps:
         assert not asked & learnt

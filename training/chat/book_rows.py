@@ -51,6 +51,7 @@ KINDS = {"continue": 0.4, "speaker": 0.25, "next": 0.25, "small talk": 0.1}  # w
 THANKS = 0.1  # share of the conversations in which the user says thank you
 SPEECH, SENTENCE = (3, 25), (6, 30)  # fewest and most words of what is asked about
 FAR = 30  # sentences between the end of a passage and one that does not come next
+_WORD = re.compile(r"\w+")
 ALIKE = 1.5  # how many times as long the longer of two sentences may be
 TRIES = 20  # at most, to find a sentence elsewhere in the book
 LOOP = (3, 8)  # words of a phrase that comes again and again
@@ -115,14 +116,18 @@ class Asker:
                 del streams[kind]
 
     def stream(self, kind: str) -> Iterator[Task]:
-        """Return requests of one kind, each from another place of the books."""
+        """Return requests of one kind, each from another place of the books, and of several editions from one."""
         makers = {"continue": self.continued, "speaker": self.spoken, "next": self.followed, "small talk": self.talk}
         order = self.rng.sample(range(self.ends[-1]), self.ends[-1]) if self.ends else []
+        seen = set()
         for number in order:
-            task = makers[kind](self.place(number))
-            if task and all(
-                self.count(task.messages(one)) <= self.max_length for one in (task.answers[0], task.wrong)
-            ):
+            place = self.place(number)
+            task = makers[kind](place)
+            begins = " ".join(_WORD.findall(place.run[place.number].text.lower()))
+            if task is None or begins in seen:
+                continue
+            seen.add(begins)
+            if all(self.count(task.messages(one)) <= self.max_length for one in (task.answers[0], task.wrong)):
                 yield task
 
     def place(self, number: int) -> Place:
