@@ -192,7 +192,7 @@ def test_of_two_sentences_the_one_that_follows_in_the_book_is_right(book: Book, 
         firsts += one == task.answers[0]
         passage = flat(task.asked.split("\n\n1. ")[0])
         before = (
-            passage.split(" Which ")[0].split(" Does it ")[0].removeprefix("Which sentence follows this passage? ")
+            passage.split(" Which ")[0].split(" What comes ")[0].removeprefix("Which sentence follows this passage? ")
         )
         assert f"{before} {task.answers[0]}" in text and f"{before} {task.wrong}" not in text
     assert 15 < firsts < 45  # nothing is won by always naming the first

@@ -36,7 +36,7 @@ NEXT = (
     "{passage}\n\nWhich comes next?\n\n1. {one}\n\n2. {two}",
     "{passage}\n\nWhich of these two sentences comes next?\n\n1. {one}\n\n2. {two}",
     "Which sentence follows this passage?\n\n{passage}\n\n1. {one}\n\n2. {two}",
-    "{passage}\n\nDoes it go on with the first or with the second?\n\n1. {one}\n\n2. {two}",
+    "{passage}\n\nWhat comes next, 1 or 2?\n\n1. {one}\n\n2. {two}",
 )
 
 # fmt: on
