@@ -160,9 +160,25 @@ def test_a_preferred_story_is_the_one_asked_for(split: Split, seed: int) -> None
 
 
 def asks_for_a_story(pair: dict[str, list[dict[str, str]]]) -> bool:
-    """Whether a pair is about the request of a story, and the first one."""
+    """Whether a pair is of two stories, and about the first request."""
     before = [turn["role"] for turn in pair["prompt"] if turn["role"] != "system"]
-    return before == ["user"] and pair["chosen"][0]["content"] not in small_talk.ANSWERS.values()
+    return before == ["user"] and not any(is_honest(pair, side) for side in ("chosen", "rejected"))
+
+
+def is_honest(pair: dict[str, list[dict[str, str]]], side: str) -> bool:
+    """Whether this side of a pair is the sentence for what is no request of a story."""
+    return pair[side][0]["content"] in small_talk.ANSWERS.values()
+
+
+def test_the_honest_sentence_is_right_for_small_talk_and_wrong_for_requests() -> None:
+    pairs = list(islice(preferences("train", 5), 4000))
+    small = [pair for pair in pairs if is_honest(pair, "chosen")]
+    asked = [pair for pair in pairs if is_honest(pair, "rejected")]
+    assert 0.03 < len(small) / len(pairs) < 0.05 and 0.002 < len(asked) / len(pairs) < 0.009
+    for pair in asked:
+        facts, told = (facts_in(pair[side][-1]["content"]) for side in ("prompt", "chosen"))
+        assert facts and facts <= told
+    assert all(len(facts_in(pair["rejected"][0]["content"])) > 2 for pair in small)
 
 
 def test_every_pair_is_of_two_answers_to_one_prompt() -> None:
@@ -189,7 +205,7 @@ def test_every_pair_is_of_two_answers_to_one_prompt() -> None:
 
 
 def test_pairs_are_told_apart_and_of_one_length() -> None:
-    pairs = list(islice(filter(asks_for_a_story, preferences("train", 3)), 800))
+    pairs = list(islice(filter(asks_for_a_story, preferences("train", 3)), 4000))
     chosen, rejected = ([pair[side][0]["content"] for pair in pairs] for side in ("chosen", "rejected"))
     anything = next(stories("train", 0)).request
     assert all(check(anything, text).happy for text in chosen)

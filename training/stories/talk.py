@@ -189,15 +189,15 @@ def _near_miss(rng: random.Random, split: Split, facts: Request, asked: Request)
 def _true_and_untrue(rng: random.Random, split: Split) -> dict[str, list[StoryMessage]]:
     """Return a pair that is not about the request of a story, of which one answer is true."""
     kind = rng.random()
-    if kind < 0.225:
+    if kind < 0.1125:
         asked, honest = _small_talk(rng, split)
         facts, _, instruction = _ask(rng, split)
-        tale = assistant(tell(rng, facts, happy=True).text)
-        # In one of nine the honest sentence is the wrong answer: a story was asked for. Without these some models
-        # gave it to requests of stories; with half of them some told a story to whoever said hello.
-        wanted = kind >= 0.2
+        told = assistant(tell(rng, facts, happy=True).text)
+        # In one of nine the honest sentence is the wrong answer: a story was asked for. With none of these, and twice
+        # as many of the others, some models gave it to requests of stories; with many they forgot its words.
+        wanted = kind >= 0.1
         prompt = [*_system(rng), user(instruction) if wanted else asked]
-        chosen, rejected = (tale, honest) if wanted else (honest, tale)
+        chosen, rejected = (told, honest) if wanted else (honest, told)
         return {"prompt": prompt, "chosen": [chosen], "rejected": [rejected]}
     story, told = _told(rng, split)
     if rng.random() < 0.55:
