@@ -192,12 +192,12 @@ def _true_and_untrue(rng: random.Random, split: Split) -> dict[str, list[StoryMe
     if kind < 0.1125:
         asked, honest = _small_talk(rng, split)
         facts, _, instruction = _ask(rng, split)
-        told = assistant(tell(rng, facts, happy=True).text)
+        tale = assistant(tell(rng, facts, happy=True).text)
         # In one of nine the honest sentence is the wrong answer: a story was asked for. With none of these, and twice
         # as many of the others, some models gave it to requests of stories; with many they forgot its words.
         wanted = kind >= 0.1
         prompt = [*_system(rng), user(instruction) if wanted else asked]
-        chosen, rejected = (told, honest) if wanted else (honest, told)
+        chosen, rejected = (tale, honest) if wanted else (honest, tale)
         return {"prompt": prompt, "chosen": [chosen], "rejected": [rejected]}
     story, told = _told(rng, split)
     if rng.random() < 0.55:
