@@ -14,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from pictures import table
 
 RECORD = "training_record"
-ORDER = ("tokenizer", "data", "pretrain", "sft", "dpo", "grpo", "eval")
+ORDER = ("tokenizer", "data", "chat", "pretrain", "sft", "dpo", "grpo", "eval")
 STAGES = {
     "pretrain": "Pretraining",
     "sft": "Fine-tuning (SFT)",
@@ -103,6 +103,9 @@ def results_table(results: dict[str, Any]) -> str:
         cells = [interval(found.get("turns", {}).get("greedy", {}).get(key)) for found in models.values()]
         if any(cells):
             rows.append([title, *cells])
+    asked = [found.get("questions", {}).get("greedy", {}) for found in models.values()]
+    for kind in dict.fromkeys(kind for one in asked for kind in one):
+        rows.append([f"Questions: {kind}", *(interval(one.get(kind)) for one in asked)])
     return table(["", *models], rows, "Results, with 95 % intervals")
 
 

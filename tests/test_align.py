@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from hf_scratch import ScratchForCausalLM
 from hf_scratch.tokenizer import CHAT_TEMPLATE
-from training import dpo, prepare_data, release, sft, train_tokenizer
+from training import dpo, prepare_chat, prepare_data, release, sft, train_tokenizer
 from training.alignment import trainer as align_trainer
 from training.alignment.config import AlignConfig, DpoConfig, GrpoConfig, SftConfig
 from training.alignment.stage import load_model, load_weights
@@ -70,6 +70,7 @@ def test_the_settings_of_every_recipe_exist(path: Path) -> None:
     stages: dict[str, tuple[Any, str]] = {
         "tokenizer": (train_tokenizer.TokenizerConfig, ""),
         "data": (prepare_data.DataConfig, "--tokenizer t"),
+        "chat": (prepare_chat.ChatConfig, "--data d --tokenizer t"),
         "pretrain": (PretrainConfig, "--data d --tokenizer t"),
         "sft": (SftConfig, "--model m"),
         "dpo": (DpoConfig, "--model m"),

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from hf_scratch.hub.verify import Reference
 
 ROOT = Path(__file__).parent.parent
-STAGES = ("tokenizer", "data", *MODELS.values(), "eval")
+STAGES = ("tokenizer", "data", "chat", *MODELS.values(), "eval")
 MODEL_STAGES = tuple(reversed(MODELS.values()))  # the last one that ran is released
 MODEL_FILES = ("*.json", "*.safetensors", "*.py", "*.jinja")
 RECORD_FILES = ("metrics.jsonl", "results.json", "report.md", "loss.png")

@@ -1,4 +1,4 @@
-"""Run a recipe from raw text to a release folder: tokenizer, data, pretrain, sft, dpo, grpo, eval, release.
+"""Run a recipe from raw text to a release folder: tokenizer, data, chat, pretrain, sft, dpo, grpo, eval, release.
 
     python -m training.run training/recipes/quickstart
     python -m training.run training/recipes/shakespeare --files tinyshakespeare.txt
@@ -61,14 +61,20 @@ def steps(recipe: Path, run: Path, files: list[str]) -> list[Step]:
     models = [f"{name}={path}" for name, path in made.items() if MODELS[name] in present or path.is_dir()]
     text = ["--files", *files] if files else []
     tokenizer, data = str(run / "tokenizer"), str(run / "data")
+    # The rows of the stage `chat` where the recipe has it, else what the stages' own recipes name.
+    rows, pairs, questions = (
+        [option, str(run / "chat" / name)] if "chat" in present else []
+        for option, name in (("--data", "sft.jsonl"), ("--data", "dpo.jsonl"), ("--questions", "questions.jsonl"))
+    )
     all_steps = [
         Step("tokenizer", "training.train_tokenizer", text),
         Step("data", "training.prepare_data", ["--tokenizer", tokenizer, *text]),
+        Step("chat", "training.prepare_chat", ["--data", data, "--tokenizer", tokenizer]),
         Step("pretrain", "training.pretrain", ["--data", data, "--tokenizer", tokenizer]),
-        Step("sft", "training.sft", ["--model", str(run / "pretrain/model"), "--replay", data]),
-        Step("dpo", "training.dpo", ["--model", str(run / "sft/model")]),
+        Step("sft", "training.sft", ["--model", str(run / "pretrain/model"), "--replay", data, *rows]),
+        Step("dpo", "training.dpo", ["--model", str(run / "sft/model"), *pairs]),
         Step("grpo", "training.grpo", ["--model", str(run / "sft/model")]),
-        Step("eval", "training.eval_model", ["--data", data, "--models", *models]),
+        Step("eval", "training.eval_model", ["--data", data, *questions, "--models", *models]),
         Step("release", "training.release", ["--run", str(run)]),
     ]
     unknown = present - {step.name for step in all_steps}

@@ -43,6 +43,8 @@ function results(models) {
   const rows = [["Bits per byte, held-out text", found.map((model) => model.text?.bits_per_byte.toFixed(4) ?? "")]];
   for (const [key, title] of Object.entries(RATES)) rows.push([title, found.map((model) => interval(model.stories?.[key]))]);
   for (const [key, title] of Object.entries(TURNS)) rows.push([title, found.map((model) => interval(model.turns?.greedy?.[key]))]);
+  const asked = found.map((model) => model.questions?.greedy ?? {});
+  for (const kind of new Set(asked.flatMap(Object.keys))) rows.push([`Questions: ${kind}`, asked.map((one) => interval(one[kind]))]);
   const shown = rows.filter(([, cells]) => cells.some(Boolean)).map(([title, cells]) => [title, ...cells]);
   return shown.length ? [table("Results, with 95 % intervals", ["", ...Object.keys(models)], shown, "figures")] : [];
 }

@@ -36,6 +36,10 @@ class EvalConfig:
     num_turns: int = field(
         default=200, metadata={"help": "Questions about stories, as many of each kind; fewer of other later turns."}
     )
+    questions: str = field(
+        default="",
+        metadata={"help": "File of questions with exact answers, such as questions.jsonl of training.prepare_chat."},
+    )
     split: Literal["test", "dev"] = field(
         default="test", metadata={"help": "Split of the prompts; dev is for tuning."}
     )

@@ -16,7 +16,14 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 from training.evaluation.anchors import ABOUT, anchor_rows, sources
 from training.evaluation.figures import figure
 from training.evaluation.samples import ABOUT_TEXT_SAMPLES, agreement_rows, how_written, samples, text_samples
-from training.evaluation.task_scores import metrics_of, paradigm_rows, task_curves, task_procedure, task_score
+from training.evaluation.task_scores import (
+    metrics_of,
+    paradigm_rows,
+    question_rows,
+    task_curves,
+    task_procedure,
+    task_score,
+)
 
 ROWS = (
     ("followed", "Instruction followed"),
@@ -168,6 +175,7 @@ def result_rows(models: dict[str, Any]) -> dict[str, list[str]]:
         rows["Length of an answer, tokens"] = [interval(m["tokens"]) if "tokens" in m else "" for m in stories]
         if any("repetition" in m for m in stories):
             rows |= {title: [share(m.get(key)) for m in stories] for key, title in VARIETY_ROWS}
+    rows |= question_rows(every)
     for task in dict.fromkeys(task for m in every for task in m.get("tasks", {})):
         found = [m.get("tasks", {}).get(task, {}) for m in every]
         every_metric = [metrics_of(scores) for scores in found]
@@ -264,6 +272,8 @@ def eval_results(measured: dict[str, Any]) -> list[EvalResult]:
     found += [
         ("later turns", key.replace(" ", "_"), title, later[key]["rate"]) for key, title in TURN_ROWS if key in later
     ]
+    asked = measured.get("questions", {}).get("greedy", {})
+    found += [("questions", kind.replace(" ", "_"), kind, one["rate"]) for kind, one in asked.items()]
     for task, scores in measured.get("tasks", {}).items():
         found += [(task, name.replace(", ", "_"), name, score["value"]) for name, score in metrics_of(scores).items()]
     return [
@@ -337,6 +347,12 @@ def procedure(results: dict[str, Any]) -> str:
             f"seed {asked['seed']}{likeliest(asked)}; at most "
             f"{asked['max_new_tokens']} tokens, prompt and answer within the context.",
         ]
+    if asked := results.get("questions"):
+        lines.append(
+            f"- Questions: {asked['count']:,} from a file. An answer is right if it is a true one word for word; a "
+            "continuation if it ends by itself with a sentence and repeats neither itself nor what was given. Greedy, "
+            f"or sampled at temperature {asked['temperature']} with seed {asked['seed']}{likeliest(asked)}."
+        )
     if precision := results.get("precision"):
         trained = ", ".join(f"{name} in {PRECISIONS[how]}" for name, how in precision.items())
         exact = "and so is every evaluation here"

@@ -23,6 +23,7 @@ from training.evaluation.config import EvalConfig
 from training.evaluation.figures import figure
 from training.evaluation.markdown import card_results, plot_curves, write_report
 from training.evaluation.page import write_page
+from training.evaluation.questions import Answered, Question, ask, read_questions, score_questions
 from training.evaluation.statistics import mcnemar, paired_difference
 from training.evaluation.task_scores import metrics_of
 from training.evaluation.tasks import find_tasks, run_tasks, task_files
@@ -46,22 +47,24 @@ class Outcomes:
     num_bytes: np.ndarray | None = None
     greedy: list[tuple[Answer, Verdict]] = field(default_factory=list)
     sampled: list[tuple[Answer, Verdict]] = field(default_factory=list)
-    turns: dict[str, list[tuple[Answer, bool]]] = field(default_factory=dict)  # greedy and sampled, answer and right
+    turns: dict[str, Answered] = field(default_factory=dict)  # greedy and sampled, answer and right
+    questions: dict[str, Answered] = field(default_factory=dict)  # greedy and sampled, of the questions of a file
     written: dict[str, Any] = field(default_factory=dict)  # by itself, of the first model
 
 
 def run(config: EvalConfig) -> None:
     """Run the stage."""
     models = parse_models(config.models)
-    if not (config.data or config.text or config.tasks or config.num_prompts):
-        raise ValueError("there is nothing to measure; give --data, --text, --tasks or --num_prompts.")
+    if not (config.data or config.text or config.tasks or config.num_prompts or config.questions):
+        raise ValueError("there is nothing to measure; give --data, --text, --tasks, --questions or --num_prompts.")
+    questions = read_questions(config.questions)
     if config.tasks:
         # A name that is misspelt and a file that is missing are told before anything is measured.
         find_tasks(config.tasks, config.task_data)
     # A model counts by what its folder holds, and by its name, which stands beside every figure: `NAME=` is no path,
     # and so counts as it is written.
     inputs: dict[str, Any] = {"models": [*models.values(), *(f"{name}=" for name in models)]}
-    inputs |= {"data": config.data, "text": config.text}
+    inputs |= {"data": config.data, "text": config.text, "questions": config.questions}
     if config.task_data:
         inputs["task_data"] = [path for task in config.tasks for path in task_files(task, config.task_data)]
     stage = open_stage("eval", config, inputs, config.output_dir)
@@ -71,7 +74,7 @@ def run(config: EvalConfig) -> None:
     products = settle_tf32(allowed=True)
     asked = story_prompts(config)
     later = turns(config.split, config.seed, config.num_turns) if asked and config.num_turns else []
-    results, outcomes = evaluate(config, models, asked, later)
+    results, outcomes = evaluate(config, models, asked, later, questions)
     results["products"] = products
     results["curves"] = plot_curves(models, stage.folder / "loss.png")
     records = {name: read_json(Path(folder).parent / "stage.json") for name, folder in models.items()}
@@ -81,7 +84,7 @@ def run(config: EvalConfig) -> None:
     metrics = {name: record.get("metrics", {}) for name, record in records.items()}
     results["targets"] = {name: one["until_val_bpb"] for name, one in metrics.items() if "until_val_bpb" in one}
     write_json(stage.folder / "results.json", results)
-    write_answers(stage.folder / "answers.jsonl", asked, later, outcomes)
+    write_answers(stage.folder / "answers.jsonl", asked, later, questions, outcomes)
     card_results(results, stage.folder / "card_results.yaml")
     write_report(results, stage.folder / "report.md")
     stage.finish(results["models"])
@@ -145,7 +148,7 @@ def load(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 def evaluate(
-    config: EvalConfig, models: dict[str, str], asked: Asked, later: list[Turn]
+    config: EvalConfig, models: dict[str, str], asked: Asked, later: list[Turn], questions: list[Question]
 ) -> tuple[dict[str, Any], dict[str, Outcomes]]:
     """Return the content of results.json, and what each model did prompt by prompt."""
     results: dict[str, Any] = {"models": {}, "prompts": None, "samples": []}
@@ -154,10 +157,16 @@ def evaluate(
         results["prompts"] = {"count": len(asked)} | {name: getattr(config, name) for name in settings}
     outcomes: dict[str, Outcomes] = {}
     for name, path in models.items():
-        results["models"][name], outcomes[name] = evaluate_model(config, path, asked, later, first=not outcomes)
+        results["models"][name], outcomes[name] = evaluate_model(
+            config, path, asked, later, questions, first=not outcomes
+        )
         print(one_line(name, results["models"][name]), flush=True)
     results["anchors"] = find_anchors(results["models"])
     results["samples"] = side_by_side(asked[: config.num_samples], outcomes)
+    results["samples"] += questions_side_by_side(config.num_samples, questions, outcomes)
+    if questions:
+        how = {name: getattr(config, name) for name in ("seed", "temperature", "top_k", "max_new_tokens")}
+        results["questions"] = {"count": len(questions)} | how
     first, outcome = next(iter(outcomes.items()))
     results["text_samples"] = {"model": first} | outcome.written if outcome.written else None
     results["paired"] = [
@@ -168,7 +177,7 @@ def evaluate(
 
 
 def evaluate_model(
-    config: EvalConfig, path: str, asked: Asked, later: list[Turn], *, first: bool
+    config: EvalConfig, path: str, asked: Asked, later: list[Turn], questions: list[Question], *, first: bool
 ) -> tuple[dict[str, Any], Outcomes]:
     """Return the measures of one model, and what it did prompt by prompt; of the first also what it writes."""
     model, tokenizer = load(path)
@@ -187,28 +196,48 @@ def evaluate_model(
         name: measure(config, model, encode(tokenizer, read_texts(file)))[0]
         for name, file in name_files(config.text).items()
     }
+    if (asked or questions) and tokenizer.chat_template is None:
+        raise ValueError(
+            f"{path} has no chat template, so it cannot be asked; give --num_prompts 0 and no --questions to leave it."
+        )
+    how = Asking(config.temperature, config.top_k, config.max_new_tokens, config.batch_size, config.seed)
     if asked:
-        if tokenizer.chat_template is None:
-            raise ValueError(f"{path} has no chat template, so it cannot be asked; give --num_prompts 0 to leave it.")
-        how = Asking(config.temperature, config.top_k, config.max_new_tokens, config.batch_size, config.seed)
+        measured |= ask_for_stories(model, tokenizer, asked, later, how, outcomes)
+    if questions:
         for kind in ("greedy", "sampled"):
-            said = answer(model, tokenizer, [messages for _, messages in asked], how, sampled=kind == "sampled")
-            found = [(text, check(request, text.text)) for (request, _), text in zip(asked, said, strict=True)]
-            setattr(outcomes, kind, found)
-            outcomes.turns[kind] = answer_turns(model, tokenizer, later, how, sampled=kind == "sampled")
-        greedy, sampled_answers = ([said for said, _ in both] for both in (outcomes.greedy, outcomes.sampled))
-        measured["stories"] = score([found for _, found in outcomes.greedy], greedy)
-        measured["stories"] |= preference([found for _, found in outcomes.sampled]) | variety(sampled_answers)
-        measured["turns"] = {
-            kind: score_turns([turn.kind for turn in later], [right for _, right in found])
-            for kind, found in outcomes.turns.items()
-        }
+            outcomes.questions[kind] = ask(model, tokenizer, questions, how, sampled=kind == "sampled")
+        found = {kind: score_questions(questions, answered) for kind, answered in outcomes.questions.items()}
+        measured["questions"] = found
     return measured, outcomes
+
+
+def ask_for_stories(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Asked,
+    later: list[Turn],
+    how: Asking,
+    outcomes: Outcomes,
+) -> dict[str, Any]:
+    """Return what the checker of the stories finds in the answers, which are added to the outcomes."""
+    for kind in ("greedy", "sampled"):
+        said = answer(model, tokenizer, [messages for _, messages in asked], how, sampled=kind == "sampled")
+        found = [(text, check(request, text.text)) for (request, _), text in zip(asked, said, strict=True)]
+        setattr(outcomes, kind, found)
+        outcomes.turns[kind] = answer_turns(model, tokenizer, later, how, sampled=kind == "sampled")
+    greedy, sampled_answers = ([said for said, _ in both] for both in (outcomes.greedy, outcomes.sampled))
+    stories = score([found for _, found in outcomes.greedy], greedy)
+    stories |= preference([found for _, found in outcomes.sampled]) | variety(sampled_answers)
+    turns = {
+        kind: score_turns([turn.kind for turn in later], [right for _, right in found])
+        for kind, found in outcomes.turns.items()
+    }
+    return {"stories": stories, "turns": turns}
 
 
 def answer_turns(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, later: list[Turn], how: Asking, *, sampled: bool
-) -> list[tuple[Answer, bool]]:
+) -> Answered:
     """Return the answer to each turn and whether it is right; one that must be short is not awaited for long."""
     brief = replace(how, max_new_tokens=min(how.max_new_tokens, LONGEST_TRUE_ANSWER))
     said: dict[int, Answer] = {}
@@ -250,11 +279,16 @@ def compare(old: Outcomes, new: Outcomes) -> dict[str, Any]:
         bits = (old.nats / np.log(2), new.nats / np.log(2))
         found["bits_per_byte"] = paired_difference(*bits, old.num_bytes)
         found["bits_per_byte"]["share"] = float(bits[1].sum() / bits[0].sum() - 1)
+    rights = [
+        [right for answered in (model.turns, model.questions) for _, right in answered.get("greedy", [])]
+        for model in (old, new)
+    ]
+    if rights[0]:
+        found["turns"] = mcnemar(*rights)
     if old.greedy:
         followed = ([check.followed for _, check in model.greedy] for model in (old, new))
         happy = ([check.happy for _, check in model.sampled] for model in (old, new))
-        turns = ([right for _, right in model.turns["greedy"]] for model in (old, new))
-        found |= {"followed": mcnemar(*followed), "happy": mcnemar(*happy), "turns": mcnemar(*turns)}
+        found |= {"followed": mcnemar(*followed), "happy": mcnemar(*happy)}
     return found
 
 
@@ -273,7 +307,27 @@ def side_by_side(asked: Asked, outcomes: dict[str, Outcomes]) -> list[dict[str, 
     ]
 
 
-def write_answers(path: Path, asked: Asked, later: list[Turn], outcomes: dict[str, Outcomes]) -> None:
+def questions_side_by_side(
+    number: int, questions: list[Question], outcomes: dict[str, Outcomes]
+) -> list[dict[str, Any]]:
+    """Return so many questions of each kind, with the greedy answer of every model and whether it is right."""
+    kinds = dict.fromkeys(one.kind for one in questions)
+    places = [[i for i, one in enumerate(questions) if one.kind == kind][:number] for kind in kinds]
+    return [
+        {
+            "prompt": questions[i].messages[-1]["content"],
+            "answers": {
+                name: asdict(model.questions["greedy"][i][0]) | {"right": model.questions["greedy"][i][1]}
+                for name, model in outcomes.items()
+            },
+        }
+        for i in itertools.chain(*places)
+    ]
+
+
+def write_answers(
+    path: Path, asked: Asked, later: list[Turn], questions: list[Question], outcomes: dict[str, Outcomes]
+) -> None:
     """Write every answer of every model, a line each."""
     with path.open("w", encoding="utf-8") as file:
         for name, model in outcomes.items():
@@ -286,6 +340,17 @@ def write_answers(path: Path, asked: Asked, later: list[Turn], outcomes: dict[st
                 for turn, (text, right) in zip(later, answered, strict=True):
                     line = {"model": name, "kind": kind, "turn": turn.kind, "messages": turn.messages, **asdict(text)}
                     line |= {"right": right, "true_answer": turn.answer}
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            for kind, answered in model.questions.items():
+                for one, (text, right) in zip(questions, answered, strict=True):
+                    line = {
+                        "model": name,
+                        "kind": kind,
+                        "question": one.kind,
+                        "messages": one.messages,
+                        **asdict(text),
+                    }
+                    line |= {"right": right, "true_answers": one.answers}
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
@@ -301,6 +366,8 @@ def one_line(name: str, measured: dict[str, Any]) -> str:
         parts.append("followed {followed[rate]:.1%}, happy {happy[rate]:.1%}".format(**measured["stories"]))
         if measured["turns"]["greedy"]:
             parts.append("questions {questions[rate]:.1%}".format(**measured["turns"]["greedy"]))
+    asked = measured.get("questions", {}).get("greedy", {})
+    parts += [f"{kind} {found['rate']:.1%}" for kind, found in asked.items()]
     for task, scores in measured.get("tasks", {}).items():
         parts += [f"{task} {key} {figure(value['value'])}" for key, value in metrics_of(scores).items()]
     return f"{name}: {', '.join(parts)}"

@@ -37,7 +37,7 @@ from training.stage.files import read_json
 from training.stage.page import render
 from training.stage.record import METRICS, MODELS
 
-STAGES = ("tokenizer", "data", *MODELS.values(), "eval", "release")
+STAGES = ("tokenizer", "data", "chat", *MODELS.values(), "eval", "release")
 PANELS = (  # title, and (key in metrics.jsonl, label) of each line
     ("Loss", LOSSES),
     ("Bits per byte of held-out text", (("val_bpb", "held-out"),)),

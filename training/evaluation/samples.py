@@ -16,9 +16,11 @@ def samples(shown: list[dict[str, Any]]) -> str:
     """Return prompts with the answer of each model."""
     blocks = []
     for sample in shown:
-        blocks.append(f"**{plain(sample['prompt'])}**")
+        prompt = sample["prompt"]
+        blocks.append(quoted(prompt) if "\n" in prompt else f"**{plain(prompt)}**")
         for name, said in sample["answers"].items():
-            marks = [word for word in ("followed", "happy", "ended") if said[word]] or ["nothing of what was asked"]
+            marks = [word for word in ("followed", "happy", "right", "ended") if said.get(word)]
+            marks = marks or ["nothing of what was asked"]
             blocks += [f"{name} ({', '.join(marks)}):", quoted(said["text"])]
     return "\n\n".join(blocks)
 

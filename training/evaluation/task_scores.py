@@ -102,8 +102,25 @@ def task_score(found: dict[str, Any] | None) -> str:
         return figure(value)
     if chance is None:
         return f"{figure(value)} ({figure(low)} to {figure(high)})"
-    named = "" if low > chance else f"; chance {100 * chance:.1f}"
+    return _share(value, low, high, chance)
+
+
+def _share(value: float, low: float, high: float, chance: float | None) -> str:
+    named = "" if chance is None or low > chance else f"; chance {100 * chance:.1f}"
     return f"{100 * value:.1f} % ({100 * low:.1f} to {100 * high:.1f}{named})"
+
+
+def question_rows(models: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """Return the cells of a report for each kind of question, greedy and sampled."""
+    rows = {}
+    asked = [m.get("questions", {"greedy": {}, "sampled": {}}) for m in models]
+    for kind in dict.fromkeys(kind for one in asked for kind in one["greedy"]):
+        for how, ending in (("greedy", ""), ("sampled", ", sampled")):
+            found = [one[how].get(kind) for one in asked]
+            rows[f"Questions: {kind}{ending}"] = [
+                _share(one["rate"], one["low"], one["high"], one["chance"]) if one else "" for one in found
+            ]
+    return rows
 
 
 def paradigm_rows(models: dict[str, Any]) -> list[list[str]]:

@@ -16,7 +16,14 @@ from training.stories.tell import Split
 Kind = Literal["greeting", "thanks", "other"]
 
 CAN_DO = "I can only tell short stories, such as one about a fox who lost a kite."
-ANSWERS: dict[Kind, str] = {"greeting": f"Hello! {CAN_DO}", "thanks": f"You are welcome! {CAN_DO}", "other": CAN_DO}
+
+
+def answers(can_do: str) -> dict[Kind, str]:
+    """Return what a model answers by this sentence, which says what it can do."""
+    return {"greeting": f"Hello! {can_do}", "thanks": f"You are welcome! {can_do}", "other": can_do}
+
+
+ANSWERS = answers(CAN_DO)
 
 # The lists are packed by hand.
 # fmt: off
