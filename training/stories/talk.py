@@ -192,14 +192,14 @@ def _true_and_untrue(rng: random.Random, split: Split) -> dict[str, list[StoryMe
     if kind < 0.225:
         asked, honest = _small_talk(rng, split)
         facts, _, instruction = _ask(rng, split)
-        told = assistant(tell(rng, facts, happy=True).text)
+        tale = assistant(tell(rng, facts, happy=True).text)
         # In one of nine the honest sentence is the wrong answer: a story was asked for. Without these some models
         # gave it to requests of stories. And half of the small talk comes after a story, where the sentence with one
         # word of that story would do as well.
         if kind >= 0.2:
-            return {"prompt": [*_system(rng), user(instruction)], "chosen": [told], "rejected": [honest]}
+            return {"prompt": [*_system(rng), user(instruction)], "chosen": [tale], "rejected": [honest]}
         before = _told(rng, split)[1] if rng.random() < 0.5 else []
-        return {"prompt": [*_system(rng), *before, asked], "chosen": [honest], "rejected": [told]}
+        return {"prompt": [*_system(rng), *before, asked], "chosen": [honest], "rejected": [tale]}
     story, told = _told(rng, split)
     if rng.random() < 0.55:
         same = _tell_again(rng, story, happy=story.happy)
