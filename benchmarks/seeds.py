@@ -93,7 +93,7 @@ def read_runs(folder: Path) -> Iterator[dict[str, Any]]:
             "precision": precision,
             "seconds": {stage: record["seconds"] for stage, record in records.items()},
             "machine": records["pretrain"]["machine"],
-            "commit": records["pretrain"]["commit"],
+            "commits": {stage: record["commit"] for stage, record in records.items()},
             "models": {name: rates_of(model) for name, model in json.loads(path.read_text())["models"].items()},
         }
 
