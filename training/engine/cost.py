@@ -88,15 +88,21 @@ def training_memory(
     layer, rest = parameters_by_place(config)
     total = layer * config.num_hidden_layers + rest
     states = 2 * total if optimizer == "adamw" else total + rest
-    # Gathered for the step: the part outside the layers with its gradient, and two layers, one of them in advance, as
-    # they are multiplied, with the gradient of one.
-    in_layers = 2 * layer * (FLOAT // 2 if bf16 else FLOAT)
-    gathered = (2 * rest + layer) * FLOAT + in_layers if shards > 1 else 0
+    gathered = gathered_bytes(layer, rest, bf16) if shards > 1 else 0
     in_heap = on_cpu and rows * context * config.hidden_size * FLOAT < HEAP_LIMIT
     fragments = round(FRAGMENTS * activations) if in_heap else 0
     weights, gradients, moments = (numbers * FLOAT // shards for numbers in (total, total, states))
     gradients += total * FLOAT if whole_gradient else 0
     return Memory(weights + gathered, gradients, moments, activations, loss, evaluation, update, fragments, program)
+
+
+def gathered_bytes(layer: int, rest: int, bf16: bool) -> int:
+    """Return what a process with shards holds whole in a step, beside its shards.
+
+    It is the part outside the layers with its gradient, and two layers, one of them in advance, as they are multiplied,
+    with the gradient of one.
+    """
+    return (2 * rest + layer) * FLOAT + 2 * layer * (FLOAT // 2 if bf16 else FLOAT)
 
 
 def keeps_whole_gradient(parameters: int, memory: float) -> bool:
