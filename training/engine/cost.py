@@ -99,8 +99,8 @@ def training_memory(
 def gathered_bytes(layer: int, rest: int, bf16: bool) -> int:
     """Return what a process with shards holds whole in a step, beside its shards.
 
-    It is the part outside the layers with its gradient, and two layers, one of them in advance, as they are multiplied,
-    with the gradient of one.
+    It is the part outside the layers with its gradient, and two layers, one of them in advance, as they are
+    multiplied, with the gradient of one.
     """
     return (2 * rest + layer) * FLOAT + 2 * layer * (FLOAT // 2 if bf16 else FLOAT)
 
