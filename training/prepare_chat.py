@@ -109,12 +109,10 @@ def read_books(config: ChatConfig, tokenizer: "PreTrainedTokenizerBase", split: 
 
     shards = load_shards(Path(config.data), split)
     refuse_other_tokenizer(shards.tokenizer, tokenizer, config.data, print)
-    ends = [*shards.starts[1:].tolist(), len(shards.tokens) - 1]
     texts: dict[str, None] = {}
     size = 0
-    for number in np.random.default_rng(config.seed).permutation(len(ends)).tolist():
-        ids = shards.tokens[shards.starts[number] + 1 : ends[number]].tolist()
-        text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    for number in np.random.default_rng(config.seed).permutation(len(shards.starts)).tolist():
+        text = tokenizer.decode(shards.document(number).tolist(), clean_up_tokenization_spaces=False)
         texts[text] = None
         size += len(text)
         if size > ENOUGH:

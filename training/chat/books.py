@@ -45,7 +45,7 @@ TAGS = (
 _BLANK = re.compile(r"\n[ \t]*\n")
 _HEADING = re.compile(r"(?:chapter|book|part|letter|stave|volume|section|act|scene|note|footnote|the end)\b", re.I)
 _STRANGE = re.compile(r"[\[\]{}<>*|#=@^~\\/_+]|\d{3}|https?:|\.\.\.\.")
-_ENDS = re.compile(r"[.!?][\"”’')]*$")
+ENDS = re.compile(r"[.!?][\"”’')]*$")
 _BEGINS = re.compile(r"[\"“‘'(]*[A-Z]")
 _END = re.compile(r"[.!?]+[\"”)]*\s+(?=[\"“(]?[A-Z])")
 _ABBREVIATED = re.compile(rf"\b(?:{'|'.join(ABBREVIATIONS)})\.\s+$")
@@ -139,7 +139,7 @@ def read_prose(block: str) -> str | None:
     """Return a paragraph of a book on one line; None for what is no whole paragraph of prose."""
     lines = block.strip("\n").splitlines()
     text = re.sub(r"\b_|_\b", "", " ".join(block.split()))  # what is between these signs was in italics
-    if not (_BEGINS.match(text) and _ENDS.search(text)) or _STRANGE.search(text) or _HEADING.match(text):
+    if not (_BEGINS.match(text) and ENDS.search(text)) or _STRANGE.search(text) or _HEADING.match(text):
         return None
     if len(lines) > 1 and (max(map(len, lines)) < VERSE or any(line[:2].isspace() for line in lines[1:])):
         return None

@@ -46,6 +46,11 @@ class Shards:
     vocab_size: int
     tokenizer: str | None = None  # hash of what made the ids (hf_scratch.token_ids); None in shards older than it
 
+    def document(self, number: int) -> np.ndarray:
+        """Return the tokens of a document, without the separators before and behind it."""
+        end = self.starts[number + 1] if number + 1 < len(self.starts) else len(self.tokens) - 1
+        return self.tokens[int(self.starts[number]) + 1 : int(end)]
+
 
 def load_shards(folder: Path, split: str) -> Shards:
     """Open a split written by the stage `data`.

@@ -8,7 +8,6 @@ be a whole text: one of ten words or more that ends by itself, with a sentence, 
 prompt. What answers another question of the file, such as the sentence of a model that refuses, is none.
 """
 
-import re
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_scratch.tokenizer import Message, encode_texts
+from training.chat.books import ENDS
 from training.chat.formats import check_messages
 from training.corpus.readers.tables import read_table
 from training.evaluation.answers import Answer, Asking, answer
@@ -23,7 +23,6 @@ from training.evaluation.statistics import rate
 
 FEWEST = 10  # words of a whole text
 SAME = 6  # words of a run that a whole text does not say twice, nor after its prompt
-ENDS = re.compile(r"[.!?][\"”’')]*$")
 MARGIN = 8  # tokens: the words of a true answer may be cut into a few more than the tokenizer does
 EXAMPLE = '{"kind": "capitals", "prompt": "What is the capital of Peru?", "answers": ["Lima.", "Lima"]}'
 

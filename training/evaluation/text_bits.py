@@ -56,7 +56,6 @@ def read_shards(model: PreTrainedModel, data: str, tokenizer: PreTrainedTokenize
         )
     refuse_other_tokenizer(shards.tokenizer, tokenizer, data, print)
     # The shards know their bytes as a whole; for the interval each document's are those of its tokens.
-    ends = [*shards.starts[1:].tolist(), len(shards.tokens) - 1]
-    documents = [shards.tokens[start + 1 : end].tolist() for start, end in zip(shards.starts, ends, strict=True)]
+    documents = [shards.document(number).tolist() for number in range(len(shards.starts))]
     num_bytes = np.array([len(text.encode()) for text in tokenizer.batch_decode(documents)], dtype=float)
     return Text(shards.tokens, shards.starts, num_bytes * shards.num_bytes / num_bytes.sum())

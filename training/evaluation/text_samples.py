@@ -66,12 +66,9 @@ def sample_text(
 
 def read_documents(shards: Shards, tokenizer: PreTrainedTokenizerBase) -> list[Document]:
     """Return held-out documents, evenly spaced, and of a long one its beginning."""
-    ends = np.append(shards.starts[1:], len(shards.tokens) - 1)
-    places = np.linspace(0, len(ends) - 1, min(DOCUMENTS, len(ends))).round().astype(int)
-    read = [
-        tokenizer.decode(shards.tokens[int(start) + 1 : min(int(end), int(start) + DOCUMENT)])
-        for start, end in zip(shards.starts[places], ends[places], strict=True)
-    ]
+    count = len(shards.starts)
+    places = np.linspace(0, count - 1, min(DOCUMENTS, count)).round().astype(int)
+    read = [tokenizer.decode(shards.document(place)[: DOCUMENT - 1]) for place in places.tolist()]
     return [(text, [match.span() for match in WORD.finditer(text)]) for text in read]
 
 
